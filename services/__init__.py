@@ -1,0 +1,1 @@
+"""The services: gateway, trainer and sampler, over a shared core."""

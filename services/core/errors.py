@@ -1,0 +1,182 @@
+"""Every way in which the platform says no.
+
+A `PlatformError` is raised where the fault is found and travels unchanged: as an `OperationError` in an operation's
+result, and as a gRPC status with ErrorInfo and BadRequest details from a call. Each class is one google.rpc.Code; this
+table is the only place where the two meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from tinker_proto.v1 import operation_pb2
+
+ERROR_DOMAIN = "tinker-platform"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One bad field: its path in the request, and what is wrong with it and what is allowed."""
+
+    field: str
+    description: str
+
+
+class PlatformError(Exception):
+    """A refusal or failure with a code for programs and a sentence for people."""
+
+    code: ClassVar[int] = code_pb2.INTERNAL
+    default_reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, reason: str = "", violations: tuple[Violation, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.default_reason
+        self.violations = violations
+
+    def to_operation_error(self) -> operation_pb2.OperationError:
+        """The error as part of an operation's result."""
+        return operation_pb2.OperationError(
+            code=self.code,
+            message=self.message,
+            reason=self.reason,
+            field_violations=[
+                operation_pb2.FieldViolation(field=violation.field, description=violation.description)
+                for violation in self.violations
+            ],
+        )
+
+    def to_status(self) -> status_pb2.Status:
+        """The error as a gRPC status with details."""
+        details = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=ERROR_DOMAIN))]
+        if self.violations:
+            bad_request = error_details_pb2.BadRequest()
+            for violation in self.violations:
+                bad_request.field_violations.add(field=violation.field, description=violation.description)
+            details.append(_packed(bad_request))
+        return status_pb2.Status(code=self.code, message=self.message, details=details)
+
+
+class InvalidArgumentError(PlatformError):
+    """The request's content is wrong; names the field and what is allowed."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    default_reason = "INVALID_ARGUMENT"
+
+    @classmethod
+    def at(cls, field: str, description: str, *, reason: str = "") -> InvalidArgumentError:
+        """An error about one field, e.g. at("lora_config.rank", "is 0; allowed are 1 to 64")."""
+        return cls(f"{field}: {description}", reason=reason, violations=(Violation(field, description),))
+
+
+class UnauthenticatedError(PlatformError):
+    """The API key is missing or unknown."""
+
+    code = code_pb2.UNAUTHENTICATED
+    default_reason = "UNAUTHENTICATED"
+
+
+class NotFoundError(PlatformError):
+    """It does not exist, or belongs to another tenant."""
+
+    code = code_pb2.NOT_FOUND
+    default_reason = "NOT_FOUND"
+
+
+class AlreadyExistsError(PlatformError):
+    """The name is taken."""
+
+    code = code_pb2.ALREADY_EXISTS
+    default_reason = "ALREADY_EXISTS"
+
+
+class FailedPreconditionError(PlatformError):
+    """Right request, wrong moment: the state that it needs is not there."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    default_reason = "FAILED_PRECONDITION"
+
+
+class AbortedError(PlatformError):
+    """Someone else took over; this process must let go."""
+
+    code = code_pb2.ABORTED
+    default_reason = "ABORTED"
+
+
+class CancelledError(PlatformError):
+    """Cancelled before it began."""
+
+    code = code_pb2.CANCELLED
+    default_reason = "CANCELLED"
+
+
+class DataLossError(PlatformError):
+    """A stored file is missing, truncated or corrupted; names it."""
+
+    code = code_pb2.DATA_LOSS
+    default_reason = "DATA_LOSS"
+
+
+class UnavailableError(PlatformError):
+    """A part of the platform cannot be reached right now; the same call may be repeated."""
+
+    code = code_pb2.UNAVAILABLE
+    default_reason = "UNAVAILABLE"
+
+
+class ResourceExhaustedError(PlatformError):
+    """A limit is reached; the same call may be repeated after `retry_after_s` seconds."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    default_reason = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, *, reason: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, reason=reason)
+        self.retry_after_s = retry_after_s
+
+    def to_status(self) -> status_pb2.Status:
+        """The error as a gRPC status with details, RetryInfo among them."""
+        status = super().to_status()
+        delay = duration_pb2.Duration(
+            nanos=round(self.retry_after_s % 1 * 1e9), seconds=int(self.retry_after_s)
+        )
+        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+        return status
+
+
+class InternalError(PlatformError):
+    """A fault of the platform itself; the log has the traceback."""
+
+    code = code_pb2.INTERNAL
+    default_reason = "INTERNAL"
+
+
+def from_operation_error(error: operation_pb2.OperationError) -> PlatformError:
+    """The exception that `to_operation_error` came from."""
+    kind = _BY_CODE.get(error.code, InternalError)
+    raised = kind(error.message, reason=error.reason)
+    raised.violations = tuple(Violation(item.field, item.description) for item in error.field_violations)
+    return raised
+
+
+def grpc_code(error: PlatformError) -> grpc.StatusCode:
+    """The gRPC status code of an error."""
+    return _GRPC_CODES[error.code]
+
+
+def _packed(
+    detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_BY_CODE = {kind.code: kind for kind in PlatformError.__subclasses__()}

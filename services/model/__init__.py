@@ -1,0 +1,1 @@
+"""Base model, LoRA and log-probabilities, shared by trainer and sampler so that their numbers agree by construction."""

@@ -1,0 +1,1 @@
+"""Samples: generates and scores from saved checkpoints on one base model."""

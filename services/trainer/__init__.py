@@ -1,0 +1,1 @@
+"""Trains: carries out the logs of training runs on one base model."""
