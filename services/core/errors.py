@@ -143,9 +143,7 @@ class ResourceExhaustedError(PlatformError):
     def to_status(self) -> status_pb2.Status:
         """The error as a gRPC status with details, RetryInfo among them."""
         status = super().to_status()
-        delay = duration_pb2.Duration(
-            nanos=round(self.retry_after_s % 1 * 1e9), seconds=int(self.retry_after_s)
-        )
+        delay = duration_pb2.Duration(nanos=round(self.retry_after_s % 1 * 1e9), seconds=int(self.retry_after_s))
         status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         return status
 
