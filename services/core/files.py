@@ -1,0 +1,51 @@
+"""Writes to a directory tree that a crash leaves whole or absent.
+
+Both stores (checkpoints, blobs) write beside the target, flush to the disk, and rename: a reader sees the old state or
+the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+PARTIAL_PREFIX = ".partial-"
+
+
+def partial_beside(target: Path) -> Path:
+    """A fresh name in the target's directory that no reader looks at."""
+    return target.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"
+
+
+def sync_directory(directory: Path) -> None:
+    """Flushes a directory's entries, so that a rename in it survives a power loss."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flushes every file and directory below `directory`, itself included."""
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with open(Path(parent) / name, "rb") as file:
+                os.fsync(file.fileno())
+        sync_directory(Path(parent))
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Writes one file, visible whole or not at all; replaces what was there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_beside(target)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_directory(target.parent)
