@@ -1,0 +1,79 @@
+"""The `tinker://` URI of a checkpoint, and the only parser of it.
+
+Full form `tinker://<training_run_id>/weights/<name>` or `.../sampler_weights/<name>`; the two-part form
+`tinker://<training_run_id>/<name>` is accepted too and leaves the kind open, for the caller's context to decide.
+A `TinkerPath` that exists is valid: no segment can leave its directory or be empty.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+CheckpointKind = Literal["weights", "sampler_weights"]
+"""weights: a training checkpoint. sampler_weights: a checkpoint for sampling only."""
+
+_SCHEME = "tinker://"
+_KINDS: tuple[CheckpointKind, ...] = get_args(CheckpointKind)
+_RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_FORMS = "tinker://<training_run_id>/weights/<name> or tinker://<training_run_id>/sampler_weights/<name>"
+
+
+@dataclass(frozen=True)
+class TinkerPath:
+    """One checkpoint of one training run; `kind` is None in the two-part form. Invalid parts raise ValueError."""
+
+    training_run_id: str
+    kind: CheckpointKind | None
+    name: str
+
+    def __post_init__(self) -> None:
+        check_run_id(self.training_run_id)
+        check_checkpoint_name(self.name)
+        if self.kind is None and self.name in _KINDS:
+            raise ValueError(f"tinker://{self.training_run_id}/{self.name} names no checkpoint; allowed is {_FORMS}")
+        if self.kind is not None and self.kind not in _KINDS:
+            raise ValueError(f"{self.kind!r} is not a kind of checkpoint; allowed are {' and '.join(_KINDS)}")
+
+    @classmethod
+    def parse(cls, text: str) -> TinkerPath:
+        """Reads a URI; raises ValueError with a sentence for anything but the forms above."""
+        if not text.startswith(_SCHEME):
+            raise ValueError(f"{_shown(text)} is not a tinker path; allowed is {_FORMS}")
+        match text.removeprefix(_SCHEME).split("/"):
+            case [run_id, name]:
+                return cls(run_id, None, name)
+            case [run_id, ("weights" | "sampler_weights") as kind, name]:
+                return cls(run_id, kind, name)
+        raise ValueError(f"{_shown(text)} is not a tinker path; allowed is {_FORMS}")
+
+    @property
+    def checkpoint_id(self) -> str:
+        """`weights/<name>` or `sampler_weights/<name>`; the bare name in the two-part form."""
+        return self.name if self.kind is None else f"{self.kind}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{_SCHEME}{self.training_run_id}/{self.checkpoint_id}"
+
+
+def check_checkpoint_name(name: str) -> None:
+    """Raises ValueError unless `name` is 1 to 200 characters of [A-Za-z0-9._-] and neither "." nor ".."."""
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise ValueError(
+            f"checkpoint name {_shown(name)}: allowed are 1 to 200 characters of [A-Za-z0-9._-], not '.' or '..'"
+        )
+
+
+def check_run_id(training_run_id: str) -> None:
+    """Raises ValueError unless `training_run_id` is 1 to 200 characters of [A-Za-z0-9._:-] and neither "." nor ".."."""
+    if not _RUN_ID.fullmatch(training_run_id) or training_run_id in (".", ".."):
+        raise ValueError(
+            f"training run id {_shown(training_run_id)}: allowed are 1 to 200 characters of [A-Za-z0-9._:-], "
+            "not '.' or '..'"
+        )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 120 else f"{text[:120]}…")
