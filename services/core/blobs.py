@@ -8,6 +8,7 @@ is over `INLINE_LIMIT_BYTES` goes here. A blob's first path segment is its kind,
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,13 @@ class BlobStore:
         """Stores `content` and returns its reference."""
         reference = f"{kind}/{datetime.now(UTC):%Y-%m-%d}/{uuid.uuid4().hex}"
         await asyncio.to_thread(write_whole, self._root / reference, content)
+        return reference
+
+    async def put_once(self, kind: BlobKind, content: bytes) -> str:
+        """Stores `content` under its SHA-256, so that storing it again takes no space; returns its reference."""
+        reference = f"{kind}/{hashlib.sha256(content).hexdigest()}"
+        if not (self._root / reference).exists():
+            await asyncio.to_thread(write_whole, self._root / reference, content)
         return reference
 
     async def get(self, reference: str) -> bytes:

@@ -1,7 +1,7 @@
 """Where checkpoints live: one directory each, visible whole or not at all, never changed once it is visible.
 
-A location is a relative path, `<training_run_id>/<kind>/<name>/<seq_id>`. It holds the seq_id of the save that wrote it,
-so overwriting a name writes beside the old directory, and whoever has pinned the old one keeps reading it. Which
+A location is a relative path, `<training_run_id>/<kind>/<name>/<seq_id>`. It holds the seq_id of the save that wrote
+it, so overwriting a name writes beside the old directory, and whoever has pinned the old one keeps reading it. Which
 location a name stands for is the catalog's to say.
 """
 

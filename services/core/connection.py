@@ -1,0 +1,56 @@
+"""The two Redis clients of a process, and its scripts.
+
+`commands` retries through a restart of the server, which makes every command at-least-once: each state change is
+therefore one idempotent script. `blocking` has no socket timeout, because a blocking read is supposed to take long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, TimeoutError
+
+TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError)
+
+
+@dataclass(frozen=True)
+class RedisConnection:
+    """Clients of one Redis or Valkey server; replies are bytes."""
+
+    commands: aioredis.Redis
+    blocking: aioredis.Redis
+    scripts: Mapping[str, AsyncScript]
+
+    @classmethod
+    def open(cls, url: str) -> RedisConnection:
+        """Makes the clients; they connect when they are first used."""
+        commands = aioredis.Redis.from_url(url, max_connections=256, socket_timeout=30, retry=_retry(attempts=12))
+        blocking = aioredis.Redis.from_url(url, max_connections=64, socket_timeout=None, retry=_retry(attempts=0))
+        sources = (resources.files("services.core") / "lua").iterdir()
+        scripts = {
+            source.name.removesuffix(".lua"): commands.register_script(source.read_text())
+            for source in sources
+            if source.name.endswith(".lua")
+        }
+        return cls(commands=commands, blocking=blocking, scripts=scripts)
+
+    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
+        """Runs `lua/<script>.lua` and returns its reply."""
+        return await self.scripts[script](keys=keys, args=arguments)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self.blocking.aclose()
+        await self.commands.aclose()
+
+
+def _retry(attempts: int) -> Retry:
+    backoff = ExponentialWithJitterBackoff(base=0.05, cap=2)
+    return Retry(backoff, attempts, supported_errors=TRANSIENT_ERRORS)

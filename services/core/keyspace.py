@@ -1,0 +1,99 @@
+"""Names of everything in Redis. All share one hash tag, so that a script may touch several of them on a cluster."""
+
+from __future__ import annotations
+
+PREFIX = "{tinker}:"
+
+EVENTS = PREFIX + "events"
+DEAD = PREFIX + "dead"
+WORKERS = PREFIX + "workers"
+WORKERS_EXPIRY = PREFIX + "workers-expiry"
+API_KEYS = PREFIX + "api-keys"
+
+TRAINERS_GROUP = "trainers"
+SAMPLERS_GROUP = "samplers"
+
+
+def operation(name: str) -> str:
+    """Hash: state, digest, method, tenant, time, attempts, and response, response_blob or error."""
+    return f"{PREFIX}operation:{name}"
+
+
+def run_log(run: str) -> str:
+    """Stream of a run's jobs, entry id `<seq_id>-1`: the truth about the run."""
+    return f"{PREFIX}log:{run}"
+
+
+def run_meta(run: str) -> str:
+    """Hash: next_seq, done_seq, placed, last_request."""
+    return f"{PREFIX}meta:{run}"
+
+
+def run_early(run: str) -> str:
+    """Hash seq_id → job, of operations that arrived ahead of their turn."""
+    return f"{PREFIX}early:{run}"
+
+
+def run_skipped(run: str) -> str:
+    """Set of the seq_ids that changed nothing: refused, cancelled or failed. A replay leaves them out."""
+    return f"{PREFIX}skipped:{run}"
+
+
+def run_own(run: str) -> str:
+    """Hash: worker, expires, epoch of the run's lease."""
+    return f"{PREFIX}own:{run}"
+
+
+def place(base_model: str) -> str:
+    """Stream of runs of a base model that want a trainer."""
+    return f"{PREFIX}place:{base_model}"
+
+
+def sample_queue(base_model: str) -> str:
+    """Stream of a base model's sampling jobs."""
+    return f"{PREFIX}sample:{base_model}"
+
+
+def wake(worker: str) -> str:
+    """Stream that interrupts a worker's blocking read when the set of its runs has changed."""
+    return f"{PREFIX}wake:{worker}"
+
+
+def api_key(digest: str) -> str:
+    """Hash: key_id, tenant, label, time of the API key with this SHA-256."""
+    return f"{PREFIX}api-key:{digest}"
+
+
+def session(session_id: str) -> str:
+    """Hash: tenant, metadata, created, seen, ended."""
+    return f"{PREFIX}session:{session_id}"
+
+
+def training_run(run: str) -> str:
+    """Hash: tenant, record (tinker.v1.TrainingRun)."""
+    return f"{PREFIX}run:{run}"
+
+
+def tenant_runs(tenant: str) -> str:
+    """Sorted set of a tenant's runs by creation time."""
+    return f"{PREFIX}runs:{tenant}"
+
+
+def sampling_session(sampling_session_id: str) -> str:
+    """Hash: tenant, record (tinker.v1.SamplingSession), location."""
+    return f"{PREFIX}sampling:{sampling_session_id}"
+
+
+def checkpoint(tinker_path: str) -> str:
+    """Hash: tenant, record (tinker.v1.Checkpoint), location."""
+    return f"{PREFIX}checkpoint:{tinker_path}"
+
+
+def tenant_checkpoints(tenant: str) -> str:
+    """Sorted set of a tenant's checkpoint paths by time."""
+    return f"{PREFIX}checkpoints:{tenant}"
+
+
+def run_checkpoints(run: str) -> str:
+    """Sorted set of a run's checkpoint paths by time."""
+    return f"{PREFIX}run-checkpoints:{run}"

@@ -1,0 +1,18 @@
+-- Marks an operation as begun by the lease's holder. One whose workers died at it too often ends here, by name.
+-- KEYS  1 own  2 operation  3 skipped  4 dead  5 events
+-- ARGV  1 epoch  2 operation name  3 seq_id  4 most attempts  5 error for a dead job  6 ms to keep a finished operation
+-- Returns 'run' | 'skip' (finished already) | 'fenced'
+local own, operation, skipped, dead, events = unpack(KEYS)
+if redis.call('HGET', own, 'epoch') ~= ARGV[1] then return 'fenced' end
+local state = redis.call('HGET', operation, 'state')
+if state ~= 'queued' and state ~= 'running' then return 'skip' end
+if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[4]) then
+  redis.call('HSET', operation, 'state', 'failed', 'error', ARGV[5])
+  redis.call('PEXPIRE', operation, ARGV[6])
+  redis.call('SADD', skipped, ARGV[3])
+  redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'operation', ARGV[2])
+  redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', ARGV[2])
+  return 'skip'
+end
+redis.call('HSET', operation, 'state', 'running')
+return 'run'

@@ -1,0 +1,104 @@
+"""Records of operations: what a client sees of its calls.
+
+A record is one Redis hash, written only by the scripts in lua/. This file reads records, cancels, and turns a result
+into the fields that the scripts store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+
+from services.core import keyspace
+from services.core.connection import RedisConnection
+from services.core.errors import CancelledError, NotFoundError, PlatformError
+from services.core.names import OperationName
+from services.core.payloads import Payloads
+from tinker_proto.v1 import operation_pb2
+
+KEEP_FINISHED = timedelta(hours=24)
+KEEP_FINISHED_MS = KEEP_FINISHED // timedelta(milliseconds=1)
+
+_STATES = {
+    b"parked": operation_pb2.OPERATION_STATE_PARKED,
+    b"queued": operation_pb2.OPERATION_STATE_QUEUED,
+    b"running": operation_pb2.OPERATION_STATE_RUNNING,
+    b"succeeded": operation_pb2.OPERATION_STATE_SUCCEEDED,
+    b"failed": operation_pb2.OPERATION_STATE_FAILED,
+    b"cancelled": operation_pb2.OPERATION_STATE_CANCELLED,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The one result of an operation, as the scripts store it."""
+
+    state: str
+    field: str
+    content: bytes
+
+
+class OperationStore:
+    """Operation records of one Redis server."""
+
+    def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
+        self._connection = connection
+        self._payloads = payloads
+
+    async def result(self, outcome: Message | PlatformError) -> Result:
+        """Packs an outcome; a large response goes to the blob store."""
+        if isinstance(outcome, PlatformError):
+            return Result("failed", "error", outcome.to_operation_error().SerializeToString())
+        packed = any_pb2.Any()
+        packed.Pack(outcome)
+        return Result("succeeded", "response", await self._payloads.pack("results", packed.SerializeToString()))
+
+    async def read(self, names: Sequence[str], tenant: str) -> list[operation_pb2.Operation]:
+        """The operations of `tenant` among `names`, in that order; unknown and foreign ones are left out."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for name in names:
+            pipeline.hgetall(keyspace.operation(name))
+        records = zip(names, await pipeline.execute(), strict=True)
+        return [
+            await self._decode(name, record) for name, record in records if record.get(b"tenant") == tenant.encode()
+        ]
+
+    async def get(self, name: str, tenant: str) -> operation_pb2.Operation:
+        """One operation.
+
+        Raises:
+            NotFoundError: there is none of this name, or it is another tenant's.
+        """
+        found = await self.read([name], tenant)
+        if not found:
+            message = f"there is no operation {name}; results are kept for {KEEP_FINISHED // timedelta(hours=1)} hours"
+            raise NotFoundError(message, reason="OPERATION_NOT_FOUND")
+        return found[0]
+
+    async def cancel(self, name: OperationName) -> bool:
+        """Ends an operation that has not begun with CANCELLED; returns whether this call did it."""
+        error = CancelledError(f"operation {name} was cancelled before it began")
+        keys = [keyspace.operation(str(name)), keyspace.EVENTS]
+        if name.trains:
+            keys.append(keyspace.run_skipped(name.scope))
+        content = error.to_operation_error().SerializeToString()
+        return bool(await self._connection.run("cancel", keys, [str(name), name.seq_id, content, KEEP_FINISHED_MS]))
+
+    async def _decode(self, name: str, record: dict[bytes, bytes]) -> operation_pb2.Operation:
+        operation = operation_pb2.Operation(
+            name=name, method=record[b"method"].decode(), state=_STATES[record[b"state"]]
+        )
+        operation.create_time.FromMilliseconds(int(record[b"time"]))
+        if b"error" in record:
+            operation.error.ParseFromString(record[b"error"])
+        elif b"response" in record:
+            try:
+                operation.response.ParseFromString(await self._payloads.unpack(record[b"response"]))
+            except PlatformError as error:
+                operation.error.CopyFrom(error.to_operation_error())
+        operation.done = operation.WhichOneof("outcome") is not None
+        return operation
