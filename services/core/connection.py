@@ -22,10 +22,14 @@ TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyErr
 
 @dataclass(frozen=True)
 class RedisConnection:
-    """Clients of one Redis or Valkey server; replies are bytes."""
+    """Clients of one Redis or Valkey server; replies are bytes.
 
-    commands: aioredis.Redis
-    blocking: aioredis.Redis
+    redis-py types every reply as text or bytes or both, so the clients are untyped here and replies are typed where they
+    are decoded.
+    """
+
+    commands: Any
+    blocking: Any
     scripts: Mapping[str, AsyncScript]
 
     @classmethod

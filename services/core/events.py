@@ -1,8 +1,8 @@
 """One reader of the event stream per process, whatever the number of watchers.
 
-Each finished operation is announced once by name on a capped stream. The hub reads it from where it was and hands every
-name to the watchers of its session. When Redis was away it closes its watchers: they open again and name what they still
-wait for, which is also how a client of a dead gateway finds its results elsewhere.
+Each finished operation is announced once by name on a capped stream. The hub reads it from where it was and hands
+every name to the watchers of its session. When Redis was away it closes its watchers: they open again and name what
+they still wait for, which is also how a client of a dead gateway finds its results elsewhere.
 """
 
 from __future__ import annotations

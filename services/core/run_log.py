@@ -7,28 +7,18 @@ finished entry stays in the log: a new holder replays the log to rebuild what th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from google.protobuf.message import Message
-
 from services.core import keyspace, streams
+from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_not_accepted
 from services.core.connection import RedisConnection
-from services.core.errors import (
-    AlreadyExistsError,
-    FailedPreconditionError,
-    InternalError,
-    PlatformError,
-    ResourceExhaustedError,
-)
+from services.core.errors import PlatformError
 from services.core.names import OperationName
 from services.core.operations import KEEP_FINISHED_MS, Result
 from services.core.payloads import Payloads
 from services.core.streams import StreamEntry
 from tinker_proto.internal.v1 import job_pb2
-
-MAX_ATTEMPTS = 2
 
 Write = Sequence[str | bytes | int]
 """One Redis command, word by word, that becomes visible together with a result."""
@@ -156,10 +146,6 @@ class RunLogs:
             FencedError: the lease has moved.
         """
         name = OperationName(lease.run, seq_id)
-        death = InternalError(
-            f"operation {name} was given up: its worker died {MAX_ATTEMPTS} times while carrying it out",
-            reason="WORKER_DIED",
-        )
         keys = [
             keyspace.run_own(lease.run),
             keyspace.operation(str(name)),
@@ -167,8 +153,8 @@ class RunLogs:
             keyspace.DEAD,
             keyspace.EVENTS,
         ]
-        error = death.to_operation_error().SerializeToString()
-        arguments: list[str | bytes | int] = [lease.epoch, str(name), seq_id, MAX_ATTEMPTS, error, KEEP_FINISHED_MS]
+        arguments: list[str | bytes | int] = [lease.epoch, str(name), seq_id, MAX_ATTEMPTS]
+        arguments += [death_notice(str(name)), KEEP_FINISHED_MS]
         reply = await self._connection.run("begin_operation", keys, arguments)
         if reply == b"fenced":
             raise FencedError(lease.run)
@@ -204,25 +190,3 @@ def entry_position(seq_id: int) -> str:
 def decode_entry(entry: StreamEntry) -> LogEntry:
     """A log entry as it is stored."""
     return LogEntry(int(entry.entry_id.partition("-")[0]), entry.fields[b"entry"])
-
-
-def request_digest(request: Message) -> str:
-    """Tells a resend from a different request under the same seq_id."""
-    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
-
-
-def raise_if_not_accepted(reply: list[bytes], operation: str) -> None:
-    """Turns the enqueue scripts' refusals into errors.
-
-    Raises:
-        AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as `RunLogs.enqueue` says.
-    """
-    if reply[0] == b"conflict":
-        message = f"operation {operation} exists with another request: its seq_id has been used"
-        raise AlreadyExistsError(message, reason="SEQ_ID_USED")
-    if reply[0] == b"expired":
-        message = f"operation {operation} was carried out so long ago that its result is gone"
-        raise FailedPreconditionError(message, reason="RESULT_EXPIRED")
-    if reply[0] == b"full":
-        message = f"{int(reply[1])} operations are waiting already; send operation {operation} again later"
-        raise ResourceExhaustedError(message, reason="QUEUE_FULL", retry_after_s=1.0)

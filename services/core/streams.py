@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import redis.asyncio as aioredis
 from redis.exceptions import ResponseError
 
 
@@ -19,33 +18,33 @@ class StreamEntry:
     fields: dict[bytes, bytes]
 
 
-async def read(client: aioredis.Redis, positions: Mapping[str, str], *, count: int, block_ms: int) -> list[StreamEntry]:
+async def read(client: Any, positions: Mapping[str, str], *, count: int, block_ms: int) -> list[StreamEntry]:
     """Waits up to `block_ms` for entries behind the position of each stream."""
-    return _flat(await client.xread(cast(Any, dict(positions)), count=count, block=block_ms))
+    return _flat(await client.xread(dict(positions), count=count, block=block_ms))
 
 
 async def read_group(
-    client: aioredis.Redis, group: str, consumer: str, stream: str, *, count: int, block_ms: int
+    client: Any, group: str, consumer: str, stream: str, *, count: int, block_ms: int
 ) -> list[StreamEntry]:
     """Waits up to `block_ms` for new entries of a stream, and takes them for `consumer`."""
     return _flat(await client.xreadgroup(group, consumer, {stream: ">"}, count=count, block=block_ms))
 
 
 async def take_over(
-    client: aioredis.Redis, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
+    client: Any, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
 ) -> list[StreamEntry]:
     """Takes entries whose consumer has not been heard of for `idle_ms`."""
     reply: Any = await client.xautoclaim(stream, group, consumer, min_idle_time=idle_ms, count=count)
     return [_entry(stream, entry) for entry in reply[1]]
 
 
-async def keep(client: aioredis.Redis, group: str, consumer: str, stream: str, entry_ids: Sequence[str]) -> None:
+async def keep(client: Any, group: str, consumer: str, stream: str, entry_ids: Sequence[str]) -> None:
     """Says that `consumer` is still at work on its entries."""
     if entry_ids:
-        await client.xclaim(stream, group, consumer, 0, cast(Any, list(entry_ids)), justid=True)
+        await client.xclaim(stream, group, consumer, 0, list(entry_ids), justid=True)
 
 
-async def make_group(client: aioredis.Redis, group: str, stream: str) -> None:
+async def make_group(client: Any, group: str, stream: str) -> None:
     """Makes a consumer group that sees a stream from its beginning; nothing happens if it exists."""
     try:
         await client.xgroup_create(stream, group, id="0", mkstream=True)
@@ -54,13 +53,13 @@ async def make_group(client: aioredis.Redis, group: str, stream: str) -> None:
             raise
 
 
-async def entries(client: aioredis.Redis, stream: str, *, after: str | None, count: int) -> list[StreamEntry]:
+async def entries(client: Any, stream: str, *, after: str | None, count: int) -> list[StreamEntry]:
     """Entries of a stream behind `after`, oldest first."""
     reply: Any = await client.xrange(stream, min=f"({after}" if after else "-", count=count)
     return [_entry(stream, entry) for entry in reply]
 
 
-async def last_id(client: aioredis.Redis, stream: str) -> str:
+async def last_id(client: Any, stream: str) -> str:
     """Id of the newest entry, "0-0" if there is none."""
     newest: Any = await client.xrevrange(stream, count=1)
     return newest[0][0].decode() if newest else "0-0"

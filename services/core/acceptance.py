@@ -1,0 +1,44 @@
+"""What both queues answer alike: a resend, a reused seq_id, a full queue, and a job that kills its workers."""
+
+from __future__ import annotations
+
+import hashlib
+
+from google.protobuf.message import Message
+
+from services.core.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    ResourceExhaustedError,
+)
+
+MAX_ATTEMPTS = 2
+
+
+def request_digest(request: Message) -> str:
+    """Tells a resend from a different request under the same seq_id."""
+    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+
+
+def raise_if_not_accepted(reply: list[bytes], operation: str) -> None:
+    """Turns the enqueue scripts' refusals into errors.
+
+    Raises:
+        AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as `RunLogs.enqueue` says.
+    """
+    if reply[0] == b"conflict":
+        message = f"operation {operation} exists with another request: its seq_id has been used"
+        raise AlreadyExistsError(message, reason="SEQ_ID_USED")
+    if reply[0] == b"expired":
+        message = f"operation {operation} was carried out so long ago that its result is gone"
+        raise FailedPreconditionError(message, reason="RESULT_EXPIRED")
+    if reply[0] == b"full":
+        message = f"{int(reply[1])} operations are waiting already; send operation {operation} again later"
+        raise ResourceExhaustedError(message, reason="QUEUE_FULL", retry_after_s=1.0)
+
+
+def death_notice(operation: str) -> bytes:
+    """The stored error of an operation whose workers died at it `MAX_ATTEMPTS` times."""
+    message = f"operation {operation} was given up: its worker died {MAX_ATTEMPTS} times while carrying it out"
+    return InternalError(message, reason="WORKER_DIED").to_operation_error().SerializeToString()

@@ -1,0 +1,98 @@
+"""Settings of the services: command-line flags over `TINKER_*` variables over defaults.
+
+An unknown `TINKER_*` variable is an error, so that a misspelt one is not ignored; those that belong to clients are left
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.core.errors import InvalidArgumentError
+
+ENV_PREFIX = "TINKER_"
+CLIENT_VARIABLES = frozenset(
+    {
+        "TINKER_API_KEY",
+        "TINKER_BASE_URL",
+        "TINKER_CREDENTIAL_CMD",
+        "TINKER_GRPC_URL",
+        "TINKER_LOG",
+        "TINKER_PROJECT_ID",
+        "TINKER_TAGS",
+        "TINKER_TELEMETRY",
+    }
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each field is also the variable TINKER_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    redis_url: str = Field(default="", description="redis:// or unix:// URL; empty: an embedded server (`up` only)")
+    data_dir: Path = Field(default=Path("tinker-data"), description="checkpoints, blobs and the embedded Redis")
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    host: str = Field(default="127.0.0.1", description="address that servers listen on")
+    grpc_port: Port = 50051
+    http_port: Port = 8000
+    worker_port: Port = Field(default=0, description="port of a worker's health service; 0: any free one")
+    reflection: Literal["open", "key", "off"] = Field(default="key", description="who may use gRPC reflection")
+    max_message_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    max_waiting_per_run: Annotated[int, Field(ge=1)] = 10_000
+    max_waiting_samples: Annotated[int, Field(ge=1)] = 100_000
+    drain_seconds: Annotated[float, Field(ge=0)] = 20.0
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    lease_seconds: Annotated[float, Field(ge=1)] = 10.0
+    max_runs: Annotated[int, Field(ge=1)] = 64
+    max_lora_rank: Annotated[int, Field(ge=1)] = 128
+    max_sequences: Annotated[int, Field(ge=1)] = 64
+    max_tokens_per_step: Annotated[int, Field(ge=64)] = 2048
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints are stored."""
+        return self.data_dir / "checkpoints"
+
+    @property
+    def blob_dir(self) -> Path:
+        """Where large payloads are stored."""
+        return self.data_dir / "blobs"
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (None means not given) and the environment.
+
+    Raises:
+        InvalidArgumentError: a value is not allowed, or a TINKER_* variable is unknown.
+    """
+    refuse_unknown_variables(os.environ)
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        problems = [f"{ENV_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise InvalidArgumentError("; ".join(problems), reason="BAD_SETTING") from None
+
+
+def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Refuses TINKER_* variables that mean nothing.
+
+    Raises:
+        InvalidArgumentError: names them.
+    """
+    known = CLIENT_VARIABLES | {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
+    if unknown:
+        message = f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        raise InvalidArgumentError(message, reason="UNKNOWN_SETTING")

@@ -1,0 +1,16 @@
+-- Marks a sampling operation as begun. One whose workers died at it too often ends here, by name.
+-- KEYS  1 operation  2 events  3 dead
+-- ARGV  1 operation name  2 most attempts  3 error for a dead job  4 ms to keep a finished operation
+-- Returns 'run' | 'skip' (finished already)
+local operation, events, dead = unpack(KEYS)
+local state = redis.call('HGET', operation, 'state')
+if state ~= 'queued' and state ~= 'running' then return 'skip' end
+if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[2]) then
+  redis.call('HSET', operation, 'state', 'failed', 'error', ARGV[3])
+  redis.call('PEXPIRE', operation, ARGV[4])
+  redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'operation', ARGV[1])
+  redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', ARGV[1])
+  return 'skip'
+end
+redis.call('HSET', operation, 'state', 'running')
+return 'run'

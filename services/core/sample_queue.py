@@ -1,0 +1,122 @@
+"""The sampling queue of each base model: many consumers, no order.
+
+Any sampler takes a job when it has room, keeps it by its heartbeat, and takes it off with the result. A sampler that
+dies loses its jobs to the others; the first result counts, and the same seed gives the same tokens wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.core import keyspace, streams
+from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_not_accepted
+from services.core.connection import RedisConnection
+from services.core.errors import PlatformError
+from services.core.operations import KEEP_FINISHED_MS, Result
+from services.core.payloads import Payloads
+from services.core.streams import StreamEntry
+from tinker_proto.internal.v1 import job_pb2
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """One job on a sampling queue."""
+
+    entry_id: str
+    operation: str
+    packed_job: bytes
+
+
+class SampleQueues:
+    """All sampling queues of one Redis server."""
+
+    def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
+        self._connection = connection
+        self._payloads = payloads
+
+    async def enqueue(
+        self,
+        job: job_pb2.Job,
+        *,
+        digest: str,
+        method: str,
+        base_model: str,
+        max_waiting: int,
+        refusal: PlatformError | None = None,
+    ) -> bool:
+        """Accepts a job, or records why it is refused; returns False if it was known already.
+
+        Raises:
+            AlreadyExistsError: its seq_id was used for a different request.
+            ResourceExhaustedError: the queue has `max_waiting` jobs.
+        """
+        packed = b"" if refusal else await self._payloads.pack("jobs", job.SerializeToString())
+        error = refusal.to_operation_error().SerializeToString() if refusal else b""
+        keys = [keyspace.operation(job.operation), keyspace.sample_queue(base_model), keyspace.EVENTS]
+        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant]
+        reply = await self._connection.run("enqueue_sample", keys, [*arguments, max_waiting, error, KEEP_FINISHED_MS])
+        if reply[0] == b"accepted":
+            return True
+        await self._payloads.discard(packed)
+        raise_if_not_accepted(reply, job.operation)
+        return False
+
+    async def join(self, base_model: str) -> None:
+        """Makes the queue's consumer group if it is the first time."""
+        group, queue = keyspace.SAMPLERS_GROUP, keyspace.sample_queue(base_model)
+        await streams.make_group(self._connection.commands, group, queue)
+
+    async def take(self, worker: str, base_model: str, *, count: int, block_ms: int) -> list[SampleEntry]:
+        """Waits up to `block_ms` for jobs and takes at most `count` of them."""
+        queue = keyspace.sample_queue(base_model)
+        taken = await streams.read_group(
+            self._connection.blocking, keyspace.SAMPLERS_GROUP, worker, queue, count=count, block_ms=block_ms
+        )
+        return [_decode(entry) for entry in taken]
+
+    async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
+        """Takes jobs whose sampler has not been heard of for `idle_ms`."""
+        queue = keyspace.sample_queue(base_model)
+        taken = await streams.take_over(
+            self._connection.commands, keyspace.SAMPLERS_GROUP, worker, queue, idle_ms=idle_ms, count=count
+        )
+        return [_decode(entry) for entry in taken]
+
+    async def keep(self, worker: str, base_model: str, entries: Sequence[SampleEntry]) -> None:
+        """Says that `worker` is still at work on its jobs."""
+        queue = keyspace.sample_queue(base_model)
+        ids = [entry.entry_id for entry in entries]
+        await streams.keep(self._connection.commands, keyspace.SAMPLERS_GROUP, worker, queue, ids)
+
+    async def read_job(self, entry: SampleEntry) -> job_pb2.Job:
+        """The job of an entry.
+
+        Raises:
+            DataLossError: its blob is gone.
+        """
+        return job_pb2.Job.FromString(await self._payloads.unpack(entry.packed_job))
+
+    async def begin(self, entry: SampleEntry) -> bool:
+        """Marks a job as begun; False if it has its result already (cancelled, or finished by another sampler)."""
+        keys = [keyspace.operation(entry.operation), keyspace.EVENTS, keyspace.DEAD]
+        arguments: list[str | bytes | int] = [
+            entry.operation,
+            MAX_ATTEMPTS,
+            death_notice(entry.operation),
+            KEEP_FINISHED_MS,
+        ]
+        return bool(await self._connection.run("begin_sample", keys, arguments) == b"run")
+
+    async def complete(self, base_model: str, entry: SampleEntry, result: Result) -> None:
+        """Records the result, takes the job off the queue and drops its blob; a second result changes nothing."""
+        keys = [keyspace.operation(entry.operation), keyspace.sample_queue(base_model), keyspace.EVENTS]
+        arguments: list[str | bytes | int] = [keyspace.SAMPLERS_GROUP, entry.entry_id, entry.operation, result.state]
+        await self._connection.run(
+            "complete_sample", keys, [*arguments, result.field, result.content, KEEP_FINISHED_MS]
+        )
+        await self._payloads.discard(entry.packed_job)
+
+
+def _decode(entry: StreamEntry) -> SampleEntry:
+    return SampleEntry(entry.entry_id, entry.fields[b"operation"].decode(), entry.fields[b"entry"])

@@ -1,0 +1,76 @@
+"""Sessions: one per client process, alive while somebody hears from it.
+
+A session that has ended, or that nobody has heard of for `GRACE`, has no claim on places in the trainers' memory. Its
+runs are not lost: the log is the truth, and an operation brings a run back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+from services.core import keyspace
+from services.core.connection import RedisConnection
+from services.core.errors import FailedPreconditionError, NotFoundError
+from services.core.names import new_session_id
+from tinker_proto.v1 import session_pb2
+
+GRACE = timedelta(minutes=10)
+
+
+class Sessions:
+    """Sessions of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._commands = connection.commands
+
+    async def create(self, tenant: str, user_metadata: Mapping[str, str]) -> session_pb2.Session:
+        """Opens a session."""
+        session_id, now = new_session_id(), time.time()
+        metadata = json.dumps(dict(user_metadata))
+        record = {"tenant": tenant, "metadata": metadata, "created": now, "seen": now}
+        await self._commands.hset(keyspace.session(session_id), mapping=record)
+        return await self.get(session_id, tenant)
+
+    async def get(self, session_id: str, tenant: str) -> session_pb2.Session:
+        """A session of `tenant`.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is another tenant's.
+        """
+        record = await self._commands.hgetall(keyspace.session(session_id))
+        if record.get(b"tenant") != tenant.encode():
+            raise NotFoundError(f"there is no session {session_id[:100]!r}", reason="SESSION_NOT_FOUND")
+        session = session_pb2.Session(session_id=session_id, user_metadata=json.loads(record[b"metadata"]))
+        session.create_time.FromMilliseconds(int(float(record[b"created"]) * 1000))
+        session.last_seen_time.FromMilliseconds(int(float(record[b"seen"]) * 1000))
+        if b"ended" in record:
+            session.end_time.FromMilliseconds(int(float(record[b"ended"]) * 1000))
+        return session
+
+    async def open(self, session_id: str, tenant: str) -> session_pb2.Session:
+        """A session of `tenant` that has not ended.
+
+        Raises:
+            NotFoundError: as `get`.
+            FailedPreconditionError: it has ended.
+        """
+        session = await self.get(session_id, tenant)
+        if session.HasField("end_time"):
+            raise FailedPreconditionError(f"session {session_id} has ended; open a new one", reason="SESSION_ENDED")
+        return session
+
+    async def touch(self, session_id: str) -> None:
+        """Says that the client is there."""
+        await self._commands.hset(keyspace.session(session_id), "seen", time.time())
+
+    async def end(self, session_id: str) -> None:
+        """Ends a session; ending it again keeps the first time."""
+        await self._commands.hsetnx(keyspace.session(session_id), "ended", time.time())
+
+    async def is_alive(self, session_id: str) -> bool:
+        """Whether the session's client can still be expected to go on."""
+        seen, ended = await self._commands.hmget(keyspace.session(session_id), "seen", "ended")
+        return seen is not None and ended is None and time.time() - float(seen) < GRACE.total_seconds()

@@ -1,0 +1,89 @@
+"""Live workers announce themselves; what the platform can do is the union of their announcements.
+
+An announcement is a heartbeat with an expiry: a worker that is gone is forgotten by itself, and nothing is configured
+twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from services.core import keyspace
+from services.core.connection import RedisConnection
+from services.core.errors import InvalidArgumentError
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import capability_pb2
+
+HEARTBEAT_S = 2.0
+EXPIRY_S = 10.0
+
+
+class WorkerDirectory:
+    """Announcements of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._commands = connection.commands
+
+    async def announce(self, status: job_pb2.WorkerStatus) -> None:
+        """Says that a worker lives; repeat every `HEARTBEAT_S`."""
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.hset(keyspace.WORKERS, status.worker, status.SerializeToString())
+        pipeline.zadd(keyspace.WORKERS_EXPIRY, {status.worker: time.time() + EXPIRY_S})
+        await pipeline.execute()
+
+    async def withdraw(self, worker: str) -> None:
+        """Forgets a worker that stops."""
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.hdel(keyspace.WORKERS, worker)
+        pipeline.zrem(keyspace.WORKERS_EXPIRY, worker)
+        await pipeline.execute()
+
+    async def live(self) -> list[job_pb2.WorkerStatus]:
+        """The workers heard of in the last `EXPIRY_S`; drops the others."""
+        now = time.time()
+        for gone in await self._commands.zrangebyscore(keyspace.WORKERS_EXPIRY, "-inf", now):
+            await self.withdraw(gone.decode())
+        announcements = await self._commands.hvals(keyspace.WORKERS)
+        return [job_pb2.WorkerStatus.FromString(announcement) for announcement in announcements]
+
+    async def serving(self, base_model: str, kind: job_pb2.WorkerKind.ValueType, field: str) -> job_pb2.WorkerStatus:
+        """A live worker of `kind` for a base model.
+
+        Raises:
+            InvalidArgumentError: nobody serves it; names `field` and what is served.
+        """
+        workers = [status for status in await self.live() if status.kind == kind]
+        for status in workers:
+            if status.base_model == base_model:
+                return status
+        verb = "trained" if kind == job_pb2.WORKER_KIND_TRAINER else "sampled"
+        served = ", ".join(sorted({repr(status.base_model) for status in workers})) or "none at the moment"
+        raise InvalidArgumentError.at(
+            field, f"{base_model!r} cannot be {verb} here; base models that can: {served}", reason="UNKNOWN_BASE_MODEL"
+        )
+
+
+def supported_models(workers: Iterable[job_pb2.WorkerStatus]) -> list[capability_pb2.SupportedModel]:
+    """One entry a base model: the union over its workers, the smallest of their limits."""
+    models: dict[str, capability_pb2.SupportedModel] = {}
+    for status in workers:
+        model = models.setdefault(
+            status.base_model,
+            capability_pb2.SupportedModel(
+                model_name=status.base_model,
+                max_context_length=status.max_context_length,
+                vocab_size=status.vocab_size,
+            ),
+        )
+        model.max_context_length = min(model.max_context_length, status.max_context_length)
+        if status.kind == job_pb2.WORKER_KIND_TRAINER:
+            model.trainable = True
+            known = model.max_lora_rank or status.max_lora_rank
+            model.max_lora_rank = min(known, status.max_lora_rank)
+            loss_fns = sorted({*model.loss_fns, *status.loss_fns})
+            del model.loss_fns[:]
+            model.loss_fns.extend(loss_fns)
+        else:
+            model.sampleable = True
+    return [models[name] for name in sorted(models)]
