@@ -24,8 +24,8 @@ TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyErr
 class RedisConnection:
     """Clients of one Redis or Valkey server; replies are bytes.
 
-    redis-py types every reply as text or bytes or both, so the clients are untyped here and replies are typed where they
-    are decoded.
+    redis-py types every reply as text or bytes or both, so the clients are untyped here and replies are typed where
+    they are decoded.
     """
 
     commands: Any

@@ -59,6 +59,11 @@ def wake(worker: str) -> str:
     return f"{PREFIX}wake:{worker}"
 
 
+def base_models(worker_kind: int) -> str:
+    """Hash: base model → the last announcement of a worker of this kind for it."""
+    return f"{PREFIX}base-models:{worker_kind}"
+
+
 def api_key(digest: str) -> str:
     """Hash: key_id, tenant, label, time of the API key with this SHA-256."""
     return f"{PREFIX}api-key:{digest}"

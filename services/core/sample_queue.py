@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from services.core import keyspace, streams
 from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_not_accepted
 from services.core.connection import RedisConnection
-from services.core.errors import PlatformError
 from services.core.operations import KEEP_FINISHED_MS, Result
 from services.core.payloads import Payloads
 from services.core.streams import StreamEntry
@@ -43,19 +42,17 @@ class SampleQueues:
         method: str,
         base_model: str,
         max_waiting: int,
-        refusal: PlatformError | None = None,
     ) -> bool:
-        """Accepts a job, or records why it is refused; returns False if it was known already.
+        """Accepts a job; returns False if it was known already.
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
             ResourceExhaustedError: the queue has `max_waiting` jobs.
         """
-        packed = b"" if refusal else await self._payloads.pack("jobs", job.SerializeToString())
-        error = refusal.to_operation_error().SerializeToString() if refusal else b""
-        keys = [keyspace.operation(job.operation), keyspace.sample_queue(base_model), keyspace.EVENTS]
-        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant]
-        reply = await self._connection.run("enqueue_sample", keys, [*arguments, max_waiting, error, KEEP_FINISHED_MS])
+        packed = await self._payloads.pack("jobs", job.SerializeToString())
+        keys = [keyspace.operation(job.operation), keyspace.sample_queue(base_model)]
+        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, max_waiting]
+        reply = await self._connection.run("enqueue_sample", keys, arguments)
         if reply[0] == b"accepted":
             return True
         await self._payloads.discard(packed)

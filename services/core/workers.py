@@ -11,12 +11,14 @@ from collections.abc import Iterable
 
 from services.core import keyspace
 from services.core.connection import RedisConnection
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, UnavailableError
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import capability_pb2
 
 HEARTBEAT_S = 2.0
 EXPIRY_S = 10.0
+
+_NOUN = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
 
 
 class WorkerDirectory:
@@ -28,7 +30,9 @@ class WorkerDirectory:
     async def announce(self, status: job_pb2.WorkerStatus) -> None:
         """Says that a worker lives; repeat every `HEARTBEAT_S`."""
         pipeline = self._commands.pipeline(transaction=True)
-        pipeline.hset(keyspace.WORKERS, status.worker, status.SerializeToString())
+        announcement = status.SerializeToString()
+        pipeline.hset(keyspace.WORKERS, status.worker, announcement)
+        pipeline.hset(keyspace.base_models(status.kind), status.base_model, announcement)
         pipeline.zadd(keyspace.WORKERS_EXPIRY, {status.worker: time.time() + EXPIRY_S})
         await pipeline.execute()
 
@@ -51,17 +55,32 @@ class WorkerDirectory:
         """A live worker of `kind` for a base model.
 
         Raises:
-            InvalidArgumentError: nobody serves it; names `field` and what is served.
+            InvalidArgumentError: nobody has ever served it; names `field` and what is served.
+            UnavailableError: its workers are gone at the moment.
         """
-        workers = [status for status in await self.live() if status.kind == kind]
-        for status in workers:
+        live = [status for status in await self.live() if status.kind == kind]
+        for status in live:
             if status.base_model == base_model:
                 return status
-        verb = "trained" if kind == job_pb2.WORKER_KIND_TRAINER else "sampled"
-        served = ", ".join(sorted({repr(status.base_model) for status in workers})) or "none at the moment"
+        known = await self._commands.hkeys(keyspace.base_models(kind))
+        if base_model.encode() in known:
+            message = f"no {_NOUN[kind]} for base model {base_model!r} is up at the moment; try again"
+            raise UnavailableError(message, reason="NO_WORKER")
+        served = ", ".join(sorted({repr(status.base_model) for status in live})) or "none at the moment"
         raise InvalidArgumentError.at(
-            field, f"{base_model!r} cannot be {verb} here; base models that can: {served}", reason="UNKNOWN_BASE_MODEL"
+            field, f"no {_NOUN[kind]} serves {base_model!r}; base models served: {served}", reason="UNKNOWN_BASE_MODEL"
         )
+
+    async def limits(self, base_model: str, kind: job_pb2.WorkerKind.ValueType) -> job_pb2.WorkerStatus:
+        """What a base model's workers of `kind` announced last, also while none of them is up.
+
+        Raises:
+            UnavailableError: nobody has ever served it.
+        """
+        announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
+        if announcement is None:
+            raise UnavailableError(f"no {_NOUN[kind]} has served {base_model!r} yet; try again", reason="NO_WORKER")
+        return job_pb2.WorkerStatus.FromString(announcement)
 
 
 def supported_models(workers: Iterable[job_pb2.WorkerStatus]) -> list[capability_pb2.SupportedModel]:

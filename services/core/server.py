@@ -1,0 +1,145 @@
+"""gRPC servers of the platform: options, errors, health, reflection, and a graceful end.
+
+One interceptor turns exceptions into statuses, so that servicers just raise. SIGTERM and SIGINT drain: health says
+NOT_SERVING, new calls are refused, calls under way get `drain_seconds` to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from services.core.config import Settings
+from services.core.connection import TRANSIENT_ERRORS
+from services.core.errors import InternalError, PlatformError, UnavailableError
+
+_log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps the method that is about to be called; see grpc.aio.ServerInterceptor."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(
+                _guarded_call(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+            )
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
+            )
+        return handler  # reflection is the only service that streams requests; it raises nothing of ours
+
+
+def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await call(request, context)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await _abort(context, method, error)
+
+    return guarded
+
+
+def _guarded_stream(
+    method: str, call: Callable[[Any, Context], AsyncIterator[Any]]
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for response in call(request, context):
+                yield response
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await _abort(context, method, error)
+
+    return guarded
+
+
+async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
+    if isinstance(error, PlatformError):
+        known = error
+    elif isinstance(error, TRANSIENT_ERRORS):
+        known = UnavailableError("the queue cannot be reached at the moment; try again", reason="QUEUE_UNAVAILABLE")
+    else:
+        _log.error("call failed", method=method, exc_info=error)
+        known = InternalError("the platform failed at this call; its log has the details")
+    status: Any = rpc_status.to_status(known.to_status())
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+class GrpcServer:
+    """One grpc.aio server with health and, if wanted, reflection."""
+
+    def __init__(self, settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()) -> None:
+        self._settings = settings
+        self.server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_options(settings))
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+
+    async def start(self, port: int, service_names: Sequence[str]) -> int:
+        """Listens and says SERVING for every service; returns the port.
+
+        Raises:
+            UnavailableError: the port is taken.
+        """
+        names = (*service_names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        if self._settings.reflection != "off":
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
+        address = f"{self._settings.host}:{port}"
+        try:
+            bound = self.server.add_insecure_port(address)
+        except RuntimeError:
+            message = f"cannot listen on {address}: is another server running there? Choose another port"
+            raise UnavailableError(message, reason="PORT_TAKEN") from None
+        await self.server.start()
+        for name in ("", *service_names):
+            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return bound
+
+    async def drain(self) -> None:
+        """Refuses new calls and waits for those under way, at most `drain_seconds`."""
+        await self.health.enter_graceful_shutdown()
+        await self.server.stop(self._settings.drain_seconds)
+
+
+async def until_stopped() -> None:
+    """Waits for SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    await stopped.wait()
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
