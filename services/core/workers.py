@@ -71,6 +71,20 @@ class WorkerDirectory:
             field, f"no {_NOUN[kind]} serves {base_model!r}; base models served: {served}", reason="UNKNOWN_BASE_MODEL"
         )
 
+    async def any_kind(self, base_model: str, field: str) -> job_pb2.WorkerStatus:
+        """A worker of any kind that serves or has served a base model.
+
+        Raises:
+            InvalidArgumentError: nobody has.
+        """
+        for kind in _NOUN:
+            announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
+            if announcement is not None:
+                return job_pb2.WorkerStatus.FromString(announcement)
+        served = ", ".join(sorted({repr(status.base_model) for status in await self.live()})) or "none at the moment"
+        message = f"{base_model!r} is not served; base models served: {served}"
+        raise InvalidArgumentError.at(field, message, reason="UNKNOWN_BASE_MODEL")
+
     async def limits(self, base_model: str, kind: job_pb2.WorkerKind.ValueType) -> job_pb2.WorkerStatus:
         """What a base model's workers of `kind` announced last, also while none of them is up.
 

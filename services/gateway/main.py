@@ -1,0 +1,89 @@
+"""The gateway process: one event loop with the gRPC server, the HTTP port and the event reader."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from services.core.blobs import BlobStore
+from services.core.config import Settings
+from services.core.connection import RedisConnection
+from services.core.operations import KEEP_FINISHED
+from services.core.server import GrpcServer, until_stopped
+from services.core.telemetry import configure_logging
+from services.gateway.auth import Authenticator
+from services.gateway.capability import CapabilityServicer
+from services.gateway.checkpoint import CheckpointServicer
+from services.gateway.http import http_server
+from services.gateway.operation import OperationServicer
+from services.gateway.reflection_key import ReflectionKeyInterceptor
+from services.gateway.sampling import SamplingServicer
+from services.gateway.session import SessionServicer
+from services.gateway.stores import Stores
+from services.gateway.submission import Submission
+from services.gateway.training import TrainingServicer
+from tinker_proto.v1 import (
+    capability_pb2_grpc,
+    checkpoint_pb2_grpc,
+    operation_pb2_grpc,
+    sampling_pb2_grpc,
+    session_pb2_grpc,
+    training_pb2_grpc,
+)
+
+SERVICES = tuple(
+    f"tinker.v1.{name}Service" for name in ("Capability", "Checkpoint", "Operation", "Sampling", "Session", "Training")
+)
+SWEEP_EVERY = timedelta(hours=1)
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings) -> None:
+    """Runs the gateway until SIGTERM or SIGINT."""
+    configure_logging(settings, "gateway")
+    connection = RedisConnection.open(settings.redis_url)
+    stores = Stores.open(settings, connection)
+    position = await stores.events.start()
+    grpc_server = _grpc_server(settings, stores)
+    port = await grpc_server.start(settings.grpc_port, SERVICES)
+    http = http_server(settings, connection)
+    background = [
+        asyncio.create_task(stores.events.run(position)),
+        asyncio.create_task(_sweep(stores.blobs)),
+        asyncio.create_task(http.serve()),
+    ]
+    _log.info("serving", grpc=f"{settings.host}:{port}", http=f"{settings.host}:{settings.http_port}")
+    await until_stopped()
+    _log.info("draining", seconds=settings.drain_seconds)
+    stores.events.close_watchers()
+    await grpc_server.drain()
+    http.should_exit = True
+    for task in background[:2]:
+        task.cancel()
+    await asyncio.gather(*background, return_exceptions=True)
+    await connection.close()
+
+
+def _grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
+    auth = Authenticator(stores.api_keys)
+    submission = Submission(stores, settings)
+    interceptors = [ReflectionKeyInterceptor(stores.api_keys)] if settings.reflection == "key" else []
+    wrapped = GrpcServer(settings, interceptors)
+    server = wrapped.server
+    capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
+    checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth), server)
+    operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(stores, auth), server)
+    sampling_pb2_grpc.add_SamplingServiceServicer_to_server(SamplingServicer(stores, auth, submission), server)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(stores, auth), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(stores, auth, submission), server)
+    return wrapped
+
+
+async def _sweep(blobs: BlobStore) -> None:
+    """Removes results that no operation refers to any more."""
+    while True:
+        await blobs.sweep("results", KEEP_FINISHED)
+        await asyncio.sleep(SWEEP_EVERY.total_seconds())

@@ -1,0 +1,39 @@
+"""tinker.v1.SessionService: one session per client process."""
+
+from __future__ import annotations
+
+from services.core.server import Context
+from services.gateway.auth import Authenticator
+from services.gateway.stores import Stores
+from services.gateway.validation.fields import check_metadata
+from tinker_proto.v1 import session_pb2, session_pb2_grpc
+
+
+class SessionServicer(session_pb2_grpc.SessionServiceServicer):
+    """Opens, keeps and ends sessions."""
+
+    def __init__(self, stores: Stores, auth: Authenticator) -> None:
+        self._sessions = stores.sessions
+        self._auth = auth
+
+    async def CreateSession(self, request: session_pb2.CreateSessionRequest, context: Context) -> session_pb2.Session:
+        """Opens a session."""
+        tenant = await self._auth.tenant(context)
+        check_metadata("user_metadata", request.user_metadata)
+        return await self._sessions.create(tenant, request.user_metadata)
+
+    async def HeartbeatSession(
+        self, request: session_pb2.HeartbeatSessionRequest, context: Context
+    ) -> session_pb2.Session:
+        """Notes that the client is there."""
+        tenant = await self._auth.tenant(context)
+        await self._sessions.open(request.session_id, tenant)
+        await self._sessions.touch(request.session_id)
+        return await self._sessions.get(request.session_id, tenant)
+
+    async def EndSession(self, request: session_pb2.EndSessionRequest, context: Context) -> session_pb2.Session:
+        """Ends a session; ending it again is no error."""
+        tenant = await self._auth.tenant(context)
+        await self._sessions.get(request.session_id, tenant)
+        await self._sessions.end(request.session_id)
+        return await self._sessions.get(request.session_id, tenant)

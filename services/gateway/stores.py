@@ -1,0 +1,53 @@
+"""Everything that the gateway's servicers read and write, opened once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.core.api_keys import ApiKeys
+from services.core.blobs import BlobStore
+from services.core.catalog import Catalog
+from services.core.checkpoints import CheckpointStore
+from services.core.config import Settings
+from services.core.connection import RedisConnection
+from services.core.events import EventHub
+from services.core.operations import OperationStore
+from services.core.payloads import Payloads
+from services.core.run_log import RunLogs
+from services.core.sample_queue import SampleQueues
+from services.core.sessions import Sessions
+from services.core.workers import WorkerDirectory
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The platform's state as the gateway sees it."""
+
+    api_keys: ApiKeys
+    blobs: BlobStore
+    catalog: Catalog
+    checkpoints: CheckpointStore
+    events: EventHub
+    operations: OperationStore
+    run_logs: RunLogs
+    sample_queues: SampleQueues
+    sessions: Sessions
+    workers: WorkerDirectory
+
+    @classmethod
+    def open(cls, settings: Settings, connection: RedisConnection) -> Stores:
+        """Opens all stores over one Redis server and one data directory."""
+        blobs = BlobStore(settings.blob_dir)
+        payloads = Payloads(blobs)
+        return cls(
+            api_keys=ApiKeys(connection),
+            blobs=blobs,
+            catalog=Catalog(connection),
+            checkpoints=CheckpointStore(settings.checkpoint_dir),
+            events=EventHub(connection),
+            operations=OperationStore(connection, payloads),
+            run_logs=RunLogs(connection, payloads),
+            sample_queues=SampleQueues(connection, payloads),
+            sessions=Sessions(connection),
+            workers=WorkerDirectory(connection),
+        )

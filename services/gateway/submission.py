@@ -1,0 +1,162 @@
+"""Turns validated requests into queued jobs, and hands back their operations.
+
+The application functions behind every front: tenant in, operation out. A training request whose content is refused
+still takes its place in its run's order, recorded with its error, so that the client's next operation goes on.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+
+from google.protobuf.message import Message
+
+from services.core.acceptance import request_digest
+from services.core.config import Settings
+from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
+from services.core.names import MAX_SEQ_ID, OperationName
+from services.gateway.stores import Stores
+from services.gateway.validation.data import check_model_input
+from services.gateway.validation.fields import check_seq_id
+from services.gateway.validation.sampling import check_sample
+from services.gateway.validation.training import RunRequest, check_run_request, training_path
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2, sampling_pb2, training_pb2
+
+SamplingRequest = sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest
+CreateRequest = training_pb2.CreateTrainingRunRequest | training_pb2.CreateTrainingRunFromCheckpointRequest
+
+_JOB_FIELDS = {
+    field.message_type.full_name: field.name
+    for field in job_pb2.Job.DESCRIPTOR.oneofs_by_name["request"].fields
+    if field.message_type is not None
+}
+
+
+class Submission:
+    """Accepts operations."""
+
+    def __init__(self, stores: Stores, settings: Settings) -> None:
+        self._stores = stores
+        self._settings = settings
+
+    async def create_run(
+        self, tenant: str, request: CreateRequest, run: training_pb2.TrainingRun
+    ) -> operation_pb2.Operation:
+        """Enters a run and queues its creation, operation 0 of its log; a resend gets the seed that was drawn first."""
+        digest = request_digest(request)
+        await self._stores.catalog.add_run(tenant, run)
+        recorded = await self._stores.catalog.run(run.training_run_id, tenant)
+        if isinstance(request, training_pb2.CreateTrainingRunRequest):
+            request.lora_config.CopyFrom(recorded.lora_config)
+        job = _job(OperationName(run.training_run_id, 0), tenant, request)
+        return await self._enqueue_training(job, digest, request, recorded.base_model)
+
+    async def train(self, tenant: str, request: RunRequest) -> operation_pb2.Operation:
+        """Queues an operation on a run.
+
+        Raises:
+            NotFoundError: the run, or a checkpoint's run, is not this tenant's.
+            InvalidArgumentError: the request's content; the operation is recorded as failed.
+            AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
+        """
+        run = await self._stores.catalog.run(request.training_run_id, tenant)
+        if request.HasField("seq_id"):
+            check_seq_id("seq_id", request.seq_id, 1)
+            return await self._train_at(tenant, request, run.base_model, request_digest(request))
+        while True:
+            request.seq_id = max(1, await self._stores.run_logs.next_seq_id(run.training_run_id))
+            try:
+                return await self._train_at(tenant, request, run.base_model, secrets.token_hex(16))
+            except AlreadyExistsError:
+                continue  # another call took this seq_id meanwhile
+
+    async def sample(self, tenant: str, request: SamplingRequest) -> operation_pb2.Operation:
+        """Queues a generation or a scoring.
+
+        Raises:
+            NotFoundError: the sampling session is not this tenant's.
+            InvalidArgumentError: the request's content.
+            AlreadyExistsError, ResourceExhaustedError: as SampleQueues.enqueue says.
+        """
+        stores = self._stores
+        sampling, location = await stores.catalog.sampling_session(request.sampling_session_id, tenant)
+        if not request.HasField("seq_id"):
+            request.seq_id = secrets.randbelow(MAX_SEQ_ID)
+        check_seq_id("seq_id", request.seq_id, 0)
+        limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
+        digest = request_digest(request)
+        if isinstance(request, sampling_pb2.SampleRequest):
+            check_sample(request, limits)
+            if not request.sampling_params.HasField("seed"):
+                request.sampling_params.seed = secrets.randbits(62)
+        else:
+            check_model_input("prompt", request.prompt, limits)
+        name = OperationName(request.sampling_session_id, request.seq_id)
+        job = _job(name, tenant, request)
+        job.checkpoint_location = location
+        await stores.sample_queues.enqueue(
+            job,
+            digest=digest,
+            method=_method(request),
+            base_model=sampling.base_model,
+            max_waiting=self._settings.max_waiting_samples,
+        )
+        return await stores.operations.get(str(name), tenant)
+
+    async def _train_at(
+        self, tenant: str, request: RunRequest, base_model: str, digest: str
+    ) -> operation_pb2.Operation:
+        limits = await self._stores.workers.limits(base_model, job_pb2.WORKER_KIND_TRAINER)
+        refusal: PlatformError | None = None
+        try:
+            check_run_request(request, limits)
+            await self._complete(tenant, request)
+        except (InvalidArgumentError, NotFoundError) as error:
+            refusal = error
+        job = _job(OperationName(request.training_run_id, request.seq_id), tenant, request)
+        operation = await self._enqueue_training(job, digest, request, base_model, refusal)
+        if refusal is not None:
+            raise refusal
+        return operation
+
+    async def _complete(self, tenant: str, request: RunRequest) -> None:
+        """Fills in what the client left to the server, and checks whose the other run is."""
+        if isinstance(request, training_pb2.LoadStateRequest):
+            path = training_path("path", request.path)
+            try:
+                await self._stores.catalog.run(path.training_run_id, tenant)
+            except NotFoundError:
+                raise NotFoundError(f"there is no checkpoint {path}", reason="CHECKPOINT_NOT_FOUND") from None
+            request.path = str(path)
+        if isinstance(request, training_pb2.SaveWeightsForSamplerRequest) and not request.name:
+            request.name = f"seq-{request.seq_id}"
+
+    async def _enqueue_training(
+        self,
+        job: job_pb2.Job,
+        digest: str,
+        request: RunRequest | CreateRequest,
+        base_model: str,
+        refusal: PlatformError | None = None,
+    ) -> operation_pb2.Operation:
+        await self._stores.run_logs.enqueue(
+            job,
+            digest=digest,
+            method=_method(request),
+            base_model=base_model,
+            max_waiting=self._settings.max_waiting_per_run,
+            refusal=refusal,
+        )
+        return await self._stores.operations.get(job.operation, job.tenant)
+
+
+def _job(name: OperationName, tenant: str, request: Message) -> job_pb2.Job:
+    job = job_pb2.Job(operation=str(name), tenant=tenant)
+    job.create_time.FromDatetime(datetime.now(UTC))
+    getattr(job, _JOB_FIELDS[request.DESCRIPTOR.full_name]).CopyFrom(request)
+    return job
+
+
+def _method(request: Message) -> str:
+    return request.DESCRIPTOR.name.removesuffix("Request")

@@ -1,0 +1,111 @@
+"""Checks of training data: lengths, shapes, dtypes, vocabulary and finiteness, against the loss's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.core.errors import InvalidArgumentError
+from services.core.losses import LOSSES, LossSpec
+from services.gateway.validation.fields import check_finite
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.tensor import to_array
+from tinker_proto.v1 import data_pb2
+
+_INTEGER_INPUTS = frozenset({"target_tokens"})
+
+
+def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
+    """Refuses an unknown loss function and unknown or non-finite options; returns the loss's table row."""
+    spec = LOSSES.get(loss_fn)
+    if spec is None:
+        raise InvalidArgumentError.at(
+            "loss_fn", f"{loss_fn[:100]!r} is unknown; allowed are {', '.join(sorted(LOSSES))}", reason="UNKNOWN_LOSS"
+        )
+    for name, value in config.items():
+        field = f'loss_fn_config["{name[:100]}"]'
+        if name not in spec.config:
+            allowed = ", ".join(sorted(spec.config)) or "none"
+            raise InvalidArgumentError.at(field, f"is unknown to {loss_fn}; allowed are {allowed}")
+        check_finite(field, value)
+    return spec
+
+
+def check_data(data: Sequence[data_pb2.Datum], spec: LossSpec, limits: job_pb2.WorkerStatus) -> None:
+    """Refuses data that the loss or the base model cannot take."""
+    if not data:
+        raise InvalidArgumentError.at("data", "is empty; allowed is one datum or more")
+    for i, datum in enumerate(data):
+        length = check_model_input(f"data[{i}].model_input", datum.model_input, limits)
+        _check_loss_inputs(f"data[{i}].loss_fn_inputs", datum.loss_fn_inputs, length, spec, limits.vocab_size)
+
+
+def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_pb2.WorkerStatus) -> int:
+    """Refuses images, tokens outside the vocabulary and over-long input; returns the length in tokens."""
+    length = 0
+    for i, chunk in enumerate(model_input.chunks):
+        content = chunk.WhichOneof("content")
+        if content == "image":
+            message = f"is an image, and base model {limits.base_model!r} is text-only; allowed is encoded_text"
+            raise InvalidArgumentError.at(f"{field}.chunks[{i}].image", message, reason="IMAGE_NOT_SUPPORTED")
+        if content is None:
+            raise InvalidArgumentError.at(f"{field}.chunks[{i}]", "has no content; allowed is encoded_text")
+        tokens = np.array(chunk.encoded_text.tokens, dtype=np.int64)
+        _check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", tokens, limits.vocab_size)
+        length += len(tokens)
+    if not 1 <= length <= limits.max_context_length:
+        allowed = f"allowed are 1 to {limits.max_context_length}, the context of {limits.base_model!r}"
+        raise InvalidArgumentError.at(field, f"has {length} tokens; {allowed}", reason="BAD_LENGTH")
+    return length
+
+
+def _check_loss_inputs(
+    field: str, inputs: Mapping[str, data_pb2.Tensor], length: int, spec: LossSpec, vocab_size: int
+) -> None:
+    for name in spec.required:
+        if name not in inputs:
+            raise InvalidArgumentError.at(f'{field}["{name}"]', f"is missing; {spec.name} needs it")
+    allowed = (*spec.required, *spec.optional)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name in inputs:
+        path = f'{field}["{name[:100]}"]'
+        if name not in allowed:
+            raise InvalidArgumentError.at(path, f"is unknown to {spec.name}; allowed are {', '.join(allowed)}")
+        arrays[name] = _array(path, inputs[name], integers=name in _INTEGER_INPUTS)
+    targets = arrays["target_tokens"]
+    path = f'{field}["target_tokens"]'
+    if targets.ndim not in (1, 2) or targets.shape[0] != length or 0 in targets.shape:
+        message = (
+            f"has shape {list(targets.shape)}; allowed are [{length}] and [{length}, K], one row per input position"
+        )
+        raise InvalidArgumentError.at(path, message, reason="BAD_SHAPE")
+    _check_vocabulary(path, targets, vocab_size)
+    for name, array in arrays.items():
+        if array.shape != targets.shape:
+            message = f"has shape {list(array.shape)}; allowed is {list(targets.shape)}, the shape of target_tokens"
+            raise InvalidArgumentError.at(f'{field}["{name}"]', message, reason="BAD_SHAPE")
+
+
+def _array(field: str, tensor: data_pb2.Tensor, *, integers: bool) -> npt.NDArray[Any]:
+    try:
+        array = to_array(tensor)
+    except ValueError as error:
+        raise InvalidArgumentError.at(field, str(error), reason="BAD_TENSOR") from None
+    wanted = np.int64 if integers else np.float32
+    if array.dtype != wanted:
+        message = f"has dtype {array.dtype}; allowed is {np.dtype(wanted)}"
+        raise InvalidArgumentError.at(field, message, reason="BAD_DTYPE")
+    if not integers and not np.isfinite(array).all():
+        raise InvalidArgumentError.at(field, "has NaN or infinity; allowed are finite numbers", reason="NOT_FINITE")
+    return array
+
+
+def _check_vocabulary(field: str, tokens: npt.NDArray[np.int64], vocab_size: int) -> None:
+    outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+    if outside.size:
+        at, token = outside[0], tokens.reshape(-1)[outside[0]]
+        message = f"has token {token} at position {at}; allowed are 0 to {vocab_size - 1}"
+        raise InvalidArgumentError.at(field, message, reason="TOKEN_OUT_OF_RANGE")

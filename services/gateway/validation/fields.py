@@ -1,0 +1,62 @@
+"""Checks of single fields; each raises InvalidArgumentError with the field's path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from services.core.errors import InvalidArgumentError
+from services.core.names import MAX_SEQ_ID
+from tinker_proto import path as tinker_path
+from tinker_proto.path import TinkerPath
+
+MAX_METADATA_ENTRIES = 64
+MAX_METADATA_CHARACTERS = 1024
+
+
+def check_range(field: str, value: float, low: float, high: float) -> None:
+    """Refuses a number outside [low, high], NaN included."""
+    if not low <= value <= high:
+        raise InvalidArgumentError.at(field, f"is {value:g}; allowed are {low:g} to {high:g}")
+
+
+def check_finite(field: str, value: float) -> None:
+    """Refuses NaN and infinities."""
+    if not math.isfinite(value):
+        raise InvalidArgumentError.at(field, f"is {value}; allowed are finite numbers")
+
+
+def check_seq_id(field: str, seq_id: int, low: int) -> None:
+    """Refuses a seq_id outside [low, 2^53)."""
+    if not low <= seq_id <= MAX_SEQ_ID:
+        raise InvalidArgumentError.at(field, f"is {seq_id}; allowed are {low} to {MAX_SEQ_ID}")
+
+
+def check_metadata(field: str, metadata: Mapping[str, str]) -> None:
+    """Refuses too many or too long labels."""
+    if len(metadata) > MAX_METADATA_ENTRIES:
+        raise InvalidArgumentError.at(field, f"has {len(metadata)} entries; allowed are {MAX_METADATA_ENTRIES}")
+    for name, value in metadata.items():
+        if max(len(name), len(value)) > MAX_METADATA_CHARACTERS:
+            limit = f"allowed are {MAX_METADATA_CHARACTERS} characters in a name and in a value"
+            raise InvalidArgumentError.at(f'{field}["{name[:50]}"]', f"is too long; {limit}")
+
+
+def check_checkpoint_name(field: str, name: str) -> None:
+    """Refuses what cannot be the last segment of a tinker path."""
+    try:
+        tinker_path.check_checkpoint_name(name)
+    except ValueError as error:
+        raise InvalidArgumentError.at(field, str(error), reason="BAD_CHECKPOINT_NAME") from None
+
+
+def parse_path(field: str, path: str) -> TinkerPath:
+    """Reads a tinker path.
+
+    Raises:
+        InvalidArgumentError: it is not one.
+    """
+    try:
+        return TinkerPath.parse(path)
+    except ValueError as error:
+        raise InvalidArgumentError.at(field, str(error), reason="BAD_TINKER_PATH") from None

@@ -1,0 +1,75 @@
+"""Checks of training requests."""
+
+from __future__ import annotations
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.validation.data import check_data, check_loss
+from services.gateway.validation.fields import check_checkpoint_name, check_finite, check_range, parse_path
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.path import TinkerPath
+from tinker_proto.v1 import training_pb2
+
+RunRequest = (
+    training_pb2.ForwardBackwardRequest
+    | training_pb2.ForwardRequest
+    | training_pb2.OptimStepRequest
+    | training_pb2.SaveStateRequest
+    | training_pb2.LoadStateRequest
+    | training_pb2.SaveWeightsForSamplerRequest
+)
+
+
+def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None:
+    """Refuses a request that its run could not carry out, by the path of the field at fault."""
+    match request:
+        case training_pb2.ForwardBackwardRequest() | training_pb2.ForwardRequest():
+            spec = check_loss(request.loss_fn, request.loss_fn_config)
+            check_data(request.data, spec, limits)
+        case training_pb2.OptimStepRequest():
+            check_adam_params(request.adam_params)
+        case training_pb2.SaveStateRequest():
+            check_checkpoint_name("name", request.name)
+        case training_pb2.SaveWeightsForSamplerRequest():
+            if request.name:
+                check_checkpoint_name("name", request.name)
+        case training_pb2.LoadStateRequest():
+            training_path("path", request.path)
+
+
+def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:
+    """Refuses a rank out of range and an adapter that adapts nothing."""
+    check_range("lora_config.rank", config.rank, 1, limits.max_lora_rank)
+    if not (config.train_mlp or config.train_attn or config.train_unembed):
+        message = "train_mlp, train_attn and train_unembed are all false; allowed is at least one of them true"
+        raise InvalidArgumentError.at("lora_config", message)
+
+
+def check_adam_params(params: training_pb2.AdamParams) -> None:
+    """Refuses missing parameters and values that AdamW has no meaning for."""
+    for descriptor in params.DESCRIPTOR.fields:
+        field = f"adam_params.{descriptor.name}"
+        if not params.HasField(descriptor.name):
+            raise InvalidArgumentError.at(field, "is missing; all six parameters are required")
+        check_finite(field, getattr(params, descriptor.name))
+    for name in ("learning_rate", "weight_decay"):
+        if getattr(params, name) < 0:
+            raise InvalidArgumentError.at(f"adam_params.{name}", f"is {getattr(params, name):g}; allowed is 0 or more")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(params, name) < 1:
+            message = f"is {getattr(params, name):g}; allowed are 0 to 1, 1 excluded"
+            raise InvalidArgumentError.at(f"adam_params.{name}", message)
+    if params.eps <= 0:
+        raise InvalidArgumentError.at("adam_params.eps", f"is {params.eps:g}; allowed is more than 0")
+
+
+def training_path(field: str, path: str) -> TinkerPath:
+    """The full path of a training checkpoint; the two-part form means one.
+
+    Raises:
+        InvalidArgumentError: it is no path, or a sampler checkpoint's.
+    """
+    parsed = parse_path(field, path)
+    if parsed.kind == "sampler_weights":
+        message = f"{path} is a sampler checkpoint, which cannot be loaded for training; allowed is save_state's path"
+        raise InvalidArgumentError.at(field, message, reason="NOT_A_TRAINING_CHECKPOINT")
+    return TinkerPath(parsed.training_run_id, "weights", parsed.name)
