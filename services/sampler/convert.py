@@ -1,0 +1,118 @@
+"""Between the protos of the queue and the values of the engine. No torch.
+
+Defaults that the contract promises are filled in here; what it leaves to the server to draw (the seed) is in the job
+already. Field paths in errors are those of the request that the client sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from services.core.errors import InvalidArgumentError
+from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams, TopkRow
+from services.sampler.stop import StopRule
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import data_pb2, sampling_pb2
+
+_STOP_REASONS = {
+    "stop": sampling_pb2.StopReason.STOP_REASON_STOP,
+    "length": sampling_pb2.StopReason.STOP_REASON_LENGTH,
+}
+
+
+def to_request(
+    job: job_pb2.Job, *, adapter: Path | None, eos_token_ids: Collection[int], max_context_length: int
+) -> GenerationRequest:
+    """A `sample` or `compute_logprobs` job as the engine takes it.
+
+    Args:
+        job: the job.
+        adapter: directory of the checkpoint that the job is pinned to; None for the base model.
+        eos_token_ids: the base model's end-of-sequence tokens.
+        max_context_length: the engine's.
+
+    Raises:
+        InvalidArgumentError: the job holds another request, or one that cannot be carried out.
+    """
+    kind = job.WhichOneof("request")
+    if kind == "compute_logprobs":
+        return GenerationRequest(
+            name=job.operation,
+            prompt=_tokens(job.compute_logprobs.prompt),
+            num_samples=0,
+            params=SamplingParams(max_tokens=0),
+            adapter=adapter,
+            include_prompt_logprobs=True,
+        )
+    if kind != "sample":
+        raise InvalidArgumentError.at("request", f"is {kind}; a sampler takes sample and compute_logprobs")
+    prompt = _tokens(job.sample.prompt)
+    return GenerationRequest(
+        name=job.operation,
+        prompt=prompt,
+        num_samples=job.sample.num_samples or 1,
+        params=_params(job.sample.sampling_params, eos_token_ids, max_context_length - len(prompt)),
+        adapter=adapter,
+        include_prompt_logprobs=job.sample.include_prompt_logprobs,
+        topk_prompt_logprobs=job.sample.topk_prompt_logprobs,
+    )
+
+
+def to_sample_response(result: GenerationResult) -> sampling_pb2.SampleResponse:
+    """The answer to a `sample` job."""
+    return sampling_pb2.SampleResponse(
+        sequences=[
+            sampling_pb2.SampledSequence(
+                tokens=sampled.tokens, logprobs=sampled.logprobs, stop_reason=_STOP_REASONS[sampled.stop_reason]
+            )
+            for sampled in result.sequences
+        ],
+        prompt_logprobs=result.prompt_logprobs or (),
+        topk_prompt_logprobs=[_topk(row) for row in result.topk_prompt_logprobs or ()],
+    )
+
+
+def to_logprobs_response(result: GenerationResult) -> sampling_pb2.ComputeLogprobsResponse:
+    """The answer to a `compute_logprobs` job."""
+    return sampling_pb2.ComputeLogprobsResponse(logprobs=result.prompt_logprobs or ())
+
+
+def _tokens(prompt: data_pb2.ModelInput) -> tuple[int, ...]:
+    tokens: list[int] = []
+    for index, chunk in enumerate(prompt.chunks):
+        if chunk.WhichOneof("content") != "encoded_text":
+            raise InvalidArgumentError.at(
+                f"prompt.chunks[{index}]", "is not encoded_text; the base model is text-only, nothing else is allowed"
+            )
+        tokens += chunk.encoded_text.tokens
+    return tuple(tokens)
+
+
+def _params(params: sampling_pb2.SamplingParams, eos_token_ids: Collection[int], room: int) -> SamplingParams:
+    """Sampling parameters; `room` is how many tokens fit after the prompt."""
+    if not params.HasField("seed"):
+        raise InvalidArgumentError.at("sampling_params.seed", "is absent in a job; the gateway draws one")
+    return SamplingParams(
+        max_tokens=params.max_tokens if params.HasField("max_tokens") else room,
+        seed=params.seed,
+        temperature=params.temperature if params.HasField("temperature") else 1.0,
+        top_k=params.top_k if params.HasField("top_k") else -1,
+        top_p=params.top_p if params.HasField("top_p") else 1.0,
+        stop=_stop(params.stop, eos_token_ids) if params.HasField("stop") else StopRule(frozenset(eos_token_ids)),
+    )
+
+
+def _stop(stop: sampling_pb2.Stop, eos_token_ids: Collection[int]) -> StopRule:
+    """Strings leave the end-of-sequence tokens in force, token ids replace them, and an empty message lifts them."""
+    if stop.strings and stop.token_ids:
+        raise InvalidArgumentError.at("sampling_params.stop", "has strings and token_ids; only one of them is allowed")
+    if "" in stop.strings:
+        raise InvalidArgumentError.at("sampling_params.stop.strings", "has an empty string; 1 to 256 bytes are allowed")
+    if stop.strings:
+        return StopRule(frozenset(eos_token_ids), tuple(string.encode() for string in stop.strings))
+    return StopRule(frozenset(stop.token_ids))
+
+
+def _topk(row: TopkRow) -> sampling_pb2.TopkLogprobs:
+    return sampling_pb2.TopkLogprobs(token_ids=[token for token, _ in row], logprobs=[logprob for _, logprob in row])

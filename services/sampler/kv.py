@@ -1,0 +1,94 @@
+"""Keys and values of every running sequence, in one store per layer whose size is fixed when the engine starts.
+
+A slot is a contiguous range of rows, reserved for a sequence's longest possible length when it starts, so a running
+sequence never runs out of memory. Attention sees a slot as one strided view and reads the rows in use and no others:
+rows of other sequences, or what an earlier one left, never enter a product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from services.model.base import BaseModel
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Rows [start, end) of the store."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """Rows in it."""
+        return self.end - self.start
+
+
+class Ranges:
+    """Free rows as ascending, disjoint, non-adjacent ranges; the first that is long enough is taken."""
+
+    def __init__(self, rows: int) -> None:
+        self._free = [Slot(0, rows)]
+
+    def reserve(self, rows: int) -> Slot | None:
+        """A slot of exactly `rows` >= 1 rows; None if no gap is long enough."""
+        for place, gap in enumerate(self._free):
+            if gap.length >= rows:
+                middle = gap.start + rows
+                self._free[place : place + 1] = [Slot(middle, gap.end)] if middle < gap.end else []
+                return Slot(gap.start, middle)
+        return None
+
+    def release(self, slot: Slot) -> None:
+        """Takes a slot back."""
+        gaps = sorted([*self._free, slot], key=lambda gap: gap.start)
+        joined = gaps[:1]
+        for gap in gaps[1:]:
+            if gap.start == joined[-1].end:
+                joined[-1] = Slot(joined[-1].start, gap.end)
+            else:
+                joined.append(gap)
+        self._free = joined
+
+
+class KVStore:
+    """Keys and values [rows, key heads, head_dim] per layer, and which rows are taken."""
+
+    def __init__(self, base: BaseModel, rows: int) -> None:
+        config = base.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, head_dim)
+        self.keys_LRGD = torch.zeros(shape, dtype=base.dtype, device=base.device)
+        self.values_LRGD = torch.zeros_like(self.keys_LRGD)
+        self._ranges = Ranges(rows)
+
+    @property
+    def rows(self) -> int:
+        """Tokens that it can hold."""
+        return self.keys_LRGD.shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes, from the start."""
+        return self.keys_LRGD.nbytes + self.values_LRGD.nbytes
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each [rows, key heads, head_dim]; writing to them writes to the store."""
+        return self.keys_LRGD[index], self.values_LRGD[index]
+
+    def reserve(self, rows: int) -> Slot | None:
+        """A slot for a sequence of up to `rows` tokens; None while there is no room."""
+        return self._ranges.reserve(rows)
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot's rows to others."""
+        self._ranges.release(slot)
+
+    def copy(self, source: Slot, target: Slot, rows: int) -> None:
+        """Copies the first `rows` rows of a slot into another, in every layer."""
+        for store_LRGD in (self.keys_LRGD, self.values_LRGD):
+            copied = store_LRGD[:, source.start : source.start + rows]
+            store_LRGD[:, target.start : target.start + rows].copy_(copied)

@@ -1,0 +1,62 @@
+"""Which adapters are on the device.
+
+An adapter is read when its first request starts and stays after its last one, in case of another. Over the limit the
+one that was not used for longest goes; one that a request holds never does. A location's content never changes, so
+what is loaded cannot be stale.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.model.adapter_files import read_adapter
+from services.model.adapters import AdapterWeights
+from services.model.base import BaseModel
+
+
+@dataclass
+class _Loaded:
+    weights: AdapterWeights
+    holders: int = 0
+
+
+class Residency:
+    """Loaded adapters by location, at most `limit` of them."""
+
+    def __init__(self, base: BaseModel, limit: int) -> None:
+        self._base = base
+        self._limit = limit
+        self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
+        """Least recently used first."""
+
+    @property
+    def locations(self) -> tuple[Path, ...]:
+        """What is loaded, least recently used first."""
+        return tuple(self._loaded)
+
+    def acquire(self, location: Path) -> AdapterWeights | None:
+        """The adapter at a location, to be released once; None while the limit is reached and all are held.
+
+        Raises:
+            PlatformError: it cannot be read, or is not for this base model.
+        """
+        if location not in self._loaded:
+            if not self._make_room():
+                return None
+            self._loaded[location] = _Loaded(read_adapter(location, self._base))
+        self._loaded.move_to_end(location)
+        self._loaded[location].holders += 1
+        return self._loaded[location].weights
+
+    def release(self, location: Path) -> None:
+        """Undoes one `acquire`."""
+        self._loaded[location].holders -= 1
+
+    def _make_room(self) -> bool:
+        """Drops unused adapters until one more fits; False if that cannot be."""
+        unused = [location for location, loaded in self._loaded.items() if loaded.holders == 0]
+        while len(self._loaded) >= self._limit and unused:
+            del self._loaded[unused.pop(0)]
+        return len(self._loaded) < self._limit

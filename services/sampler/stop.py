@@ -1,0 +1,39 @@
+"""When a sequence ends: at a token, or when its generated text contains a string.
+
+Strings are compared as UTF-8 bytes. UTF-8 synchronises itself, so a match in bytes is a match in text; a character
+that is still incomplete is simply bytes that match nothing yet. The prompt is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Any of these tokens, or any of these strings as UTF-8 bytes, ends a sequence. Empty: only its length does."""
+
+    token_ids: frozenset[int] = frozenset()
+    strings: tuple[bytes, ...] = ()
+
+
+class StopWatch:
+    """Follows one sequence."""
+
+    def __init__(self, rule: StopRule, token_bytes: Callable[[int], bytes]) -> None:
+        self._rule = rule
+        self._token_bytes = token_bytes
+        self._kept = max((len(string) for string in rule.strings), default=1) - 1
+        """No match can begin earlier than this many bytes before a new token."""
+        self._tail = b""
+
+    def ends_at(self, token: int) -> bool:
+        """Takes the next generated token; True if the sequence ends with it."""
+        if token in self._rule.token_ids:
+            return True
+        if not self._rule.strings:
+            return False
+        text = self._tail + self._token_bytes(token)
+        self._tail = text[len(text) - min(self._kept, len(text)) :]
+        return any(string in text for string in self._rule.strings)
