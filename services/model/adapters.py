@@ -1,0 +1,159 @@
+"""LoRA adapters: their configuration, their weights as one flat float32 buffer, and PEFT's initialisation of them.
+
+The order of the flat buffer is the base model's own: for each adapted linear A [rank, in], then B [out, rank].
+Gradients and optimizer moments use the same layout, so adding a gradient or an optimizer step is one operation on one
+buffer. PEFT decides which linears match and how they are initialised; nothing of PEFT stays on the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from services.core.errors import InvalidArgumentError
+from services.model.base import ATTENTION_LINEARS, MLP_LINEARS, UNEMBED_LINEARS, BaseModel
+
+_ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The shape of an adapter. Its scale is alpha / rank."""
+
+    rank: int
+    alpha: int = 32
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+    seed: int | None = None
+    """Seed of the initialisation; None for an adapter that was read from files which do not tell."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InvalidArgumentError.at("lora_config.rank", f"is {self.rank}; it must be at least 1")
+        if not self.targets:
+            raise InvalidArgumentError.at(
+                "lora_config", "adapts nothing; set one of train_attn, train_mlp and train_unembed"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Factor on B A."""
+        return self.alpha / self.rank
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else."""
+        groups = (
+            (self.train_attn, ATTENTION_LINEARS),
+            (self.train_mlp, MLP_LINEARS),
+            (self.train_unembed, UNEMBED_LINEARS),
+        )
+        return tuple(name for wanted, names in groups if wanted for name in names)
+
+    def to_peft(self, base_model: str) -> LoraConfig:
+        """The same adapter in PEFT's words."""
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules=list(self.targets),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        )
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Which linears an adapter touches, in the order of the flat buffer."""
+
+    rank: int
+    linears: Mapping[str, tuple[int, int]]
+    """(in_features, out_features) by full module name."""
+
+    @classmethod
+    def of(cls, base: BaseModel, config: AdapterConfig) -> AdapterLayout:
+        """The layout of an adapter on a base model."""
+        return cls(
+            config.rank,
+            {
+                name: (linear.in_features, linear.out_features)
+                for name, linear in base.adaptable_linears().items()
+                if name.rpartition(".")[2] in config.targets
+            },
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Elements of each A and B in order."""
+        return [self.rank * features for pair in self.linears.values() for features in pair]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the whole buffer."""
+        return sum(self.sizes)
+
+
+class AdapterWeights:
+    """Values in an adapter's layout: the weights themselves, or a gradient or moment of them."""
+
+    def __init__(self, config: AdapterConfig, layout: AdapterLayout, flat: Tensor) -> None:
+        self.config = config
+        self.layout = layout
+        self.flat = flat
+        """float32 [numel]."""
+        pieces = iter(torch.split_with_sizes(flat, layout.sizes))
+        self.linears: Mapping[str, tuple[Tensor, Tensor]] = {
+            name: (next(pieces).view(layout.rank, inputs), next(pieces).view(outputs, layout.rank))
+            for name, (inputs, outputs) in layout.linears.items()
+        }
+        """(A [rank, in], B [out, rank]) by full module name; views of `flat`."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on B A."""
+        return self.config.scale
+
+    def zeros(self) -> AdapterWeights:
+        """A fresh buffer of the same layout, all zero."""
+        return AdapterWeights(self.config, self.layout, torch.zeros_like(self.flat))
+
+
+def init_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
+    """A fresh adapter: A Kaiming-uniform, B zero, so it changes nothing yet.
+
+    PEFT injects it into a skeleton of the base model that has its names and shapes but no weights, in float32 on the
+    CPU: the same seed gives the same bits on every device, and the cost does not depend on who else trains.
+    """
+    if config.seed is None:
+        raise InvalidArgumentError.at("lora_config.seed", "is not set; a fresh adapter needs one")
+    layout = AdapterLayout.of(base, config)
+    skeleton = _skeleton(layout)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        inject_adapter_in_model(config.to_peft(base.name), skeleton, _ADAPTER_NAME)
+    names = [f"{name}.{part}.{_ADAPTER_NAME}.weight" for name in layout.linears for part in ("lora_A", "lora_B")]
+    flat = torch.cat([skeleton.get_parameter(name).detach().reshape(-1) for name in names])
+    return AdapterWeights(config, layout, flat.to(base.device))
+
+
+def _skeleton(layout: AdapterLayout) -> nn.Module:
+    """Empty modules with linears at the layout's names; each linear's weight is one zero seen through its shape."""
+    root = nn.Module()
+    for name, (inputs, outputs) in layout.linears.items():
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+        linear.weight = nn.Parameter(torch.zeros(()).expand(outputs, inputs), requires_grad=False)
+        *parents, last = name.split(".")
+        place = root
+        for parent in parents:
+            if parent not in place._modules:
+                place.add_module(parent, nn.Module())
+            place = place.get_submodule(parent)
+        place.add_module(last, linear)
+    return root

@@ -1,0 +1,69 @@
+"""Causal attention over a packed row: sequences laid end to end, each attending to itself alone.
+
+No mask separates the sequences: their rows are never multiplied with each other, so a NaN of one tenant cannot reach
+another (a masked score would still be NaN * 0). The boundaries travel as the `sequences` argument of the model's
+forward. Call the model with use_cache=False: with its default it would build a cache that joins the sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from services.model.varlen import varlen_causal
+
+PACKED_ATTENTION = "tinker_packed"
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where the sequences of one packed row begin and end."""
+
+    lengths: tuple[int, ...]
+
+    position_ids: Tensor
+    """int64 [1, T]: each token's position in its own sequence."""
+
+    boundaries: Tensor
+    """int32 [sequences + 1]: 0, then the end of each sequence."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> PackedSequences:
+        """Lays sequences of the given lengths end to end."""
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(tuple(lengths), positions[None].to(device), boundaries.to(device))
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sequences: PackedSequences,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+    if query.is_cuda and query.dtype != torch.float32:
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        longest = max(sequences.lengths)
+        return varlen_causal(query, key, value, sequences.boundaries, longest, scale=scaling)[None], None
+    grouped = query.shape[1] != key.shape[1]
+    by_sequence = (torch.split_with_sizes(tensor, sequences.lengths, dim=2) for tensor in (query, key, value))
+    pieces = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in zip(*by_sequence, strict=True)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

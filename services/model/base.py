@@ -1,0 +1,122 @@
+"""The frozen base model: which families are served, how one is loaded, and which of its linears an adapter may touch.
+
+Loaded once per process, its weights never change afterwards: evaluation mode, no parameter requires a gradient. float32
+on a CPU, bfloat16 on a GPU. A model of another family is refused by name before any weight is read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from services.core.errors import InvalidArgumentError
+
+SUPPORTED_FAMILIES = ("llama", "qwen3")
+
+ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+UNEMBED_LINEARS = ("lm_head",)
+ADAPTABLE_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS, *UNEMBED_LINEARS)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal language model and what the platform needs to know about it."""
+
+    name: str
+    """The name that clients use and that checkpoints record."""
+
+    module: PreTrainedModel
+    config: PreTrainedConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    max_context_length: int
+    """Longest sequence, in tokens."""
+
+    vocab_size: int
+    """Rows of the embedding; token ids are below it. May exceed the tokenizer's."""
+
+    eos_token_ids: frozenset[int]
+    tokenizer: PreTrainedTokenizerBase
+
+    tokenizer_files: dict[str, bytes]
+    """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
+
+    def adaptable_linears(self) -> dict[str, nn.Linear]:
+        """Every linear that an adapter may touch, by full module name, in the model's own order."""
+        return {
+            name: module
+            for name, module in self.module.named_modules()
+            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ADAPTABLE_LINEARS
+        }
+
+
+def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype | None = None) -> BaseModel:
+    """Loads a base model from a Hugging Face name or a local directory.
+
+    Raises:
+        InvalidArgumentError: the model's family or architecture is not supported.
+    """
+    check_architecture(PreTrainedConfig.get_config_dict(source)[0], name)
+    placed = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if placed.type == "cuda" else torch.float32
+    module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    nn.Module.to(module.train(False).requires_grad_(False), placed)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return BaseModel(
+        name=name,
+        module=module,
+        config=module.config,
+        device=placed,
+        dtype=dtype,
+        max_context_length=module.config.max_position_embeddings,
+        vocab_size=module.config.vocab_size,
+        eos_token_ids=_eos_token_ids(module, tokenizer),
+        tokenizer=tokenizer,
+        tokenizer_files=_tokenizer_files(tokenizer),
+    )
+
+
+def check_architecture(config: dict[str, Any], name: str) -> None:
+    """Refuses what this package would compute wrongly: other families, sliding windows, quantized weights.
+
+    Args:
+        config: content of the model's config.json.
+        name: the model's name, for the error.
+    """
+    family = config.get("model_type")
+    supported = f"supported are full-precision dense models of the families {', '.join(SUPPORTED_FAMILIES)}"
+    if family not in SUPPORTED_FAMILIES:
+        raise InvalidArgumentError.at("base_model", f"{name} is of the family {family!r}; {supported}")
+    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
+        raise InvalidArgumentError.at("base_model", f"{name} has sliding-window attention; {supported} without it")
+    if config.get("quantization_config"):
+        raise InvalidArgumentError.at("base_model", f"{name} has quantized weights; {supported}")
+
+
+def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All tokens that end a text: the generation config's (one or several) and the tokenizer's."""
+    generation = module.generation_config
+    declared = generation.eos_token_id if generation is not None else None
+    ids = declared if isinstance(declared, list) else [declared]
+    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}

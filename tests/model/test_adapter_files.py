@@ -1,0 +1,145 @@
+"""Adapters on disk: PEFT reads them, nothing else is in them, and damage is found by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from services.core.errors import DataLossError, InvalidArgumentError
+from services.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+from services.model.adapters import AdapterConfig
+from services.model.base import BaseModel
+from services.model.logprobs import target_logprobs
+from services.model.lora import Segment, install_lora
+from services.model.manifest import MANIFEST_FILE, Manifest
+from tests.model.plain_peft import peft_warnings_ignored
+from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+
+
+@pytest.fixture
+def base(load: Callable[..., BaseModel]) -> BaseModel:
+    return load()
+
+
+def _written(base: BaseModel, directory: Path, config: AdapterConfig | None = None, *, manifest: bool = True) -> Path:
+    weights = perturbed_adapter(base, config or AdapterConfig(4, seed=1))
+    write_adapter(directory, weights, base)
+    if manifest:
+        Manifest("sampler", "s:train:0", base.name, weights.config, "s:train:0:1").write(directory)
+    return directory
+
+
+@pytest.mark.parametrize("shape", list(product(["llama", "qwen3"], [True, False], [True, False])), ids=str)
+def test_peft_reads_what_we_write(
+    load: Callable[..., BaseModel], source: Callable[..., Path], tmp_path: Path, shape: tuple[str, bool, bool]
+) -> None:
+    family, tied, train_unembed = shape
+    base = load(family, tied=tied)
+    weights = perturbed_adapter(base, AdapterConfig(6, train_unembed=train_unembed, seed=1))
+    write_adapter(tmp_path, weights, base)
+    plain = AutoModelForCausalLM.from_pretrained(source(family, tied=tied))
+    with peft_warnings_ignored():
+        peft_model = PeftModel.from_pretrained(plain, str(tmp_path))
+    (tokens,) = random_tokens(base, (20,))
+    targets = torch.tensor(tokens).roll(-1)[:, None]
+    logits = peft_model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    context = install_lora(base)
+    with context.segments([Segment(0, 20, weights)]):
+        ours = target_logprobs(base, hidden_states(base, [tokens]), targets, weights)
+    torch.testing.assert_close(ours, logits.log_softmax(-1).gather(1, targets), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [{}, {"train_mlp": False}, {"train_attn": False, "train_unembed": False}])
+def test_what_was_written_is_read_back_bit_for_bit(base: BaseModel, tmp_path: Path, flags: dict[str, bool]) -> None:
+    weights = perturbed_adapter(base, AdapterConfig(5, seed=3, **flags))
+    write_adapter(tmp_path, weights, base)
+    read = read_adapter(tmp_path, base)
+    assert torch.equal(read.flat, weights.flat)
+    assert read.config == AdapterConfig(5, **flags)
+
+
+def test_no_weight_of_the_base_model_is_inside(load: Callable[..., BaseModel], tmp_path: Path) -> None:
+    base = load(tied=False)
+    _written(base, tmp_path)
+    with safe_open(tmp_path / WEIGHTS_FILE, "pt") as file:
+        names = list(file.keys())
+    assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
+    assert "base_model.model.lm_head.lora_A.weight" in names
+
+
+def test_an_adapter_of_another_base_model_is_refused_by_name(load: Callable[..., BaseModel], tmp_path: Path) -> None:
+    _written(load("llama"), tmp_path, manifest=False)
+    with pytest.raises(InvalidArgumentError, match="'tiny-llama', not for 'tiny-qwen3'"):
+        read_adapter(tmp_path, load("qwen3"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_named(base: BaseModel, tmp_path: Path, file: str) -> None:
+    (_written(base, tmp_path) / file).unlink()
+    with pytest.raises(DataLossError, match=file):
+        read_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize("file", [*FILES, MANIFEST_FILE])
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_truncated_file_is_named(base: BaseModel, tmp_path: Path, file: str, keep: int) -> None:
+    path = _written(base, tmp_path) / file
+    path.write_bytes(path.read_bytes().rstrip()[:keep])
+    with pytest.raises(DataLossError, match=file):
+        read_adapter(tmp_path, base)
+
+
+def test_one_flipped_bit_is_found(base: BaseModel, tmp_path: Path) -> None:
+    path = _written(base, tmp_path) / WEIGHTS_FILE
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataLossError, match=r"adapter_model\.safetensors is corrupted"):
+        read_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000])
+def test_without_a_manifest_a_truncated_file_is_still_refused(base: BaseModel, tmp_path: Path, keep: int) -> None:
+    path = _written(base, tmp_path, manifest=False) / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataLossError, match=WEIGHTS_FILE):
+        read_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"use_rslora": True}, "use_rslora"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ["q_proj"]}, "target_modules"),
+        ({"target_modules": "all-linear"}, "target_modules"),
+        ({"r": 8}, "has shape"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "unexpected"),
+    ],
+)
+def test_what_we_cannot_represent_is_refused_by_option(
+    base: BaseModel, tmp_path: Path, change: dict[str, object], complaint: str
+) -> None:
+    path = _written(base, tmp_path, manifest=False) / CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InvalidArgumentError, match=complaint):
+        read_adapter(tmp_path, base)
+
+
+def test_a_manifest_of_a_later_format_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    path = _written(base, tmp_path) / MANIFEST_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(DataLossError, match="format 2"):
+        read_adapter(tmp_path, base)

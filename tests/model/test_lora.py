@@ -1,0 +1,156 @@
+"""The multi-adapter linear: equal to plain PEFT, and nothing crosses from one segment into another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.base import BaseModel
+from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
+from services.model.lora import LoraContext, Segment, install_lora
+from tests.model.plain_peft import PlainPeft, largest_difference
+from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+
+
+def _shifted(sequence: list[int]) -> Tensor:
+    return torch.tensor(sequence).roll(-1)
+
+
+def _run(
+    base: BaseModel,
+    context: LoraContext,
+    tenants: list[tuple[AdapterWeights, list[list[int]]]],
+) -> list[tuple[Tensor, AdapterWeights]]:
+    """Logprobs and gradient of -sum(logprobs) of every tenant, all in one packed row."""
+    segments, start = [], 0
+    for weights, sequences in tenants:
+        end = start + sum(map(len, sequences))
+        segments.append(Segment(start, end, weights, weights.zeros()))
+        start = end
+    results = []
+    with context.segments(segments):
+        hidden = hidden_states(base, [sequence for _, sequences in tenants for sequence in sequences])
+        d_hidden = torch.zeros_like(hidden)
+        for segment, (weights, sequences) in zip(segments, tenants, strict=True):
+            assert segment.gradient is not None
+            rows = slice(segment.start, segment.end)
+            logprobs, d_hidden[rows] = target_logprobs_and_gradient(
+                base,
+                hidden.detach()[rows],
+                torch.cat([_shifted(sequence) for sequence in sequences])[:, None],
+                adapter=weights,
+                gradient=segment.gradient,
+                loss_gradient=lambda _, logprobs: torch.full_like(logprobs, -1.0),
+            )
+            results.append((logprobs[:, 0], segment.gradient))
+        hidden.backward(d_hidden)
+    return results
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tenants_in_one_row_get_what_plain_peft_computes_for_each(
+    load: Callable[..., BaseModel], source: Callable[..., Path], family: str, tied: bool
+) -> None:
+    base = load(family, tied=tied)
+    context = install_lora(base)
+    configs = [
+        AdapterConfig(1, seed=1),
+        AdapterConfig(8, train_unembed=False, seed=2),
+        AdapterConfig(32, train_attn=False, seed=3),
+        AdapterConfig(4, train_mlp=False, train_attn=False, seed=4),
+    ]
+    tenants = [
+        (perturbed_adapter(base, config), random_tokens(base, (9, 1, 14), seed=index))
+        for index, config in enumerate(configs)
+    ]
+    for (logprobs, gradient), (weights, sequences) in zip(_run(base, context, tenants), tenants, strict=True):
+        plain = PlainPeft(source(family, tied=tied), weights.config, weights)
+        expected = torch.cat([plain.logprobs(sequence, _shifted(sequence)) for sequence in sequences])
+        (-expected.sum()).backward()
+        torch.testing.assert_close(logprobs, expected.detach(), rtol=0, atol=1e-5)
+        reference = {name: tuple(m.grad for m in plain.matrices(name)) for name in weights.linears}
+        assert largest_difference(dict(gradient.linears), reference) < 1e-5
+
+
+def test_alone_and_packed_agree(load: Callable[..., BaseModel]) -> None:
+    base = load()
+    context = install_lora(base)
+    tenants = [
+        (perturbed_adapter(base, AdapterConfig(rank, seed=rank)), random_tokens(base, (11, 6), seed=rank))
+        for rank in (2, 8, 16)
+    ]
+    for (packed, packed_gradient), tenant in zip(_run(base, context, tenants), tenants, strict=True):
+        ((alone, alone_gradient),) = _run(base, context, [tenant])
+        torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)
+        assert largest_difference(dict(packed_gradient.linears), dict(alone_gradient.linears)) < 2e-6
+
+
+@pytest.mark.parametrize("sick", [0, 1, 2])
+def test_a_nan_adapter_leaves_its_neighbours_bitwise_unchanged(load: Callable[..., BaseModel], sick: int) -> None:
+    base = load()
+    context = install_lora(base)
+    tenants = [
+        (perturbed_adapter(base, AdapterConfig(4, seed=index)), random_tokens(base, (7, 12), seed=index))
+        for index in range(3)
+    ]
+    healthy = _run(base, context, tenants)
+    tenants[sick][0].flat.fill_(torch.nan)
+    beside = _run(base, context, tenants)
+    assert beside[sick][0].isnan().all()
+    for index in {0, 1, 2} - {sick}:
+        assert torch.equal(beside[index][0], healthy[index][0])
+        assert torch.equal(beside[index][1].flat, healthy[index][1].flat)
+
+
+def test_rows_without_an_adapter_are_the_base_model(load: Callable[..., BaseModel]) -> None:
+    plain, base = load(), load()
+    context = install_lora(base)
+    first, second = random_tokens(base, (8, 10))
+    weights = perturbed_adapter(base, AdapterConfig(4, seed=0))
+    expected = hidden_states(plain, [second])
+    with context.segments([Segment(0, 8, weights), Segment(8, 18, None)]):
+        hidden = hidden_states(base, [first, second])
+    torch.testing.assert_close(hidden[8:], expected, rtol=0, atol=2e-6)
+    assert not torch.allclose(hidden[:8], hidden_states(plain, [first]), atol=1e-3)
+
+
+def test_outside_segments_nothing_is_added(load: Callable[..., BaseModel]) -> None:
+    plain, base = load(), load()
+    install_lora(base)
+    (tokens,) = random_tokens(base, (9,))
+    assert torch.equal(hidden_states(base, [tokens]), hidden_states(plain, [tokens]))
+
+
+def test_a_fresh_adapter_is_the_identity(load: Callable[..., BaseModel]) -> None:
+    from services.model.adapters import init_adapter
+
+    base = load()
+    context = install_lora(base)
+    (tokens,) = random_tokens(base, (9,))
+    fresh = init_adapter(base, AdapterConfig(8, seed=0))
+    without = target_logprobs(base, hidden_states(base, [tokens]), _shifted(tokens)[:, None], None)
+    with context.segments([Segment(0, 9, fresh)]):
+        hidden = hidden_states(base, [tokens])
+    assert torch.equal(target_logprobs(base, hidden, _shifted(tokens)[:, None], fresh), without)
+
+
+def test_a_segment_without_gradient_buffer_gets_none_and_disturbs_none(load: Callable[..., BaseModel]) -> None:
+    base = load()
+    context = install_lora(base)
+    sequences = random_tokens(base, (6, 6))
+    asked, spared = (perturbed_adapter(base, AdapterConfig(4, seed=index)) for index in range(2))
+    gradient = asked.zeros()
+    with context.segments([Segment(0, 6, asked, gradient), Segment(6, 12, spared)]):
+        hidden = hidden_states(base, sequences)
+        hidden.backward(torch.cat([torch.ones(6, 32), torch.zeros(6, 32)]))
+    alone = asked.zeros()
+    with context.segments([Segment(0, 6, asked, alone)]):
+        hidden_states(base, sequences[:1]).backward(torch.ones(6, 32))
+    trunk = {name: pair for name, pair in alone.linears.items() if name != "lm_head"}
+    assert largest_difference({name: gradient.linears[name] for name in trunk}, trunk) < 2e-6
