@@ -95,6 +95,7 @@ class RunLogs:
             keyspace.run_skipped(run),
             keyspace.place(base_model),
             keyspace.EVENTS,
+            keyspace.session(name.session_id),
         ]
         arguments: list[str | bytes | int] = [name.seq_id, job.operation, run, packed, digest, method, job.tenant]
         reply = await self._connection.run("enqueue_run", keys, [*arguments, max_waiting, error, KEEP_FINISHED_MS])

@@ -1,10 +1,10 @@
 -- Accepts one operation of a training run: appends it to the run's log if it is next, parks it if it is early.
 -- A refused operation (error given) takes its place in the order, finished.
--- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events
+-- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events  8 session
 -- ARGV  1 seq_id  2 operation name  3 run  4 entry (job or its blob)  5 digest  6 method  7 tenant
 --       8 most operations waiting  9 error or ''  10 ms to keep a finished operation
 -- Returns {'accepted', state} | {'known', state} | {'conflict'} | {'expired'} | {'full', waiting}
-local operation, log, meta, early, skipped, place, events = unpack(KEYS)
+local operation, log, meta, early, skipped, place, events, session = unpack(KEYS)
 local seq = tonumber(ARGV[1])
 local name, run, entry, digest, method, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local failure = ARGV[9]
@@ -27,6 +27,7 @@ if seq > next_seq then state = 'parked' end
 if failure ~= '' then state = 'failed' end
 redis.call('HSET', operation, 'state', state, 'digest', digest, 'method', method, 'tenant', tenant, 'time', now_ms)
 redis.call('HSET', meta, 'last_request', now_ms)
+redis.call('HSET', session, 'seen', now_ms / 1000)
 if failure ~= '' then
   redis.call('HSET', operation, 'error', failure)
   redis.call('PEXPIRE', operation, ARGV[10])

@@ -1,0 +1,56 @@
+"""What queue tests share: jobs, and the stores over one connection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.core.blobs import BlobStore
+from services.core.connection import RedisConnection
+from services.core.errors import PlatformError
+from services.core.names import OperationName
+from services.core.operations import OperationStore
+from services.core.payloads import Payloads
+from services.core.run_log import Lease, RunLogs
+from services.core.sample_queue import SampleQueues
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2, training_pb2
+
+RUN = "session:train:0"
+SAMPLING = "session:sample:0"
+BASE = "base"
+LEASE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Queues:
+    logs: RunLogs
+    samples: SampleQueues
+    operations: OperationStore
+    connection: RedisConnection
+
+    async def enqueue(
+        self, seq_id: int, *, run: str = RUN, digest: str = "d", size: int = 0, refusal: PlatformError | None = None
+    ) -> bool:
+        request = training_pb2.SaveStateRequest(training_run_id=run, seq_id=seq_id, name="x" * size)
+        job = job_pb2.Job(operation=f"{run}:{seq_id}", tenant="alice", save_state=request)
+        return await self.logs.enqueue(
+            job, digest=digest, method="SaveState", base_model=BASE, max_waiting=100, refusal=refusal
+        )
+
+    async def state(self, seq_id: int, run: str = RUN) -> operation_pb2.OperationState.ValueType:
+        return (await self.operations.get(str(OperationName(run, seq_id)), "alice")).state
+
+    async def finish(self, lease: Lease, seq_id: int) -> None:
+        result = await self.operations.result(training_pb2.SaveStateResponse(path=f"p{seq_id}"))
+        await self.logs.complete(lease, seq_id, result)
+
+
+def open_queues(connection: RedisConnection, data_dir: Path) -> Queues:
+    payloads = Payloads(BlobStore(data_dir))
+    return Queues(
+        RunLogs(connection, payloads),
+        SampleQueues(connection, payloads),
+        OperationStore(connection, payloads),
+        connection,
+    )

@@ -1,0 +1,89 @@
+"""The sampling queue: any sampler, no order, one result."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.core import keyspace
+from services.core.names import OperationName
+from services.core.sample_queue import SampleEntry
+from tests.core.queue_parts import BASE, SAMPLING, Queues
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2, sampling_pb2
+
+
+async def enqueue(queues: Queues, seq_id: int) -> bool:
+    request = sampling_pb2.SampleRequest(sampling_session_id=SAMPLING, seq_id=seq_id)
+    job = job_pb2.Job(operation=f"{SAMPLING}:{seq_id}", tenant="alice", sample=request)
+    return await queues.samples.enqueue(job, digest="d", method="Sample", base_model=BASE, max_waiting=100)
+
+
+async def take(queues: Queues, worker: str, count: int = 10) -> list[SampleEntry]:
+    await queues.samples.join(BASE)
+    return await queues.samples.take(worker, BASE, count=count, block_ms=50)
+
+
+async def test_each_job_goes_to_one_sampler(queues: Queues) -> None:
+    for seq_id in range(6):
+        await enqueue(queues, seq_id)
+    taken = [await take(queues, "s1", 2), await take(queues, "s2", 2), await take(queues, "s1", 2)]
+    assert [len(entries) for entries in taken] == [2, 2, 2]
+    names = {entry.operation for entries in taken for entry in entries}
+    assert names == {f"{SAMPLING}:{seq_id}" for seq_id in range(6)}
+
+
+async def test_a_resend_is_queued_once(queues: Queues) -> None:
+    assert await enqueue(queues, 3)
+    assert not await enqueue(queues, 3)
+    assert len(await take(queues, "s1")) == 1
+
+
+async def test_a_dead_samplers_jobs_go_to_another_and_only_the_first_result_counts(queues: Queues) -> None:
+    await enqueue(queues, 0)
+    (lost,) = await take(queues, "s1")
+    assert await queues.samples.begin(lost)
+
+    async def taken_over() -> SampleEntry:
+        while not (found := await queues.samples.take_over("s2", BASE, idle_ms=50, count=10)):
+            await asyncio.sleep(0.01)
+        return found[0]
+
+    found = await asyncio.wait_for(taken_over(), 5)
+    assert await queues.samples.begin(found)
+    first = await queues.operations.result(sampling_pb2.SampleResponse(prompt_logprobs=[1.0]))
+    second = await queues.operations.result(sampling_pb2.SampleResponse(prompt_logprobs=[2.0]))
+    await queues.samples.complete(BASE, found, first)
+    await queues.samples.complete(BASE, lost, second)
+    operation = await queues.operations.get(f"{SAMPLING}:0", "alice")
+    response = sampling_pb2.SampleResponse()
+    operation.response.Unpack(response)
+    assert list(response.prompt_logprobs) == [1.0]
+    assert await queues.connection.commands.xlen(keyspace.sample_queue(BASE)) == 0
+
+
+async def test_a_sampler_that_says_it_is_at_work_keeps_its_jobs(queues: Queues) -> None:
+    await enqueue(queues, 0)
+    entries = await take(queues, "s1")
+    for _ in range(20):
+        await queues.samples.keep("s1", BASE, entries)
+        assert await queues.samples.take_over("s2", BASE, idle_ms=1000, count=10) == []
+
+
+async def test_a_running_job_can_be_cancelled_and_its_late_result_is_dropped(queues: Queues) -> None:
+    await enqueue(queues, 0)
+    (entry,) = await take(queues, "s1")
+    assert await queues.samples.begin(entry)
+    assert await queues.operations.cancel(OperationName(SAMPLING, 0))
+    late = await queues.operations.result(sampling_pb2.SampleResponse())
+    await queues.samples.complete(BASE, entry, late)
+    operation = await queues.operations.get(f"{SAMPLING}:0", "alice")
+    assert operation.state == operation_pb2.OPERATION_STATE_CANCELLED
+    assert not await queues.samples.begin(entry)
+
+
+async def test_a_job_that_kills_its_samplers_is_given_up_by_name(queues: Queues) -> None:
+    await enqueue(queues, 0)
+    (entry,) = await take(queues, "s1")
+    assert [await queues.samples.begin(entry) for _ in range(3)] == [True, True, False]
+    operation = await queues.operations.get(f"{SAMPLING}:0", "alice")
+    assert operation.error.reason == "WORKER_DIED"
