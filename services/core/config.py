@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     max_lora_rank: Annotated[int, Field(ge=1)] = 128
     max_sequences: Annotated[int, Field(ge=1)] = 64
     max_tokens_per_step: Annotated[int, Field(ge=64)] = 2048
+    max_cached_tokens: Annotated[int, Field(ge=64)] = 65_536
+    max_adapters: Annotated[int, Field(ge=1)] = 64
 
     @property
     def checkpoint_dir(self) -> Path:

@@ -105,6 +105,12 @@ class SampleQueues:
         ]
         return bool(await self._connection.run("begin_sample", keys, arguments) == b"run")
 
+    async def drop(self, base_model: str, entry: SampleEntry) -> None:
+        """Takes a job that has its result already off the queue."""
+        queue = keyspace.sample_queue(base_model)
+        await streams.remove(self._connection.commands, keyspace.SAMPLERS_GROUP, queue, entry.entry_id)
+        await self._payloads.discard(entry.packed_job)
+
     async def complete(self, base_model: str, entry: SampleEntry, result: Result) -> None:
         """Records the result, takes the job off the queue and drops its blob; a second result changes nothing."""
         keys = [keyspace.operation(entry.operation), keyspace.sample_queue(base_model), keyspace.EVENTS]

@@ -44,6 +44,14 @@ async def keep(client: Any, group: str, consumer: str, stream: str, entry_ids: S
         await client.xclaim(stream, group, consumer, 0, list(entry_ids), justid=True)
 
 
+async def remove(client: Any, group: str, stream: str, entry_id: str) -> None:
+    """Takes an entry out of a stream and off its consumer."""
+    pipeline = client.pipeline(transaction=True)
+    pipeline.xack(stream, group, entry_id)
+    pipeline.xdel(stream, entry_id)
+    await pipeline.execute()
+
+
 async def make_group(client: Any, group: str, stream: str) -> None:
     """Makes a consumer group that sees a stream from its beginning; nothing happens if it exists."""
     try:

@@ -46,9 +46,10 @@ def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerSta
 
 def check_adam_params(params: training_pb2.AdamParams) -> None:
     """Refuses missing parameters and values that AdamW has no meaning for."""
+    given = {descriptor.name for descriptor, _ in params.ListFields()}
     for descriptor in params.DESCRIPTOR.fields:
         field = f"adam_params.{descriptor.name}"
-        if not params.HasField(descriptor.name):
+        if descriptor.name not in given:
             raise InvalidArgumentError.at(field, "is missing; all six parameters are required")
         check_finite(field, getattr(params, descriptor.name))
     for name in ("learning_rate", "weight_decay"):

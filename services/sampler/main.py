@@ -1,0 +1,78 @@
+"""The sampler process: loads a base model, announces it, and serves its sampling queue until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from services.core.blobs import BlobStore
+from services.core.checkpoints import CheckpointStore
+from services.core.config import Settings
+from services.core.connection import RedisConnection
+from services.core.operations import OperationStore
+from services.core.payloads import Payloads
+from services.core.presence import Presence
+from services.core.sample_queue import SampleQueues
+from services.core.server import until_stopped
+from services.core.telemetry import configure_logging
+from services.core.workers import WorkerDirectory
+from services.model.announce import choose_device, parse_base_model, store_tokenizer, worker_name
+from services.model.base import load_base_model
+from services.sampler.engine import SamplerEngine
+from services.sampler.worker import SamplerWorker
+from tinker_proto.internal.v1 import job_pb2
+
+_log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings, base_model: str) -> None:
+    """Runs a sampler for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
+    configure_logging(settings, "sampler")
+    name, source = parse_base_model(base_model)
+    worker = worker_name("sampler")
+    base = load_base_model(source, name=name, device=choose_device(settings.device))
+    engine = SamplerEngine(
+        base,
+        max_sequences=settings.max_sequences,
+        max_tokens_per_step=settings.max_tokens_per_step,
+        max_cached_tokens=settings.max_cached_tokens,
+        max_adapters=settings.max_adapters,
+    )
+    connection = RedisConnection.open(settings.redis_url)
+    payloads = Payloads(BlobStore(settings.blob_dir))
+    tokenizer_blob = await store_tokenizer(base, BlobStore(settings.blob_dir))
+    serving = SamplerWorker(
+        worker,
+        base,
+        engine,
+        SampleQueues(connection, payloads),
+        OperationStore(connection, payloads),
+        CheckpointStore(settings.checkpoint_dir),
+        lease_s=settings.lease_seconds,
+    )
+
+    def status() -> job_pb2.WorkerStatus:
+        return job_pb2.WorkerStatus(
+            worker=worker,
+            kind=job_pb2.WORKER_KIND_SAMPLER,
+            base_model=base.name,
+            max_context_length=engine.max_context_length,
+            vocab_size=base.vocab_size,
+            slots=settings.max_sequences,
+            slots_used=serving.sequences_used,
+            tokenizer_blob=tokenizer_blob,
+        )
+
+    presence = Presence(settings, WorkerDirectory(connection), status)
+    await presence.start()
+    loops = asyncio.create_task(serving.run())
+    stopped = asyncio.create_task(until_stopped())
+    await asyncio.wait({loops, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    await presence.leave()
+    loops.cancel()
+    stopped.cancel()
+    await asyncio.gather(loops, stopped, return_exceptions=True)
+    await connection.close()
+    if not loops.cancelled():
+        loops.result()
