@@ -1,0 +1,447 @@
+"""A platform for the client's tests: the real services on a real grpc.aio server, with a toy model behind them.
+
+It keeps the promises of the contract (names, idempotent resends, strict seq_id order with parking, one result each,
+refusals that take their place) and lets a test break what may break: replies, streams, single calls, the whole server.
+The toy model gives target token t the log-probability -(t + 1) / 10.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from services.core.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    PlatformError,
+    UnauthenticatedError,
+)
+from tinker_proto.path import TinkerPath
+from tinker_proto.tensor import from_array, to_array
+from tinker_proto.v1 import (
+    capability_pb2,
+    capability_pb2_grpc,
+    checkpoint_pb2,
+    checkpoint_pb2_grpc,
+    operation_pb2,
+    operation_pb2_grpc,
+    sampling_pb2,
+    sampling_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+
+KEY = "tml-loopback"
+MODEL = "toy/model"
+PARKED = operation_pb2.OPERATION_STATE_PARKED
+Fault = PlatformError | grpc.StatusCode
+
+
+class Operations:
+    """Operation records, and the order in which a run's are carried out."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, operation_pb2.Operation] = {}
+        self.requests: dict[str, Message] = {}
+        self.carried_out: list[str] = []
+        self.next_seq: defaultdict[str, int] = defaultdict(int)
+        self.watchers: set[asyncio.Queue[operation_pb2.Operation | None]] = set()
+        self.held: set[str] = set()
+        self.hold_all = False
+
+    def accept(self, scope: str, seq_id: int, method: str, request: Message) -> operation_pb2.Operation:
+        name = f"{scope}:{seq_id}"
+        known = self.records.get(name)
+        if known is not None:
+            if self.requests[name] != request:
+                raise AlreadyExistsError(f"operation {name} exists with another request", reason="SEQ_ID_USED")
+            return known
+        self.records[name] = operation_pb2.Operation(name=name, method=method, state=PARKED)
+        self.requests[name] = request
+        self.advance(scope)
+        return self.records[name]
+
+    def refuse(self, scope: str, seq_id: int, method: str, request: Message, error: PlatformError) -> None:
+        name = f"{scope}:{seq_id}"
+        if name not in self.records:
+            self.requests[name] = request
+            self.records[name] = operation_pb2.Operation(
+                name=name, method=method, done=True, error=error.to_operation_error()
+            )
+            self.advance(scope)
+
+    def advance(self, scope: str) -> None:
+        """Carries out whatever has its turn: in order for a run, anything for a sampling session."""
+        if ":train:" not in scope:
+            for name in [name for name in self.records if name.startswith(f"{scope}:")]:
+                self._carry_out(name)
+            return
+        while (name := f"{scope}:{self.next_seq[scope]}") in self.records and self._carry_out(name):
+            self.next_seq[scope] += 1
+
+    def release(self) -> None:
+        self.hold_all = False
+        self.held.clear()
+        for scope in {name.rpartition(":")[0] for name in list(self.records)}:
+            self.advance(scope)
+
+    def cancel(self, name: str) -> operation_pb2.Operation:
+        operation = self.records[name]
+        if not operation.done:
+            operation.error.code, operation.error.message = 1, f"operation {name} was cancelled before it began"
+            operation.error.reason = "CANCELLED"
+            self._finish(operation)
+            self.advance(name.rpartition(":")[0])
+        return operation
+
+    def _carry_out(self, name: str) -> bool:
+        operation = self.records[name]
+        if operation.done:
+            return True
+        if self.hold_all or name in self.held:
+            return False
+        self.carried_out.append(name)
+        try:
+            operation.response.Pack(carry_out(operation.method, name, self.requests[name]))
+        except PlatformError as error:
+            operation.error.CopyFrom(error.to_operation_error())
+        self._finish(operation)
+        return True
+
+    def _finish(self, operation: operation_pb2.Operation) -> None:
+        operation.done = True
+        for watcher in self.watchers:
+            watcher.put_nowait(operation)
+
+
+def carry_out(method: str, name: str, request: Any) -> Message:
+    """What the toy model answers."""
+    scope = name.rpartition(":")[0]
+    match method:
+        case "CreateTrainingRun":
+            run = training_pb2.TrainingRun(
+                training_run_id=scope,
+                base_model=request.base_model,
+                lora_config=request.lora_config,
+                user_metadata=request.user_metadata,
+            )
+            return training_pb2.CreateTrainingRunResponse(training_run=run)
+        case "CreateTrainingRunFromCheckpoint":
+            if "missing" in request.path:
+                raise NotFoundError(f"there is no checkpoint {request.path}", reason="CHECKPOINT_NOT_FOUND")
+            run = training_pb2.TrainingRun(
+                training_run_id=scope, base_model=MODEL, lora_config=training_pb2.LoraConfig(rank=4)
+            )
+            return training_pb2.CreateTrainingRunResponse(training_run=run)
+        case "Forward" | "ForwardBackward":
+            response = training_pb2.ForwardBackwardResponse()
+            loss = 0.0
+            for datum in request.data:
+                logprobs = -(to_array(datum.loss_fn_inputs["target_tokens"]).astype(np.float32) + 1) / 10
+                response.loss_fn_outputs.add().tensors["logprobs"].CopyFrom(from_array(logprobs))
+                if "weights" in datum.loss_fn_inputs:
+                    loss -= float((to_array(datum.loss_fn_inputs["weights"]) * logprobs).sum())
+            response.metrics["loss:sum"] = loss
+            response.metrics["data:mean"] = len(request.data)
+            if method == "Forward":
+                return training_pb2.ForwardResponse.FromString(response.SerializeToString())
+            return response
+        case "OptimStep":
+            return training_pb2.OptimStepResponse(metrics={"grad_norm:mean": request.adam_params.learning_rate})
+        case "SaveState":
+            return training_pb2.SaveStateResponse(path=f"tinker://{scope}/weights/{request.name}")
+        case "LoadState":
+            if "missing" in request.path:
+                raise NotFoundError(f"there is no checkpoint {request.path}", reason="CHECKPOINT_NOT_FOUND")
+            return training_pb2.LoadStateResponse(path=request.path)
+        case "SaveWeightsForSampler":
+            saved = request.name or f"seq-{request.seq_id}"
+            return training_pb2.SaveWeightsForSamplerResponse(path=f"tinker://{scope}/sampler_weights/{saved}")
+        case "Sample":
+            prompt = [token for chunk in request.prompt.chunks for token in chunk.encoded_text.tokens]
+            response = sampling_pb2.SampleResponse()
+            for index in range(request.num_samples or 1):
+                tokens = [*prompt, index]
+                response.sequences.add(tokens=tokens, logprobs=[-0.5] * len(tokens), stop_reason=1)
+            if request.include_prompt_logprobs:
+                response.prompt_logprobs.extend([float("nan"), *[-0.25] * (len(prompt) - 1)])
+            for position in range(len(prompt) if request.topk_prompt_logprobs else 0):
+                ids = range(request.topk_prompt_logprobs) if position else []
+                response.topk_prompt_logprobs.add(token_ids=ids, logprobs=[-0.5 for _ in ids])
+            return response
+        case "ComputeLogprobs":
+            count = sum(len(chunk.encoded_text.tokens) for chunk in request.prompt.chunks)
+            return sampling_pb2.ComputeLogprobsResponse(logprobs=[float("nan"), *[-0.25] * (count - 1)])
+    raise AssertionError(method)
+
+
+class LoopbackPlatform(
+    training_pb2_grpc.TrainingServiceServicer,
+    sampling_pb2_grpc.SamplingServiceServicer,
+    operation_pb2_grpc.OperationServiceServicer,
+    session_pb2_grpc.SessionServiceServicer,
+    checkpoint_pb2_grpc.CheckpointServiceServicer,
+    capability_pb2_grpc.CapabilityServiceServicer,
+):
+    """All services; runs in a thread of its own, so that sync and async tests can use it alike."""
+
+    def __init__(self, tokenizer_directory: Path | None = None) -> None:
+        self.operations = Operations()
+        self.calls: defaultdict[str, int] = defaultdict(int)
+        self.watched: list[list[str]] = []
+        self.ended: list[str] = []
+        self.session_metadata: dict[str, dict[str, str]] = {}
+        self.deleted: list[str] = []
+        self.refuse_before: defaultdict[str, deque[Fault]] = defaultdict(deque)
+        self.lose_reply: defaultdict[str, int] = defaultdict(int)
+        self.run_ids: list[str] = []
+        self.tokenizer_directory = tokenizer_directory
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="loopback-platform")
+        self._thread.start()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self.port}"
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Calls a function on the platform's thread, where its state lives."""
+
+        async def on_loop() -> Any:
+            return function()
+
+        return self.run(on_loop())
+
+    def start(self) -> None:
+        """Starts the server, on the same port as before."""
+        self.run(self._start())
+
+    def stop(self) -> None:
+        """Stops the server at once; its state stays."""
+        self.run(self._server.stop(0))
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def drop_watches(self) -> None:
+        """Ends every stream of results."""
+        self.call(lambda: [watcher.put_nowait(None) for watcher in self.operations.watchers])
+
+    def release(self) -> None:
+        self.call(self.operations.release)
+
+    async def _start(self) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(self, self._server)
+        sampling_pb2_grpc.add_SamplingServiceServicer_to_server(self, self._server)
+        operation_pb2_grpc.add_OperationServiceServicer_to_server(self, self._server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
+        checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(self, self._server)
+        capability_pb2_grpc.add_CapabilityServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def _enter(self, method: str, context: Any) -> None:
+        self.calls[method] += 1
+        if dict(context.invocation_metadata()).get("x-api-key") != KEY:
+            await abort(context, UnauthenticatedError("this API key is unknown", reason="UNKNOWN_API_KEY"))
+        if self.refuse_before[method]:
+            await abort(context, self.refuse_before[method].popleft())
+
+    async def _submit(self, scope: str, seq_id: int, method: str, request: Any, context: Any) -> Any:
+        await self._enter(method, context)
+        try:
+            check_content(request)
+            operation = self.operations.accept(scope, seq_id, method, request)
+        except InvalidArgumentError as error:
+            self.operations.refuse(scope, seq_id, method, request, error)
+            await abort(context, error)
+        except PlatformError as error:
+            await abort(context, error)
+        if self.lose_reply[method]:
+            self.lose_reply[method] -= 1
+            await abort(context, grpc.StatusCode.UNAVAILABLE)
+        reply = operation_pb2.Operation()
+        reply.CopyFrom(operation)
+        if not self.lose_reply["results in replies"]:
+            reply.done = False  # results come by the watch alone, unless it is a resend
+            reply.ClearField("outcome")
+        return reply
+
+    async def CreateSession(self, request: Any, context: Any) -> Any:
+        await self._enter("CreateSession", context)
+        session_id = f"s{self.calls['CreateSession']}"
+        self.session_metadata[session_id] = dict(request.user_metadata)
+        return session_pb2.Session(session_id=session_id, user_metadata=request.user_metadata)
+
+    async def EndSession(self, request: Any, context: Any) -> Any:
+        await self._enter("EndSession", context)
+        self.ended.append(request.session_id)
+        return session_pb2.Session(session_id=request.session_id)
+
+    async def WatchOperations(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._enter("WatchOperations", context)
+        self.watched.append(list(request.pending))
+        watcher: asyncio.Queue[operation_pb2.Operation | None] = asyncio.Queue()
+        self.operations.watchers.add(watcher)
+        try:
+            known = [self.operations.records[name] for name in request.pending if name in self.operations.records]
+            yield operation_pb2.WatchOperationsResponse(operations=[item for item in known if item.done])
+            while (operation := await watcher.get()) is not None:
+                if operation.name.startswith(f"{request.session_id}:"):
+                    yield operation_pb2.WatchOperationsResponse(operations=[operation])
+        finally:
+            self.operations.watchers.discard(watcher)
+        await abort(context, grpc.StatusCode.UNAVAILABLE)
+
+    async def GetOperation(self, request: Any, context: Any) -> Any:
+        await self._enter("GetOperation", context)
+        if request.name not in self.operations.records:
+            await abort(context, NotFoundError(f"there is no operation {request.name}"))
+        return self.operations.records[request.name]
+
+    async def CancelOperation(self, request: Any, context: Any) -> Any:
+        await self._enter("CancelOperation", context)
+        return self.operations.cancel(request.name)
+
+    async def CreateTrainingRun(self, request: Any, context: Any) -> Any:
+        return await self._create_run("CreateTrainingRun", request, context)
+
+    async def CreateTrainingRunFromCheckpoint(self, request: Any, context: Any) -> Any:
+        return await self._create_run("CreateTrainingRunFromCheckpoint", request, context)
+
+    async def _create_run(self, method: str, request: Any, context: Any) -> Any:
+        run = f"{request.session_id}:train:{request.training_run_seq_id}"
+        if run not in self.run_ids:
+            self.run_ids.append(run)
+        return await self._submit(run, 0, method, request, context)
+
+    async def ForwardBackward(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "ForwardBackward", request, context)
+
+    async def Forward(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "Forward", request, context)
+
+    async def OptimStep(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "OptimStep", request, context)
+
+    async def SaveState(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "SaveState", request, context)
+
+    async def LoadState(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "LoadState", request, context)
+
+    async def SaveWeightsForSampler(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.training_run_id, request.seq_id, "SaveWeightsForSampler", request, context)
+
+    async def GetTrainingRun(self, request: Any, context: Any) -> Any:
+        await self._enter("GetTrainingRun", context)
+        if request.training_run_id not in self.run_ids:
+            await abort(context, NotFoundError(f"there is no training run {request.training_run_id}"))
+        return training_pb2.TrainingRun(training_run_id=request.training_run_id, base_model=MODEL)
+
+    async def ListTrainingRuns(self, request: Any, context: Any) -> Any:
+        await self._enter("ListTrainingRuns", context)
+        first, size = int(request.page_token or 0), request.page_size or 20
+        runs = [training_pb2.TrainingRun(training_run_id=run) for run in self.run_ids[::-1]]
+        token = str(first + size) if first + size < len(runs) else ""
+        return training_pb2.ListTrainingRunsResponse(
+            training_runs=runs[first : first + size], next_page_token=token, total_size=len(runs)
+        )
+
+    async def CreateSamplingSession(self, request: Any, context: Any) -> Any:
+        await self._enter("CreateSamplingSession", context)
+        return sampling_pb2.SamplingSession(
+            sampling_session_id=f"{request.session_id}:sample:{request.sampling_session_seq_id}",
+            base_model=request.base_model or MODEL,
+            model_path=request.model_path,
+        )
+
+    async def Sample(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.sampling_session_id, request.seq_id, "Sample", request, context)
+
+    async def ComputeLogprobs(self, request: Any, context: Any) -> Any:
+        return await self._submit(request.sampling_session_id, request.seq_id, "ComputeLogprobs", request, context)
+
+    async def GetCheckpoint(self, request: Any, context: Any) -> Any:
+        await self._enter("GetCheckpoint", context)
+        return checkpoint_of(request.tinker_path)
+
+    async def ListCheckpoints(self, request: Any, context: Any) -> Any:
+        """Three checkpoints a run, two a page."""
+        await self._enter("ListCheckpoints", context)
+        run = request.training_run_id or "any"
+        everything = [checkpoint_of(f"tinker://{run}/weights/{index}") for index in (2, 1, 0)]
+        first = int(request.page_token or 0)
+        token = str(first + 2) if first + 2 < len(everything) else ""
+        return checkpoint_pb2.ListCheckpointsResponse(
+            checkpoints=everything[first : first + 2], next_page_token=token, total_size=len(everything)
+        )
+
+    async def DeleteCheckpoint(self, request: Any, context: Any) -> Any:
+        await self._enter("DeleteCheckpoint", context)
+        self.deleted.append(request.tinker_path)
+        return checkpoint_of(request.tinker_path)
+
+    async def GetServerCapabilities(self, request: Any, context: Any) -> Any:
+        await self._enter("GetServerCapabilities", context)
+        model = capability_pb2.SupportedModel(
+            model_name=MODEL, max_context_length=64, vocab_size=100, trainable=True, sampleable=True, max_lora_rank=8
+        )
+        model.loss_fns.append("cross_entropy")
+        return capability_pb2.GetServerCapabilitiesResponse(supported_models=[model])
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self._enter("GetTokenizer", context)
+        assert self.tokenizer_directory is not None
+        for path in sorted(self.tokenizer_directory.iterdir()):
+            yield capability_pb2.GetTokenizerResponse(file_name=path.name, content=path.read_bytes())
+
+
+def checkpoint_of(tinker_path: str) -> checkpoint_pb2.Checkpoint:
+    path = TinkerPath.parse(tinker_path)
+    checkpoint = checkpoint_pb2.Checkpoint(
+        checkpoint_id=path.checkpoint_id,
+        checkpoint_type=1 if path.kind == "weights" else 2,
+        tinker_path=tinker_path,
+        size_bytes=123,
+        training_run_id=path.training_run_id,
+        base_model=MODEL,
+        lora_config=training_pb2.LoraConfig(rank=4, seed=1),
+    )
+    checkpoint.time.FromJsonString("2025-01-02T03:04:05Z")
+    return checkpoint
+
+
+def check_content(request: Any) -> None:
+    """The one content error that the toy knows: a target token over 99."""
+    for index, datum in enumerate(getattr(request, "data", ())):
+        if (to_array(datum.loss_fn_inputs["target_tokens"]) > 99).any():
+            raise InvalidArgumentError.at(f'data[{index}].loss_fn_inputs["target_tokens"]', "allowed are 0 to 99")
+
+
+async def abort(context: Any, fault: Fault) -> None:
+    if isinstance(fault, grpc.StatusCode):
+        await context.abort(fault, "broken by the test")
+    status: Any = rpc_status.to_status(fault.to_status())
+    await context.abort(status.code, status.details, status.trailing_metadata)

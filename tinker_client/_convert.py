@@ -1,0 +1,203 @@
+"""The client's types ↔ the contract's messages, and nothing else.
+
+A value that does not fit its field is a ValueError that names it. All six AdamW parameters are always sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC
+
+from tinker_client import types
+from tinker_client._tensor_data import TensorData
+from tinker_proto.tensor import from_array, to_array
+from tinker_proto.v1 import capability_pb2, checkpoint_pb2, data_pb2, sampling_pb2, training_pb2
+
+_STOP_REASONS: dict[int, types.StopReason] = {
+    sampling_pb2.STOP_REASON_STOP: "stop",
+    sampling_pb2.STOP_REASON_LENGTH: "length",
+}
+_CHECKPOINT_TYPES: dict[int, types.CheckpointType] = {
+    checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
+    checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER: "sampler",
+}
+
+
+def model_input_to_proto(model_input: types.ModelInput) -> data_pb2.ModelInput:
+    """Chunks in order."""
+    return data_pb2.ModelInput(chunks=[_chunk_to_proto(chunk) for chunk in model_input.chunks])
+
+
+def datum_to_proto(datum: types.Datum, index: int) -> data_pb2.Datum:
+    """One example; errors name it as data[index]."""
+    with naming(f"data[{index}]"):
+        return data_pb2.Datum(
+            model_input=model_input_to_proto(datum.model_input),
+            loss_fn_inputs={name: from_array(tensor.to_numpy()) for name, tensor in datum.loss_fn_inputs.items()},
+        )
+
+
+def adam_params_to_proto(adam_params: types.AdamParams) -> training_pb2.AdamParams:
+    """All six parameters, so that no default decides on the server."""
+    with naming("adam_params"):
+        return training_pb2.AdamParams(
+            learning_rate=adam_params.learning_rate,
+            beta1=adam_params.beta1,
+            beta2=adam_params.beta2,
+            eps=adam_params.eps,
+            weight_decay=adam_params.weight_decay,
+            grad_clip_norm=adam_params.grad_clip_norm,
+        )
+
+
+def lora_config_to_proto(config: types.LoraConfig) -> training_pb2.LoraConfig:
+    """The adapter's shape."""
+    with naming("lora_config"):
+        return training_pb2.LoraConfig(
+            rank=config.rank,
+            seed=config.seed,
+            train_mlp=config.train_mlp,
+            train_attn=config.train_attn,
+            train_unembed=config.train_unembed,
+        )
+
+
+def sampling_params_to_proto(params: types.SamplingParams) -> sampling_pb2.SamplingParams:
+    """None stays absent, and an empty `stop` stays present."""
+    with naming("sampling_params"):
+        return sampling_pb2.SamplingParams(
+            max_tokens=params.max_tokens,
+            seed=params.seed,
+            stop=_stop_to_proto(params.stop),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+        )
+
+
+def forward_output(
+    outputs: Sequence[training_pb2.LossFnOutput], metrics: Mapping[str, float]
+) -> types.ForwardBackwardOutput:
+    """A loss as the platform returned it."""
+    tensors = [
+        {name: TensorData.from_numpy(to_array(tensor)) for name, tensor in output.tensors.items()} for output in outputs
+    ]
+    return types.ForwardBackwardOutput(tensors, dict(metrics))
+
+
+def sample_response(response: sampling_pb2.SampleResponse) -> types.SampleResponse:
+    """Completions; an empty field is one that was not asked for."""
+    sequences = [
+        types.SampledSequence(list(item.tokens), list(item.logprobs), _STOP_REASONS[item.stop_reason])
+        for item in response.sequences
+    ]
+    topk = [list(zip(row.token_ids, row.logprobs, strict=True)) or None for row in response.topk_prompt_logprobs]
+    return types.SampleResponse(sequences, prompt_logprobs(response.prompt_logprobs) or None, topk or None)
+
+
+def prompt_logprobs(values: Sequence[float]) -> list[float | None]:
+    """NaN, where nothing predicts the token, becomes None."""
+    return [None if math.isnan(value) else value for value in values]
+
+
+def capabilities(response: capability_pb2.GetServerCapabilitiesResponse) -> types.GetServerCapabilitiesResponse:
+    """The base models served at this moment."""
+    return types.GetServerCapabilitiesResponse(
+        [
+            types.SupportedModel(
+                model_name=item.model_name,
+                max_context_length=item.max_context_length,
+                vocab_size=item.vocab_size,
+                trainable=item.trainable,
+                sampleable=item.sampleable,
+                max_lora_rank=item.max_lora_rank,
+                loss_fns=list(item.loss_fns),
+            )
+            for item in response.supported_models
+        ]
+    )
+
+
+def training_run(run: training_pb2.TrainingRun) -> types.TrainingRun:
+    """A run; times are in UTC."""
+    return types.TrainingRun(
+        training_run_id=run.training_run_id,
+        base_model=run.base_model,
+        is_lora=True,
+        lora_rank=run.lora_config.rank,
+        lora_config=_lora_config(run.lora_config),
+        user_metadata=dict(run.user_metadata),
+        create_time=run.create_time.ToDatetime(UTC),
+        last_request_time=run.last_request_time.ToDatetime(UTC),
+    )
+
+
+def info(run: training_pb2.TrainingRun) -> types.GetInfoResponse:
+    """What a training client says about itself."""
+    return types.GetInfoResponse(
+        model_id=run.training_run_id,
+        model_name=run.base_model,
+        model_data=types.ModelData(model_name=run.base_model, tokenizer_id=run.base_model),
+        is_lora=True,
+        lora_rank=run.lora_config.rank,
+        lora_config=_lora_config(run.lora_config),
+    )
+
+
+def checkpoint(item: checkpoint_pb2.Checkpoint) -> types.Checkpoint:
+    """A checkpoint; times are in UTC."""
+    return types.Checkpoint(
+        checkpoint_id=item.checkpoint_id,
+        checkpoint_type=_CHECKPOINT_TYPES[item.checkpoint_type],
+        time=item.time.ToDatetime(UTC),
+        tinker_path=item.tinker_path,
+        size_bytes=item.size_bytes,
+        public=item.public,
+        training_run_id=item.training_run_id,
+        base_model=item.base_model,
+        lora_config=_lora_config(item.lora_config),
+    )
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Turns what a message's constructor says about a wrong value into a ValueError that names the field."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def _chunk_to_proto(chunk: types.ModelInputChunk) -> data_pb2.Chunk:
+    if isinstance(chunk, types.EncodedTextChunk):
+        return data_pb2.Chunk(encoded_text=data_pb2.EncodedTextChunk(tokens=chunk.tokens))
+    if isinstance(chunk, types.ImageChunk):
+        image = data_pb2.ImageChunk(data=chunk.data, format=chunk.format, expected_tokens=chunk.expected_tokens)
+        return data_pb2.Chunk(image=image)
+    raise ValueError(f"a chunk is an EncodedTextChunk or an ImageChunk, not {type(chunk).__name__}")
+
+
+def _stop_to_proto(stop: str | Sequence[str] | Sequence[int] | None) -> sampling_pb2.Stop | None:
+    if stop is None:
+        return None
+    if isinstance(stop, str):
+        return sampling_pb2.Stop(strings=[stop])
+    message = sampling_pb2.Stop()
+    for item in stop:
+        if isinstance(item, str):
+            message.strings.append(item)
+        else:
+            message.token_ids.append(item)
+    return message
+
+
+def _lora_config(config: training_pb2.LoraConfig) -> types.LoraConfig:
+    return types.LoraConfig(
+        rank=config.rank,
+        seed=config.seed if config.HasField("seed") else None,
+        train_unembed=config.train_unembed,
+        train_mlp=config.train_mlp,
+        train_attn=config.train_attn,
+    )

@@ -1,0 +1,71 @@
+"""How long nobody has answered, and when to try again.
+
+Pauses grow and are jittered, so that a thousand clients do not come back in step. A platform that asks to come back
+later has answered: the count starts anew and its own delay is kept.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import timedelta
+
+import grpc
+
+from tinker_client._address import URL_VARIABLE, Address
+from tinker_client.errors import APIConnectionError, APITimeoutError, from_rpc_error, retry_delay
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+# A server that is overloaded or going away answers CANCELLED as well as UNAVAILABLE.
+_NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
+
+
+class Outage:
+    """Counts the time without an answer; gives up after `patience`."""
+
+    def __init__(self, address: Address, patience: timedelta, *, first_contact: bool) -> None:
+        self._address = address
+        self._patience_s = patience.total_seconds()
+        self._first_contact = first_contact
+        self.end()
+
+    def end(self) -> None:
+        """There was an answer: the next failure begins a new count."""
+        self._began = time.monotonic()
+        self._attempts = 0
+
+    @property
+    def seconds_left(self) -> float:
+        """How much longer to try, at least a moment."""
+        return max(self._began + self._patience_s - time.monotonic(), 0.1)
+
+    def pause_after(self, error: grpc.aio.AioRpcError) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            APIConnectionError: nobody has answered for too long.
+            APIStatusError: the platform has answered, and trying again does not help.
+        """
+        asked = retry_delay(error)
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked is not None:
+            self.end()
+            return max(asked.total_seconds(), _FIRST_PAUSE_S) * random.uniform(1.0, 1.5)
+        if error.code() not in _NO_ANSWER:
+            raise from_rpc_error(error)
+        self._attempts += 1
+        longest = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 10), _LONGEST_PAUSE_S)
+        pause = longest * random.uniform(0.5, 1.0)
+        if time.monotonic() + pause > self._began + self._patience_s:
+            raise self._given_up(error) from error
+        return pause
+
+    def _given_up(self, error: grpc.aio.AioRpcError) -> APIConnectionError:
+        kind = APITimeoutError if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else APIConnectionError
+        detail = error.details() or error.code().name
+        if not self._first_contact:
+            return kind(f"the platform at {self._address} has not answered for {self._patience_s:.0f} s ({detail})")
+        scheme = "" if self._address.secure else ", and grpcs:// if the server uses TLS"
+        return kind(
+            f"no platform answers at {self._address} ({detail}). Start one with `tinker-platform up`, or say where it "
+            f"is with {URL_VARIABLE} or ServiceClient(base_url=...), for example grpc://127.0.0.1:50051{scheme}."
+        )

@@ -1,0 +1,177 @@
+"""What comes out of the API: frozen values, nothing that acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from tinker_client._inputs import LoraConfig
+from tinker_client._tensor_data import TensorData
+from tinker_proto.path import TinkerPath
+
+StopReason = Literal["stop", "length"]
+CheckpointType = Literal["training", "sampler"]
+
+
+@dataclass(frozen=True)
+class ForwardBackwardOutput:
+    """A loss: for each datum its arrays by name, and metrics named `name:reduction`, "loss:sum" among them."""
+
+    loss_fn_outputs: list[dict[str, TensorData]]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class OptimStepResponse:
+    """What an optimizer step saw: "grad_norm:mean" is the gradient's norm before clipping."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SaveWeightsResponse:
+    """The path of a checkpoint for training."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class SaveWeightsForSamplerResponse:
+    """The path of a checkpoint for sampling."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class LoadWeightsResponse:
+    """The path that was loaded."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class SampledSequence:
+    """One completion: tokens with the stop token, and the logprob of each."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    stop_reason: StopReason
+
+
+TopkLogprobs = list[tuple[int, float]]
+"""(token id, logprob) pairs at one position, likeliest first."""
+
+
+@dataclass(frozen=True)
+class SampleResponse:
+    """Completions; prompt scores, if asked for, have one entry per prompt token, the first of them None."""
+
+    sequences: list[SampledSequence]
+    prompt_logprobs: list[float | None] | None = None
+    topk_prompt_logprobs: list[TopkLogprobs | None] | None = None
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    """A base model and its limits."""
+
+    model_name: str
+    max_context_length: int
+    vocab_size: int
+    trainable: bool
+    sampleable: bool
+    max_lora_rank: int
+    loss_fns: list[str]
+
+
+@dataclass(frozen=True)
+class GetServerCapabilitiesResponse:
+    """What the platform can do right now."""
+
+    supported_models: list[SupportedModel]
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """The base model of a training run; its tokenizer goes by the same name."""
+
+    model_name: str
+    tokenizer_id: str
+
+
+@dataclass(frozen=True)
+class GetInfoResponse:
+    """What a training client trains; `model_id` is the training run's id."""
+
+    model_id: str
+    model_name: str
+    model_data: ModelData
+    is_lora: bool
+    lora_rank: int
+    lora_config: LoraConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved adapter: "training" with optimizer, "sampler" without."""
+
+    checkpoint_id: str
+    checkpoint_type: CheckpointType
+    time: datetime
+    tinker_path: str
+    size_bytes: int
+    public: bool
+    training_run_id: str
+    base_model: str
+    lora_config: LoraConfig
+
+
+@dataclass(frozen=True)
+class CheckpointsListResponse:
+    """A page of checkpoints, newest first; an empty token means the last page."""
+
+    checkpoints: list[Checkpoint]
+    next_page_token: str
+    total_size: int
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A LoRA adapter in training."""
+
+    training_run_id: str
+    base_model: str
+    is_lora: bool
+    lora_rank: int
+    lora_config: LoraConfig
+    user_metadata: dict[str, str]
+    create_time: datetime
+    last_request_time: datetime
+
+
+@dataclass(frozen=True)
+class TrainingRunsResponse:
+    """A page of training runs, newest first; an empty token means the last page."""
+
+    training_runs: list[TrainingRun]
+    next_page_token: str
+    total_size: int
+
+
+@dataclass(frozen=True)
+class ParsedCheckpointTinkerPath:
+    """The parts of a checkpoint's path."""
+
+    tinker_path: str
+    training_run_id: str
+    checkpoint_type: CheckpointType
+    checkpoint_id: str
+
+    @classmethod
+    def from_tinker_path(cls, tinker_path: str) -> ParsedCheckpointTinkerPath:
+        """Reads a path; the two-part form is that of save_state. ValueError with what is allowed otherwise."""
+        path = TinkerPath.parse(tinker_path)
+        kind = path.kind or "weights"
+        checkpoint_type: CheckpointType = "training" if kind == "weights" else "sampler"
+        return cls(tinker_path, path.training_run_id, checkpoint_type, f"{kind}/{path.name}")

@@ -1,0 +1,117 @@
+"""One client process at the platform: its session, its watch, and how an operation is carried out.
+
+Training runs and sampling sessions are counted here, because their names derive from the session's. Lives on the
+background loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from tinker_client._transport import Transport
+from tinker_client._watch import Watch
+from tinker_client._window import Window
+from tinker_client.errors import RequestFailedError, TinkerError, from_operation_error
+from tinker_proto.v1 import operation_pb2, session_pb2
+
+R = TypeVar("R", bound=Message)
+SubmitMethod = grpc.aio.UnaryUnaryMultiCallable[Any, operation_pb2.Operation]
+
+_LAST_WORDS_S = 2.0
+
+
+class Session:
+    """An open session."""
+
+    def __init__(self, transport: Transport, session_id: str) -> None:
+        self.transport = transport
+        self.session_id = session_id
+        self.training_run_seq_ids = itertools.count()
+        self.sampling_session_seq_ids = itertools.count()
+        self._watch = Watch(transport, session_id)
+
+    @classmethod
+    async def open(cls, transport: Transport, user_metadata: Mapping[str, str]) -> Session:
+        """Opens a session and its watch, which also keeps it alive."""
+        request = session_pb2.CreateSessionRequest(user_metadata=user_metadata)
+        session = cls(transport, (await transport.call(transport.sessions.CreateSession, request)).session_id)
+        await session._watch.in_place()
+        return session
+
+    async def carry_out(
+        self,
+        name: str,
+        method: SubmitMethod,
+        request: Message,
+        response: type[R],
+        *,
+        window: Window,
+        cancelled: asyncio.Event | None = None,
+    ) -> R:
+        """Submits an operation that will be called `name`, and returns its response once it is done.
+
+        Once `cancelled`, if given, is set and the operation is accepted, the platform is asked to drop it.
+
+        Raises:
+            APIStatusError, APIConnectionError: the operation was not accepted.
+            RequestFailedError: it was, and failed.
+        """
+        outcome = self._watch.expect(name)
+        submit = asyncio.create_task(self._submit(name, method, request, window, cancelled))
+        submit.add_done_callback(lambda task: self._pass_on_failure(name, task))
+        try:
+            return _response(await outcome, response)
+        finally:
+            submit.cancel()
+            self._watch.forget(name)
+
+    def fail(self, name: str, error: TinkerError) -> None:
+        """Ends the wait for operation `name`, which can never finish."""
+        self._watch.fail(name, error)
+
+    async def knows(self, name: str) -> bool:
+        """Whether the platform is known to have a record of operation `name`."""
+        request = operation_pb2.GetOperationRequest(name=name)
+        return await self.transport.call_once(self.transport.operations.GetOperation, request, _LAST_WORDS_S)
+
+    async def end(self) -> None:
+        """Ends the session; everything outstanding fails. Takes a few seconds at most."""
+        await self._watch.close(TinkerError("the client was closed while this operation was outstanding"))
+        request = session_pb2.EndSessionRequest(session_id=self.session_id)
+        await self.transport.call_once(self.transport.sessions.EndSession, request, _LAST_WORDS_S)
+
+    async def _submit(
+        self, name: str, method: SubmitMethod, request: Message, window: Window, cancelled: asyncio.Event | None
+    ) -> None:
+        async with window.place(request.ByteSize()):
+            await self._watch.in_place()
+            self._watch.finish(await self.transport.call(method, request))
+        if cancelled is None:
+            return
+        await cancelled.wait()
+        cancel = operation_pb2.CancelOperationRequest(name=name)
+        self._watch.finish(await self.transport.call(self.transport.operations.CancelOperation, cancel))
+
+    def _pass_on_failure(self, name: str, submit: asyncio.Task[None]) -> None:
+        if not submit.cancelled() and (error := submit.exception()) is not None:
+            self._watch.fail(name, error)
+
+
+def _response(operation: operation_pb2.Operation, response: type[R]) -> R:
+    if operation.HasField("error"):
+        raise from_operation_error(operation.name, operation.error)
+    unpacked = response()
+    if not operation.response.Unpack(unpacked):
+        raise RequestFailedError(
+            f"operation {operation.name} has a result of type {operation.response.TypeName()!r} instead of "
+            f"{response.DESCRIPTOR.full_name}: server and client are of different versions",
+            request_id=operation.name,
+            category="server",
+        )
+    return unpacked

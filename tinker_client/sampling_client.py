@@ -1,0 +1,145 @@
+"""SamplingClient: completions and scores from a base model, or from one fixed checkpoint of an adapter.
+
+Requests have no order among each other: send as many as you like, the platform batches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import Message
+
+from tinker_client import _convert, types
+from tinker_client._connection import Connection
+from tinker_client._session import Session, SubmitMethod
+from tinker_client._tokenizer import get_tokenizer, get_tokenizer_async
+from tinker_client._window import Window
+from tinker_client.future import APIFuture
+from tinker_proto.v1 import sampling_pb2
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+
+
+class SamplingClient:
+    """Samples from one fixed set of weights; made by ServiceClient, or by TrainingClient from what it has saved."""
+
+    def __init__(
+        self, connection: Connection, session: Session, sampling_session: sampling_pb2.SamplingSession
+    ) -> None:
+        self._connection = connection
+        self._session = session
+        self._sampling_session_id = sampling_session.sampling_session_id
+        self._base_model = sampling_session.base_model
+        self._model_path = sampling_session.model_path
+        self._seq_ids = itertools.count()
+        self._window = Window()
+
+    @classmethod
+    async def open(
+        cls, connection: Connection, *, model_path: str | None = None, base_model: str | None = None
+    ) -> SamplingClient:
+        """Opens a sampling session for exactly one of the two; on the background loop."""
+        session = await connection.session()
+        request = sampling_pb2.CreateSamplingSessionRequest(
+            session_id=session.session_id,
+            sampling_session_seq_id=next(session.sampling_session_seq_ids),
+        )
+        if model_path is not None:
+            request.model_path = model_path
+        elif base_model is not None:
+            request.base_model = base_model
+        method = session.transport.sampling.CreateSamplingSession
+        return cls(connection, session, await session.transport.call(method, request))
+
+    @property
+    def model_path(self) -> str | None:
+        """The checkpoint's full path; None for a base model."""
+        return self._model_path or None
+
+    def sample(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int | None = None,
+    ) -> APIFuture[types.SampleResponse]:
+        """Continues `prompt` `num_samples` times; all of them share the work on the prompt.
+
+        `include_prompt_logprobs` also returns each prompt token's logprob, `topk_prompt_logprobs` the k likeliest
+        tokens at each prompt position.
+        """
+        with _convert.naming("sample"):
+            request = sampling_pb2.SampleRequest(
+                prompt=_convert.model_input_to_proto(prompt),
+                num_samples=num_samples,
+                sampling_params=_convert.sampling_params_to_proto(sampling_params),
+                include_prompt_logprobs=include_prompt_logprobs,
+                topk_prompt_logprobs=topk_prompt_logprobs or 0,
+            )
+        method = self._session.transport.sampling.Sample
+        return self._operation(method, request, sampling_pb2.SampleResponse, _convert.sample_response)
+
+    def compute_logprobs(self, prompt: types.ModelInput) -> APIFuture[list[float | None]]:
+        """Returns the logprob of each prompt token at temperature 1; the first, which nothing predicts, is None."""
+        with _convert.naming("prompt"):
+            request = sampling_pb2.ComputeLogprobsRequest(prompt=_convert.model_input_to_proto(prompt))
+        return self._operation(
+            self._session.transport.sampling.ComputeLogprobs,
+            request,
+            sampling_pb2.ComputeLogprobsResponse,
+            lambda response: _convert.prompt_logprobs(response.logprobs),
+        )
+
+    async def sample_async(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int | None = None,
+    ) -> types.SampleResponse:
+        """`sample`, awaited."""
+        return await self.sample(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs)
+
+    async def compute_logprobs_async(self, prompt: types.ModelInput) -> list[float | None]:
+        """`compute_logprobs`, awaited."""
+        return await self.compute_logprobs(prompt)
+
+    def get_base_model(self) -> str:
+        """The base model's name."""
+        return self._base_model
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer, as the platform uses it."""
+        return get_tokenizer(self._connection, self._base_model)
+
+    async def get_tokenizer_async(self) -> PreTrainedTokenizerBase:
+        """`get_tokenizer`, awaited."""
+        return await get_tokenizer_async(self._connection, self._base_model)
+
+    def _operation(
+        self,
+        method: SubmitMethod,
+        request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest,
+        response: type[R],
+        convert: Callable[[R], T],
+    ) -> APIFuture[T]:
+        request.sampling_session_id = self._sampling_session_id
+        request.seq_id = next(self._seq_ids)
+        name = f"{request.sampling_session_id}:{request.seq_id}"
+        cancelled = asyncio.Event()
+
+        async def carry_out() -> T:
+            return convert(
+                await self._session.carry_out(name, method, request, response, window=self._window, cancelled=cancelled)
+            )
+
+        return APIFuture(self._connection.loop, carry_out(), cancelled.set)
