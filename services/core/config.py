@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     max_cached_tokens: Annotated[int, Field(ge=64)] = 65_536
     max_adapters: Annotated[int, Field(ge=1)] = 64
 
+    def with_redis(self) -> Settings:
+        """These settings, if they say where Redis is: a service on its own has no embedded one.
+
+        Raises:
+            InvalidArgumentError: they do not.
+        """
+        if not self.redis_url:
+            message = "which Redis? Pass --redis-url or set TINKER_REDIS_URL (`up` brings its own)"
+            raise InvalidArgumentError(message, reason="NO_REDIS_URL")
+        return self
+
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints are stored."""
@@ -98,3 +109,11 @@ def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     if unknown:
         message = f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         raise InvalidArgumentError(message, reason="UNKNOWN_SETTING")
+
+
+def parse_base_model(option: str) -> tuple[str, str]:
+    """NAME=DIR, DIR, or a Hugging Face name → the name that clients use, and where to load it from."""
+    if Path(option).is_dir():
+        return Path(option).resolve().name, option
+    name, given, source = option.partition("=")
+    return (name, source) if given else (option, option)

@@ -21,7 +21,10 @@ class LossSpec:
     """Names that loss_fn_inputs must have."""
 
     optional: tuple[str, ...] = ()
-    """Names that loss_fn_inputs may have. `mask` multiplies the weights or advantages."""
+    """Names that loss_fn_inputs may have."""
+
+    factor: str = "advantages"
+    """The input that the loss is proportional to: `mask` multiplies it, and where it is absent it counts as one."""
 
     config: Mapping[str, float] = field(default_factory=dict)
     """Options of loss_fn_config with their defaults."""
@@ -31,8 +34,8 @@ LOSSES: Mapping[str, LossSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            LossSpec("cross_entropy", required=("target_tokens",), optional=("weights", "mask")),
-            LossSpec("importance_sampling", required=("target_tokens", "logprobs", "advantages"), optional=("mask",)),
+            LossSpec("cross_entropy", ("target_tokens",), ("weights", "mask"), factor="weights"),
+            LossSpec("importance_sampling", ("target_tokens", "logprobs", "advantages"), ("mask",)),
         )
     }
 )

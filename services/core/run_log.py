@@ -161,6 +161,14 @@ class RunLogs:
             raise FencedError(lease.run)
         return bool(reply == b"run")
 
+    async def pass_over(self, lease: Lease, seq_id: int) -> None:
+        """Moves the log's mark behind an operation that has its result already.
+
+        Raises:
+            FencedError: the lease has moved.
+        """
+        await self.complete(lease, seq_id, Result("", "", b""))
+
     async def complete(self, lease: Lease, seq_id: int, result: Result, writes: Sequence[Write] = ()) -> None:
         """Records an operation's result and moves the log's mark behind it; a second result changes nothing.
 

@@ -29,11 +29,3 @@ async def store_tokenizer(base: BaseModel, blobs: BlobStore) -> str:
     """Puts the tokenizer's files where the gateway finds them; returns the reference."""
     files = job_pb2.TokenizerFiles(files=base.tokenizer_files)
     return await blobs.put_once("tokenizers", files.SerializeToString(deterministic=True))
-
-
-def parse_base_model(option: str) -> tuple[str, str]:
-    """NAME=DIR, DIR, or a Hugging Face name → the name that clients use, and where to load from."""
-    if os.path.isdir(option):
-        return os.path.basename(os.path.abspath(option)), option
-    name, given, source = option.partition("=")
-    return (name, source) if given else (option, option)

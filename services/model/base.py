@@ -55,6 +55,11 @@ class BaseModel:
     tokenizer_files: dict[str, bytes]
     """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
 
+    @property
+    def trunk(self) -> nn.Module:
+        """All of the model but the unembedding."""
+        return self.module.get_submodule("model")
+
     def adaptable_linears(self) -> dict[str, nn.Linear]:
         """Every linear that an adapter may touch, by full module name, in the model's own order."""
         return {

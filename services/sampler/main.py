@@ -8,7 +8,7 @@ import structlog
 
 from services.core.blobs import BlobStore
 from services.core.checkpoints import CheckpointStore
-from services.core.config import Settings
+from services.core.config import Settings, parse_base_model
 from services.core.connection import RedisConnection
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
@@ -17,7 +17,7 @@ from services.core.sample_queue import SampleQueues
 from services.core.server import until_stopped
 from services.core.telemetry import configure_logging
 from services.core.workers import WorkerDirectory
-from services.model.announce import choose_device, parse_base_model, store_tokenizer, worker_name
+from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
 from services.sampler.engine import SamplerEngine
 from services.sampler.worker import SamplerWorker

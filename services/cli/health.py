@@ -1,0 +1,52 @@
+"""`tinker-platform health`: is a server there, and what does it serve."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.core.errors import UnavailableError
+
+TIMEOUT_S = 5.0
+
+
+def health(
+    address: Annotated[
+        str, typer.Argument(help="host:port of any of the platform's gRPC servers.")
+    ] = "127.0.0.1:50051",
+    service: Annotated[str, typer.Option(help="A service of that server; empty: the server itself.")] = "",
+) -> None:
+    """Ask a server for its health; exit code 0 means it serves."""
+    asyncio.run(_check(address, service))
+    typer.echo(f"{address} is serving")
+
+
+async def _check(address: str, service: str) -> None:
+    try:
+        status = await _status(address, service)
+    except grpc.aio.AioRpcError as error:
+        message = f"{address} does not answer: {error.details()} ({error.code().name})"
+        raise UnavailableError(message) from None
+    if status != health_pb2.HealthCheckResponse.SERVING:
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        raise UnavailableError(f"{address} is up but {name}: it is starting or draining")
+
+
+async def is_serving(address: str) -> bool:
+    """Whether a gRPC server is there and serves."""
+    try:
+        status = await _status(address, "")
+    except grpc.aio.AioRpcError:
+        return False
+    return status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def _status(address: str, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
+        return reply.status

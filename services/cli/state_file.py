@@ -1,0 +1,48 @@
+"""The data directory of `up`: one `up` at a time, and where its embedded Redis is."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from services.core.errors import FailedPreconditionError, UnavailableError
+from services.core.files import write_whole
+
+_LOCK = "lock"
+_REDIS_URL = "redis-url"
+
+
+def lock(data_dir: Path) -> IO[str]:
+    """Takes a data directory for this process; keep the file open for as long as it runs.
+
+    Raises:
+        FailedPreconditionError: another `up` uses the directory.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    file = open(data_dir / _LOCK, "w")  # noqa: SIM115 - the lock lives as long as the file is open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        message = f"another `tinker-platform up` uses {data_dir}; stop it, or pass another --data-dir"
+        raise FailedPreconditionError(message, reason="DATA_DIR_IN_USE") from None
+    return file
+
+
+def announce_redis_url(data_dir: Path, url: str) -> None:
+    """Lets other commands find the Redis of this `up`."""
+    write_whole(data_dir / _REDIS_URL, url.encode())
+
+
+def running_redis_url(data_dir: Path) -> str:
+    """The Redis of the `up` that runs in a data directory.
+
+    Raises:
+        UnavailableError: none does.
+    """
+    try:
+        return (data_dir / _REDIS_URL).read_text()
+    except FileNotFoundError:
+        message = f"no platform runs in {data_dir}: pass --data-dir of a running `up`, or --redis-url"
+        raise UnavailableError(message, reason="NOT_RUNNING") from None

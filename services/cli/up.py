@@ -1,0 +1,205 @@
+"""`tinker-platform up`: the whole platform on one machine, as child processes under one supervisor.
+
+Each service is the same process as in production. A child that dies is started again; one that cannot stay up ends the
+platform with a pointer to its log. Ctrl-C and SIGTERM stop the children in order: front first, storage last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from services.cli import processes, state_file
+from services.cli.embedded_redis import EmbeddedRedis
+from services.cli.health import is_serving
+from services.core.api_keys import ApiKeys
+from services.core.config import ENV_PREFIX, Settings, parse_base_model
+from services.core.connection import RedisConnection
+from services.core.errors import AlreadyExistsError, UnavailableError
+from services.core.server import until_stopped
+from services.core.workers import WorkerDirectory
+from tinker_proto.internal.v1 import job_pb2
+
+FIRST_TENANT = "default"
+QUICK_DEATHS = 3
+QUICK_DEATH_S = 10.0
+
+StartChild = Callable[[], Awaitable[asyncio.subprocess.Process]]
+
+_console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Service:
+    """One child: its name for people, and its command."""
+
+    name: str
+    command: Sequence[str]
+
+
+async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
+    """Runs the platform until SIGTERM or SIGINT.
+
+    Raises:
+        PlatformError: it cannot start, or a service cannot stay up; the message says what to do.
+    """
+    started = time.monotonic()
+    with state_file.lock(settings.data_dir):
+        logs = settings.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        async with AsyncExitStack() as stack:
+            supervisor = Supervisor(settings, logs)
+            stack.push_async_callback(supervisor.stop)
+            url = settings.redis_url or await supervisor.start_redis()
+            state_file.announce_redis_url(settings.data_dir, url)
+            connection = RedisConnection.open(url)
+            stack.push_async_callback(connection.close)
+            await _first_key(ApiKeys(connection))
+            for service in _services(base_models):
+                await supervisor.start(service, url)
+            stopped = asyncio.create_task(until_stopped())
+            ready = asyncio.create_task(_until_ready(settings, connection, base_models))
+            failed = asyncio.create_task(supervisor.until_failed())
+            await asyncio.wait({ready, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                ready.result()
+                print(f"ready  grpc://{settings.host}:{settings.grpc_port}  ({time.monotonic() - started:.1f} s)")
+                _next_steps(settings)
+                sys.stdout.flush()
+                await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            if failed.done():
+                failed.result()
+            _console.print("stopping ...")
+
+
+class Supervisor:
+    """Starts children, starts them again when they die, and stops them."""
+
+    def __init__(self, settings: Settings, logs: Path) -> None:
+        self._settings = settings
+        self._logs = logs
+        self._redis: EmbeddedRedis | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        self._children: dict[str, asyncio.subprocess.Process] = {}
+
+    async def start_redis(self) -> str:
+        """Starts the embedded server; returns its URL."""
+        redis = EmbeddedRedis(self._settings.data_dir / "redis", self._logs / "redis.log")
+        self._redis = redis
+        await self._start("redis", redis.start)
+        return redis.url
+
+    async def start(self, service: Service, redis_url: str) -> None:
+        """Starts a service."""
+        environment = _environment(self._settings, redis_url)
+        log = self._logs / f"{service.name.replace('/', '_').replace(' ', '-')}.log"
+
+        async def child() -> asyncio.subprocess.Process:
+            return await processes.start(service.command, environment=environment, log=log)
+
+        await self._start(service.name, child)
+
+    async def until_failed(self) -> None:
+        """Waits until a child cannot be kept up.
+
+        Raises:
+            UnavailableError: names it and its log.
+        """
+        done, _ = await asyncio.wait(self._watches, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
+
+    async def stop(self) -> None:
+        """Stops everything: services together, Redis after them."""
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        services = [child for name, child in self._children.items() if name != "redis"]
+        grace = self._settings.drain_seconds + 5
+        await asyncio.gather(*(processes.stop(child, grace) for child in services))
+        if self._redis is not None:
+            await self._redis.stop()
+
+    async def _start(self, name: str, child: StartChild) -> None:
+        _console.print(f"starting {name} ...")
+        self._children[name] = await child()
+        self._watches.append(asyncio.create_task(self._watch(name, child)))
+
+    async def _watch(self, name: str, child: StartChild) -> None:
+        deaths: list[float] = []
+        while True:
+            code = await self._children[name].wait()
+            deaths = [death for death in deaths if time.monotonic() - death < QUICK_DEATH_S] + [time.monotonic()]
+            if len(deaths) >= QUICK_DEATHS:
+                raise UnavailableError(f"{name} does not stay up (exit code {code}); see the logs in {self._logs}")
+            _console.print(f"{name} ended with exit code {code}; starting it again")
+            await asyncio.sleep(0.2)
+            self._children[name] = await child()
+
+
+def _services(base_models: Sequence[str]) -> list[Service]:
+    command = [sys.executable, "-m", "services.cli.main"]
+    services = [Service("gateway", [*command, "gateway"])]
+    for base_model in base_models:
+        name, _ = parse_base_model(base_model)
+        services += [
+            Service(f"{kind} {name}", [*command, kind, "--base-model", base_model]) for kind in ("trainer", "sampler")
+        ]
+    return services
+
+
+def _environment(settings: Settings, redis_url: str) -> dict[str, str]:
+    """The children's environment: our settings in full, so that flags reach them too."""
+    environment = dict(os.environ)
+    for name, value in settings.model_dump(mode="json").items():
+        environment[ENV_PREFIX + name.upper()] = str(value)
+    environment[ENV_PREFIX + "REDIS_URL"] = redis_url
+    environment[ENV_PREFIX + "DATA_DIR"] = str(settings.data_dir.resolve())
+    environment.pop("TINKER_API_KEY", None)
+    return environment
+
+
+async def _first_key(keys: ApiKeys) -> None:
+    """Accepts TINKER_API_KEY as a key, or makes one if there is none yet, and prints it."""
+    if given := os.environ.get("TINKER_API_KEY"):
+        with contextlib.suppress(AlreadyExistsError):
+            await keys.create(FIRST_TENANT, "from TINKER_API_KEY", given)
+    elif not await keys.list():
+        key, _ = await keys.create(FIRST_TENANT, "made by the first start")
+        print(f"API key of tenant {FIRST_TENANT}, not shown again:\n\n  export TINKER_API_KEY={key}\n", flush=True)
+
+
+async def _until_ready(settings: Settings, connection: RedisConnection, base_models: Sequence[str]) -> None:
+    """Waits until the gateway serves and every base model has a live trainer and a live sampler."""
+    kinds = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
+    names = [parse_base_model(base_model)[0] for base_model in base_models]
+    awaited = {f"{kind} {name}" for kind in kinds.values() for name in names} | {"gateway"}
+    while awaited:
+        live = {f"{kinds[status.kind]} {status.base_model}" for status in await WorkerDirectory(connection).live()}
+        if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):
+            live.add("gateway")
+        for name in sorted(awaited & live):
+            _console.print(f"{name} is up")
+        awaited -= live
+        await asyncio.sleep(0.1)
+
+
+def _next_steps(settings: Settings) -> None:
+    address = f"{settings.host}:{settings.grpc_port}"
+    print(
+        f"""
+Try it, in another terminal:
+  export TINKER_GRPC_URL=grpc://{address} TINKER_API_KEY=...
+  python examples/sft.py
+  grpcurl -plaintext -H "x-api-key: $TINKER_API_KEY" {address} tinker.v1.CapabilityService/GetServerCapabilities
+Logs: {settings.data_dir}/logs. Ctrl-C stops; the same command goes on where it was."""
+    )

@@ -1,0 +1,84 @@
+"""Training examples as tensors: from a request's data to packed rows, and from packed results back to each example.
+
+A request arrives here validated by the gateway. Its arrays are brought to one form: two-dimensional, `mask` multiplied
+into the factor of the loss, an absent factor filled with ones.
+
+T tokens of all examples end to end, N tokens of one, K targets a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.core.losses import LossSpec
+from tinker_proto.tensor import to_array
+from tinker_proto.v1 import data_pb2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One datum, on the CPU."""
+
+    tokens: Tensor
+    """int64 [N]."""
+
+    targets: Tensor
+    """int64 [N, K]."""
+
+    inputs: Mapping[str, Tensor]
+    """What the loss reads beside logprobs, float32 [N, K] each."""
+
+    shape: tuple[int, ...]
+    """[N] or [N, K]: of target_tokens as the client sent it, and so of the logprobs that it gets."""
+
+
+def read_example(datum: data_pb2.Datum, spec: LossSpec) -> Example:
+    """Converts a validated datum for a loss function."""
+    arrays = {name: torch.from_numpy(to_array(tensor)) for name, tensor in datum.loss_fn_inputs.items()}
+    targets = arrays.pop("target_tokens")
+    factor = arrays.get(spec.factor, torch.ones(targets.shape))
+    arrays[spec.factor] = factor * arrays.pop("mask", torch.ones(()))
+    tokens = np.concatenate([np.array(chunk.encoded_text.tokens, np.int64) for chunk in datum.model_input.chunks])
+    rows = len(targets)
+    return Example(
+        tokens=torch.from_numpy(tokens),
+        targets=targets.view(rows, -1),
+        inputs={name: array.view(rows, -1) for name, array in arrays.items()},
+        shape=tuple(targets.shape),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of one job end to end, on the device."""
+
+    lengths: tuple[int, ...]
+    tokens: Tensor
+    """int64 [T]."""
+
+    targets: Tensor
+    """int64 [T, K]; K is the largest of the examples, further columns of the others are 0."""
+
+    inputs: Mapping[str, Tensor]
+    """float32 [T, K] each; 0 in columns that an example does not have, so they add nothing to a loss."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], device: torch.device) -> Batch:
+        """Lays examples of one loss function end to end."""
+        width = max(example.targets.shape[1] for example in examples)
+
+        def joined(matrices: Iterator[Tensor]) -> Tensor:
+            return torch.cat([F.pad(matrix, (0, width - matrix.shape[1])) for matrix in matrices]).to(device)
+
+        return cls(
+            lengths=tuple(len(example.tokens) for example in examples),
+            tokens=torch.cat([example.tokens for example in examples]).to(device),
+            targets=joined(example.targets for example in examples),
+            inputs={name: joined(example.inputs[name] for example in examples) for name in examples[0].inputs},
+        )

@@ -1,0 +1,179 @@
+"""Carries out one job: from the request in the queue to the response that its operation returns.
+
+Runs on the engine's thread. Jobs arrive validated by the gateway; tinker paths arrive with the places that the worker
+looked up for them. Carrying a job out again after a crash gives the same result: a checkpoint that an earlier attempt
+of the same operation has written is taken as written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from services.core.checkpoints import CheckpointStore
+from services.core.errors import InternalError
+from services.core.losses import LOSSES
+from services.core.names import training_run_id
+from services.model.adapters import AdapterConfig
+from services.model.manifest import CheckpointKind, Manifest
+from services.trainer.batch import read_example
+from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
+from services.trainer.engine import Engine
+from services.trainer.losses import resolve_loss
+from services.trainer.optimizer import AdamParams
+from services.trainer.work import Outcome, Work
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.path import TinkerPath
+from tinker_proto.tensor import from_array
+from tinker_proto.v1 import training_pb2
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where in the checkpoint store the checkpoints are that a job names by tinker path."""
+
+    source: str = ""
+    """The one to read: load_state and create_training_run_from_checkpoint."""
+
+    target: str = ""
+    """The one to write: save_state and save_weights_for_sampler. Unique to the operation."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    engine: Engine
+    checkpoints: CheckpointStore
+    job: job_pb2.Job
+    locations: Locations
+
+
+def execute(engine: Engine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
+    """Carries out a job and returns the message that its operation's response holds.
+
+    Raises:
+        PlatformError: the job fails and its run is as it was; an optim_step that meets a gradient which is not finite
+            has discarded the gradient.
+    """
+    kind = job.WhichOneof("request")
+    if kind is None or kind not in _CARRY_OUT:
+        raise InternalError(f"a trainer was given job {job.operation} of kind {kind}")
+    return _CARRY_OUT[kind](_Call(engine, checkpoints, job, locations))
+
+
+def _create(call: _Call) -> Message:
+    request = call.job.create_training_run
+    given = request.lora_config
+    config = AdapterConfig(
+        rank=given.rank,
+        train_attn=given.train_attn if given.HasField("train_attn") else True,
+        train_mlp=given.train_mlp if given.HasField("train_mlp") else True,
+        train_unembed=given.train_unembed if given.HasField("train_unembed") else True,
+        seed=given.seed if given.HasField("seed") else None,
+    )
+    run_id = training_run_id(request.session_id, request.training_run_seq_id)
+    call.engine.create_run(run_id, config)
+    return _created(call, run_id, request.user_metadata)
+
+
+def _create_from_checkpoint(call: _Call) -> Message:
+    request = call.job.create_training_run_from_checkpoint
+    state = read_training_checkpoint(call.checkpoints.open(call.locations.source), call.engine.base)
+    if not request.restore_optimizer:
+        state.reset_optimizer()
+    run_id = training_run_id(request.session_id, request.training_run_seq_id)
+    call.engine.add_run(run_id, state)
+    return _created(call, run_id, request.user_metadata)
+
+
+def _created(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> Message:
+    config = call.engine.run(run_id).config
+    run = training_pb2.TrainingRun(
+        training_run_id=run_id,
+        base_model=call.engine.base.name,
+        lora_config=training_pb2.LoraConfig(
+            rank=config.rank,
+            seed=config.seed,
+            train_mlp=config.train_mlp,
+            train_attn=config.train_attn,
+            train_unembed=config.train_unembed,
+        ),
+        user_metadata=user_metadata,
+        create_time=call.job.create_time,
+        last_request_time=call.job.create_time,
+    )
+    return training_pb2.CreateTrainingRunResponse(training_run=run)
+
+
+def _forward(call: _Call) -> Message:
+    outcome = _outcome(call.engine, call.job.forward, backward=False)
+    return training_pb2.ForwardResponse(loss_fn_outputs=_outputs(outcome), metrics=outcome.metrics)
+
+
+def _forward_backward(call: _Call) -> Message:
+    outcome = _outcome(call.engine, call.job.forward_backward, backward=True)
+    return training_pb2.ForwardBackwardResponse(loss_fn_outputs=_outputs(outcome), metrics=outcome.metrics)
+
+
+def _outcome(
+    engine: Engine, request: training_pb2.ForwardRequest | training_pb2.ForwardBackwardRequest, *, backward: bool
+) -> Outcome:
+    spec = LOSSES[request.loss_fn]
+    examples = [read_example(datum, spec) for datum in request.data]
+    loss = resolve_loss(request.loss_fn, request.loss_fn_config)
+    return engine.run_alone(Work(request.training_run_id, examples, loss, backward))
+
+
+def _outputs(outcome: Outcome) -> list[training_pb2.LossFnOutput]:
+    return [
+        training_pb2.LossFnOutput(tensors={"logprobs": from_array(logprobs.numpy())}) for logprobs in outcome.logprobs
+    ]
+
+
+def _optim_step(call: _Call) -> Message:
+    given = call.job.optim_step.adam_params
+    params = AdamParams(**{field.name: getattr(given, field.name) for field in given.DESCRIPTOR.fields})
+    norm = call.engine.optim_step(call.job.optim_step.training_run_id, params)
+    return training_pb2.OptimStepResponse(metrics={"grad_norm:mean": norm})
+
+
+def _save_state(call: _Call) -> Message:
+    request = call.job.save_state
+    _save(call, "training", request.training_run_id)
+    return training_pb2.SaveStateResponse(path=str(TinkerPath(request.training_run_id, "weights", request.name)))
+
+
+def _save_weights_for_sampler(call: _Call) -> Message:
+    request = call.job.save_weights_for_sampler
+    _save(call, "sampler", request.training_run_id)
+    path = TinkerPath(request.training_run_id, "sampler_weights", request.name)
+    return training_pb2.SaveWeightsForSamplerResponse(path=str(path))
+
+
+def _save(call: _Call, kind: CheckpointKind, run_id: str) -> None:
+    state, checkpoints, target = call.engine.run(run_id), call.checkpoints, call.locations.target
+    if checkpoints.exists(target) and Manifest.read(checkpoints.open(target)).operation == call.job.operation:
+        return
+    manifest = Manifest(kind, run_id, call.engine.base.name, state.config, call.job.operation)
+    with checkpoints.write(target) as directory:
+        write_checkpoint(directory, state, call.engine.base, manifest)
+
+
+def _load_state(call: _Call) -> Message:
+    request = call.job.load_state
+    state = read_training_checkpoint(call.checkpoints.open(call.locations.source), call.engine.base)
+    call.engine.load(request.training_run_id, state, restore_optimizer=request.restore_optimizer)
+    return training_pb2.LoadStateResponse(path=request.path)
+
+
+_CARRY_OUT: Mapping[str, Callable[[_Call], Message]] = {
+    "create_training_run": _create,
+    "create_training_run_from_checkpoint": _create_from_checkpoint,
+    "forward": _forward,
+    "forward_backward": _forward_backward,
+    "optim_step": _optim_step,
+    "save_state": _save_state,
+    "load_state": _load_state,
+    "save_weights_for_sampler": _save_weights_for_sampler,
+}

@@ -1,0 +1,135 @@
+"""One job from the log to its outcome: finds its checkpoints, has the device thread execute it, enters what it saved.
+
+Whatever goes wrong becomes the operation's error and changes nothing in the run. A save writes to a location that holds
+its seq_id, so carrying it out a second time, after a crash between writing and reporting, finds its own files there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import structlog
+from google.protobuf.message import Message
+
+from services.core.catalog import Catalog, StoredCheckpoint, checkpoint_writes
+from services.core.checkpoints import CheckpointStore
+from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
+from services.core.names import OperationName
+from services.core.run_log import Write
+from services.model.device import DeviceThread
+from services.trainer.engine import TrainerEngine
+from services.trainer.execute import Locations, execute
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.path import CheckpointKind, TinkerPath
+from tinker_proto.v1 import checkpoint_pb2, training_pb2
+
+_log = structlog.get_logger(__name__)
+
+WITHOUT_EFFECT = frozenset({"forward", "save_state", "save_weights_for_sampler"})
+"""Requests that leave a run as it was: a replay passes over them."""
+
+JobOutcome = tuple[Message | PlatformError, Sequence[Write]]
+"""What an operation ends with, and the writes that must become visible with it."""
+
+_TYPES = {
+    "weights": checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
+    "sampler_weights": checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
+}
+
+
+class JobRunner:
+    """Carries out jobs of training runs."""
+
+    def __init__(self, engine: TrainerEngine, device: DeviceThread, catalog: Catalog, checkpoints: CheckpointStore) -> None:
+        self._engine = engine
+        self._device = device
+        self._catalog = catalog
+        self._checkpoints = checkpoints
+
+    async def run(self, job: job_pb2.Job) -> JobOutcome:
+        """Carries out a job."""
+        try:
+            target = await self._target(job)
+            response = await self._execute(job, target)
+            return response, await self._entry(job, target) if target else ()
+        except PlatformError as error:
+            return error, ()
+        except Exception as error:
+            _log.error("operation failed", operation=job.operation, exc_info=error)
+            message = f"operation {job.operation} failed in the trainer, whose log has the details"
+            return InternalError(message, reason="OPERATION_FAILED"), ()
+
+    async def replay(self, job: job_pb2.Job) -> None:
+        """Does again, in memory, what a finished job did to its run.
+
+        Raises:
+            PlatformError: it cannot be done again.
+        """
+        if job.WhichOneof("request") not in WITHOUT_EFFECT:
+            await self._execute(job, None)
+
+    async def _execute(self, job: job_pb2.Job, target: TinkerPath | None) -> Message:
+        locations = Locations(
+            source=await self._source(job), target=_location(job, target) if target is not None else ""
+        )
+        return await self._device.run(execute, self._engine, self._checkpoints, job, locations)
+
+    async def _source(self, job: job_pb2.Job) -> str:
+        """Where the checkpoint that a job loads is stored; "" if it loads none."""
+        kind = job.WhichOneof("request")
+        if kind not in ("load_state", "create_training_run_from_checkpoint"):
+            return ""
+        path = TinkerPath.parse(getattr(job, kind).path)
+        return (await self._catalog.checkpoint(path, job.tenant)).location
+
+    async def _target(self, job: job_pb2.Job) -> TinkerPath | None:
+        """The path that a job saves to; None if it saves nothing.
+
+        Raises:
+            AlreadyExistsError: the name is taken.
+        """
+        request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest
+        kind: CheckpointKind
+        match job.WhichOneof("request"):
+            case "save_state":
+                request, kind, overwrite = job.save_state, "weights", job.save_state.overwrite
+            case "save_weights_for_sampler":
+                request, kind, overwrite = job.save_weights_for_sampler, "sampler_weights", False
+            case _:
+                return None
+        path = TinkerPath(request.training_run_id, kind, request.name)
+        if not overwrite and await self._is_taken(path, job.tenant):
+            message = f"there is a checkpoint {path} already; choose another name"
+            if kind == "weights":
+                message += " or set overwrite"
+            raise AlreadyExistsError(message, reason="CHECKPOINT_EXISTS")
+        return path
+
+    async def _is_taken(self, path: TinkerPath, tenant: str) -> bool:
+        try:
+            await self._catalog.checkpoint(path, tenant)
+        except NotFoundError:
+            return False
+        return True
+
+    async def _entry(self, job: job_pb2.Job, path: TinkerPath) -> Sequence[Write]:
+        """The writes that enter a saved checkpoint into the catalog."""
+        run = await self._catalog.run(path.training_run_id, job.tenant)
+        location = _location(job, path)
+        checkpoint = checkpoint_pb2.Checkpoint(
+            checkpoint_id=path.checkpoint_id,
+            checkpoint_type=_TYPES[path.kind or "weights"],
+            tinker_path=str(path),
+            size_bytes=self._checkpoints.size_bytes(location),
+            training_run_id=path.training_run_id,
+            base_model=run.base_model,
+            lora_config=run.lora_config,
+        )
+        checkpoint.time.FromDatetime(datetime.now(UTC))
+        return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location))
+
+
+def _location(job: job_pb2.Job, path: TinkerPath) -> str:
+    """Where a save puts its files; see services.core.checkpoints."""
+    return f"{path.training_run_id}/{path.checkpoint_id}/{OperationName.parse(job.operation).seq_id}"

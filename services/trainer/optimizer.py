@@ -1,0 +1,68 @@
+"""AdamW on a run's flat buffer: one fused step over all its parameters, every hyperparameter from the call.
+
+Equal to torch.nn.utils.clip_grad_norm_ followed by torch.optim.AdamW (Loshchilov and Hutter, "Decoupled Weight Decay
+Regularization", 2019) over the adapter's matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.optim.adamw import adamw
+
+from services.core.errors import FailedPreconditionError
+from services.trainer.run_state import RunState
+
+
+@dataclass(frozen=True)
+class AdamParams:
+    """Hyperparameters of one step."""
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_clip_norm: float
+    """Largest global norm of the gradient; 0 or less turns clipping off."""
+
+
+@torch.no_grad()
+def adamw_step(state: RunState, params: AdamParams) -> float:
+    """Applies the accumulated gradient and clears it.
+
+    Returns:
+        The gradient's global norm before clipping.
+
+    Raises:
+        FailedPreconditionError: the norm is not finite; the gradient is cleared and nothing else has changed.
+    """
+    norm = float(torch.linalg.vector_norm(state.gradient))
+    if not math.isfinite(norm):
+        state.gradient.zero_()
+        raise FailedPreconditionError(
+            f"the accumulated gradient has norm {norm}; it was discarded and the step not taken", reason="NOT_FINITE"
+        )
+    if params.grad_clip_norm > 0:
+        state.gradient.mul_(min(1.0, params.grad_clip_norm / (norm + 1e-6)))
+    adamw(
+        [state.weights.flat],
+        [state.gradient],
+        [state.exp_avg],
+        [state.exp_avg_sq],
+        max_exp_avg_sqs=[],
+        state_steps=[torch.tensor(float(state.step), device=state.gradient.device)],
+        fused=True,
+        amsgrad=False,
+        lr=params.learning_rate,
+        beta1=params.beta1,
+        beta2=params.beta2,
+        weight_decay=params.weight_decay,
+        eps=params.eps,
+        maximize=False,
+    )
+    state.step += 1
+    state.gradient.zero_()
+    return norm

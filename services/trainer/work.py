@@ -1,0 +1,121 @@
+"""Forward and forward_backward jobs: what they ask, what they return, and a job while its rows run.
+
+A job's examples may share packed rows with other jobs' and may need several rows. What it has gathered becomes its
+result, and its gradient its run's, in one step at the end, or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.core.errors import FailedPreconditionError, InvalidArgumentError, PlatformError
+from services.model.base import BaseModel
+from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
+from services.trainer.batch import Batch, Example
+from services.trainer.losses import Loss
+from services.trainer.run_state import RunState
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward or forward_backward job."""
+
+    training_run_id: str
+    examples: Sequence[Example]
+    loss: Loss
+    backward: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job returns."""
+
+    logprobs: list[Tensor]
+    """float32 on the CPU, one for each example in order, of the shape of its target_tokens."""
+
+    metrics: dict[str, float]
+
+
+class JobUnderWay:
+    """A job under way: its scratch gradient and what its rows have given so far."""
+
+    def __init__(self, work: Work, run: RunState) -> None:
+        self.work = work
+        self.run = run
+        self.scratch = run.weights.zeros() if work.backward else None
+        self._logprobs: list[Tensor] = []
+        self._flat_logprobs: list[Tensor] = []
+        self._flat_inputs: dict[str, list[Tensor]] = defaultdict(list)
+
+    def head(self, base: BaseModel, hidden_TD: Tensor, examples: Sequence[Example], batch: Batch) -> Tensor:
+        """Log-probabilities of the job's part of a row; returns dL/dhidden, zero for a job without a gradient."""
+        if self.scratch is None:
+            logprobs_TK = target_logprobs(base, hidden_TD, batch.targets, self.run.weights)
+            d_hidden_TD = torch.zeros_like(hidden_TD)
+        else:
+            logprobs_TK, d_hidden_TD = target_logprobs_and_gradient(
+                base,
+                hidden_TD,
+                batch.targets,
+                adapter=self.run.weights,
+                gradient=self.scratch,
+                loss_gradient=lambda rows, logprobs: self.work.loss.gradient(
+                    logprobs, {name: values[rows] for name, values in batch.inputs.items()}
+                ),
+            )
+        by_example = torch.split_with_sizes(logprobs_TK.cpu(), batch.lengths)
+        for example, logprobs_NK in zip(examples, by_example, strict=True):
+            self._logprobs.append(logprobs_NK[:, : example.targets.shape[1]].reshape(example.shape))
+        self._flat_logprobs.append(logprobs_TK.reshape(-1))
+        for name, values in batch.inputs.items():
+            self._flat_inputs[name].append(values.reshape(-1))
+        return d_hidden_TD
+
+    def finish(self) -> Outcome | PlatformError:
+        """The job's result; its gradient becomes part of its run's unless something is not finite."""
+        logprobs = torch.cat(self._flat_logprobs)
+        if not logprobs.isfinite().all():
+            return FailedPreconditionError(
+                f"the log-probabilities of training run {self.work.training_run_id} are not finite: its weights have "
+                "diverged; load an earlier checkpoint",
+                reason="NOT_FINITE",
+            )
+        metrics = self.work.loss.metrics(
+            logprobs, {name: torch.cat(parts) for name, parts in self._flat_inputs.items()}
+        )
+        norm = float(torch.linalg.vector_norm(self.scratch.flat)) if self.scratch else 0.0
+        if not (math.isfinite(metrics["loss:sum"]) and math.isfinite(norm)):
+            loss = f"the loss is {metrics['loss:sum']} and its gradient's norm {norm}"
+            return InvalidArgumentError.at(
+                "data", f"{loss}; allowed are loss_fn_inputs that keep both finite", reason="NOT_FINITE"
+            )
+        if self.scratch:
+            self.run.gradient.add_(self.scratch.flat)
+        return Outcome(self._logprobs, metrics)
+
+
+Row = list[tuple[JobUnderWay, list[Example]]]
+"""One packed row: consecutive examples of one or several jobs."""
+
+
+def fill_rows(jobs: Sequence[JobUnderWay], limit: int) -> Iterator[Row]:
+    """Fills rows of at most `limit` tokens with the examples of all jobs in order; an example is never divided."""
+    row: Row = []
+    used = 0
+    for job in jobs:
+        for example in job.work.examples:
+            if row and used + len(example.tokens) > limit:
+                yield row
+                row, used = [], 0
+            if not row or row[-1][0] is not job:
+                row.append((job, []))
+            row[-1][1].append(example)
+            used += len(example.tokens)
+    if row:
+        yield row
