@@ -30,7 +30,5 @@ def hidden_states(base: BaseModel, sequences: Sequence[Sequence[int]]) -> Tensor
     base.module.set_attn_implementation(PACKED_ATTENTION)
     packed = PackedSequences.of([len(sequence) for sequence in sequences], base.device)
     tokens = torch.tensor([token for sequence in sequences for token in sequence], device=base.device)
-    output = base.module.get_decoder()(
-        input_ids=tokens[None], position_ids=packed.position_ids, use_cache=False, sequences=packed
-    )
+    output = base.trunk(input_ids=tokens[None], position_ids=packed.position_ids, use_cache=False, sequences=packed)
     return output.last_hidden_state[0]

@@ -1,0 +1,5 @@
+"""Fixtures of the parity tests."""
+
+from tests.model.fixtures import load, source
+
+__all__ = ["load", "source"]

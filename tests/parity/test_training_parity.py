@@ -1,0 +1,128 @@
+"""Training with the engine against plain PEFT with torch.optim.AdamW: same data, same seed, same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.base import BaseModel
+from services.trainer.batch import Example
+from services.trainer.engine import Engine
+from services.trainer.optimizer import AdamParams
+from services.trainer.work import Outcome
+from tests.model.plain_peft import PlainPeft, largest_difference
+from tests.trainer.data import ADAM, random_data, torch_adamw, work
+
+STEPS = 4
+LENGTHS = (9, 1, 17)
+
+
+def _reference_loss(loss: str, logprobs: Tensor, example: Example) -> Tensor:
+    """The formulas of the API, written out once more."""
+    inputs = {name: values.reshape(logprobs.shape) for name, values in example.inputs.items()}
+    if loss == "cross_entropy":
+        return -(logprobs * inputs["weights"]).sum()
+    return -((logprobs - inputs["logprobs"]).exp() * inputs["advantages"]).sum()
+
+
+def _reference_step(plain: PlainPeft, loss: str, examples: Sequence[Example]) -> tuple[float, list[Tensor]]:
+    """Adds gradients to PEFT's parameters; returns the loss and the logprobs."""
+    total, all_logprobs = 0.0, []
+    for example in examples:
+        logprobs = plain.logprobs(example.tokens.tolist(), example.targets.reshape(example.shape))
+        value = _reference_loss(loss, logprobs, example)
+        value.backward()
+        total += float(value.detach())
+        all_logprobs.append(logprobs.detach())
+    return total, all_logprobs
+
+
+def _assert_same(outcome: Outcome, loss: float, logprobs: Sequence[Tensor]) -> None:
+    assert outcome.metrics["loss:sum"] == pytest.approx(loss, rel=1e-5, abs=1e-4)
+    for actual, expected in zip(outcome.logprobs, logprobs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def _shaped_gradient(engine: Engine, run: str) -> dict[str, tuple[Tensor, Tensor]]:
+    state = engine.run(run)
+    return dict(AdapterWeights(state.config, state.weights.layout, state.gradient).linears)
+
+
+def _train_both(engine: Engine, plain: PlainPeft, loss: str, params: AdamParams, k: int | None = None) -> None:
+    """Takes steps on both sides and compares everything that can be seen after each."""
+    optimizer = torch_adamw(plain.parameters(), params)
+    for step in range(STEPS):
+        job = work("run", random_data(loss, LENGTHS, seed=step, k=k), loss)
+        outcome = engine.run_alone(job)
+        _assert_same(outcome, *_reference_step(plain, loss, job.examples))
+        gradients = {name: tuple(m.grad for m in plain.matrices(name)) for name in engine.run("run").weights.linears}
+        assert largest_difference(_shaped_gradient(engine, "run"), gradients) < 1e-5
+        limit = params.grad_clip_norm if params.grad_clip_norm > 0 else torch.inf
+        expected_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), limit)
+        assert engine.optim_step("run", params) == pytest.approx(float(expected_norm), rel=1e-5)
+        optimizer.step()
+        optimizer.zero_grad()
+    final = work("run", random_data(loss, LENGTHS, seed=STEPS, k=k), loss, backward=False)
+    with torch.no_grad():
+        expected = [plain.logprobs(item.tokens.tolist(), item.targets.reshape(item.shape)) for item in final.examples]
+    for actual, wanted in zip(engine.run_alone(final).logprobs, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("train_unembed", [True, False])
+def test_several_steps_equal_plain_peft_and_adamw(
+    load: Callable[..., BaseModel], source: Callable[..., Path], family: str, tied: bool, train_unembed: bool
+) -> None:
+    config = AdapterConfig(8, train_unembed=train_unembed, seed=7)
+    engine = Engine(load(family, tied=tied))
+    engine.create_run("run", config)
+    _train_both(engine, PlainPeft(source(family, tied=tied), config), "cross_entropy", ADAM)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 32])
+def test_any_rank(load: Callable[..., BaseModel], source: Callable[..., Path], rank: int) -> None:
+    config = AdapterConfig(rank, seed=rank)
+    engine = Engine(load())
+    engine.create_run("run", config)
+    _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"train_attn": False}, {"train_mlp": False}, {"train_attn": False, "train_mlp": False}]
+)
+def test_any_choice_of_linears(
+    load: Callable[..., BaseModel], source: Callable[..., Path], flags: dict[str, bool]
+) -> None:
+    config = AdapterConfig(4, seed=1, **flags)
+    engine = Engine(load())
+    engine.create_run("run", config)
+    _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
+
+
+@pytest.mark.parametrize(
+    ("loss", "k"), [("importance_sampling", None), ("cross_entropy", 5), ("importance_sampling", 2)]
+)
+def test_other_losses_and_several_targets_a_position(
+    load: Callable[..., BaseModel], source: Callable[..., Path], loss: str, k: int | None
+) -> None:
+    config = AdapterConfig(4, seed=1)
+    engine = Engine(load())
+    engine.create_run("run", config)
+    _train_both(engine, PlainPeft(source(), config), loss, ADAM, k)
+
+
+def test_clipping_and_rows_split_by_the_token_budget(
+    load: Callable[..., BaseModel], source: Callable[..., Path]
+) -> None:
+    config = AdapterConfig(4, seed=1)
+    engine = Engine(load(), row_tokens=10)
+    engine.create_run("run", config)
+    _train_both(engine, PlainPeft(source(), config), "cross_entropy", dataclasses.replace(ADAM, grad_clip_norm=0.5))

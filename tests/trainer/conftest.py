@@ -1,0 +1,19 @@
+"""Fixtures of the trainer tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from services.model.base import BaseModel
+from services.trainer.engine import Engine
+from tests.model.fixtures import load, source
+
+__all__ = ["engine", "load", "source"]
+
+
+@pytest.fixture
+def engine(load: Callable[..., BaseModel]) -> Engine:
+    """An engine on a tiny Qwen3, without runs."""
+    return Engine(load())

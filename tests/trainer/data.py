@@ -1,0 +1,64 @@
+"""Training data as a client sends it, and jobs made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from services.core.losses import LOSSES
+from services.trainer.batch import read_example
+from services.trainer.losses import resolve_loss
+from services.trainer.optimizer import AdamParams
+from services.trainer.work import Work
+from tests.model.tiny import VOCAB_SIZE
+from tinker_proto.tensor import from_array
+from tinker_proto.v1 import data_pb2
+
+ADAM = AdamParams(learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_clip_norm=0.0)
+
+
+def datum(tokens: Sequence[int], targets: Any, **inputs: Any) -> data_pb2.Datum:
+    """A datum; numbers become float32 tensors."""
+    arrays = {name: np.asarray(values, np.float32) for name, values in inputs.items()}
+    arrays["target_tokens"] = np.asarray(targets, np.int64)
+    return data_pb2.Datum(
+        model_input=data_pb2.ModelInput(
+            chunks=[data_pb2.Chunk(encoded_text=data_pb2.EncodedTextChunk(tokens=list(tokens)))]
+        ),
+        loss_fn_inputs={name: from_array(array) for name, array in arrays.items()},
+    )
+
+
+def random_data(loss: str, lengths: Sequence[int], *, seed: int = 0, k: int | None = None) -> list[data_pb2.Datum]:
+    """Data of the given lengths for a loss; k targets a position, or one without a second dimension."""
+    random = np.random.default_rng(seed)
+    data = []
+    for length in lengths:
+        shape = (length,) if k is None else (length, k)
+        inputs = (
+            {"weights": random.normal(size=shape)}
+            if loss == "cross_entropy"
+            else {"logprobs": -random.uniform(1, 6, size=shape), "advantages": random.normal(size=shape)}
+        )
+        tokens = random.integers(3, VOCAB_SIZE, length).tolist()
+        data.append(datum(tokens, random.integers(3, VOCAB_SIZE, shape), **inputs))
+    return data
+
+
+def work(run: str, data: Sequence[data_pb2.Datum], loss: str = "cross_entropy", *, backward: bool = True) -> Work:
+    """A job over the data."""
+    return Work(run, [read_example(item, LOSSES[loss]) for item in data], resolve_loss(loss, {}), backward)
+
+
+def torch_adamw(parameters: Sequence[torch.Tensor], params: AdamParams) -> torch.optim.AdamW:
+    """The reference optimizer."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=params.learning_rate,
+        betas=(params.beta1, params.beta2),
+        eps=params.eps,
+        weight_decay=params.weight_decay,
+    )
