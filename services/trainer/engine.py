@@ -25,7 +25,7 @@ from services.trainer.work import JobUnderWay, Outcome, Row, Work, fill_rows
 ROW_TOKENS = 8192
 
 
-class Engine:
+class TrainerEngine:
     """The runs of one process and the passes over them."""
 
     def __init__(self, base: BaseModel, *, row_tokens: int = ROW_TOKENS) -> None:

@@ -20,7 +20,7 @@ from services.model.adapters import AdapterConfig
 from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
-from services.trainer.engine import Engine
+from services.trainer.engine import TrainerEngine
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams
 from services.trainer.work import Outcome, Work
@@ -43,13 +43,13 @@ class Locations:
 
 @dataclass(frozen=True)
 class _Call:
-    engine: Engine
+    engine: TrainerEngine
     checkpoints: CheckpointStore
     job: job_pb2.Job
     locations: Locations
 
 
-def execute(engine: Engine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
+def execute(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
     """Carries out a job and returns the message that its operation's response holds.
 
     Raises:
@@ -117,7 +117,7 @@ def _forward_backward(call: _Call) -> Message:
 
 
 def _outcome(
-    engine: Engine, request: training_pb2.ForwardRequest | training_pb2.ForwardBackwardRequest, *, backward: bool
+    engine: TrainerEngine, request: training_pb2.ForwardRequest | training_pb2.ForwardBackwardRequest, *, backward: bool
 ) -> Outcome:
     spec = LOSSES[request.loss_fn]
     examples = [read_example(datum, spec) for datum in request.data]

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.optim.adamw import adamw
 
 from services.core.errors import FailedPreconditionError
@@ -29,6 +30,17 @@ class AdamParams:
     """Largest global norm of the gradient; 0 or less turns clipping off."""
 
 
+_NORM_PIECE = 1 << 16
+
+
+def global_norm(vector: Tensor) -> float:
+    """Euclidean norm of a flat float32 vector; inf where the sum of squares overflows float32.
+
+    A norm of the norms of pieces: torch's single pass over 20 million elements on a CPU is off by 7e-4.
+    """
+    return float(torch.nn.utils.get_total_norm(vector.split(_NORM_PIECE)))
+
+
 @torch.no_grad()
 def adamw_step(state: RunState, params: AdamParams) -> float:
     """Applies the accumulated gradient and clears it.
@@ -39,7 +51,7 @@ def adamw_step(state: RunState, params: AdamParams) -> float:
     Raises:
         FailedPreconditionError: the norm is not finite; the gradient is cleared and nothing else has changed.
     """
-    norm = float(torch.linalg.vector_norm(state.gradient))
+    norm = global_norm(state.gradient)
     if not math.isfinite(norm):
         state.gradient.zero_()
         raise FailedPreconditionError(

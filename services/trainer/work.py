@@ -19,6 +19,7 @@ from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
 from services.trainer.batch import Batch, Example
 from services.trainer.losses import Loss
+from services.trainer.optimizer import global_norm
 from services.trainer.run_state import RunState
 
 
@@ -89,7 +90,7 @@ class JobUnderWay:
         metrics = self.work.loss.metrics(
             logprobs, {name: torch.cat(parts) for name, parts in self._flat_inputs.items()}
         )
-        norm = float(torch.linalg.vector_norm(self.scratch.flat)) if self.scratch else 0.0
+        norm = global_norm(self.scratch.flat) if self.scratch else 0.0
         if not (math.isfinite(metrics["loss:sum"]) and math.isfinite(norm)):
             loss = f"the loss is {metrics['loss:sum']} and its gradient's norm {norm}"
             return InvalidArgumentError.at(

@@ -13,7 +13,7 @@ from torch import Tensor
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.trainer.batch import Example
-from services.trainer.engine import Engine
+from services.trainer.engine import TrainerEngine
 from services.trainer.optimizer import AdamParams
 from services.trainer.work import Outcome
 from tests.model.plain_peft import PlainPeft, largest_difference
@@ -49,12 +49,12 @@ def _assert_same(outcome: Outcome, loss: float, logprobs: Sequence[Tensor]) -> N
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def _shaped_gradient(engine: Engine, run: str) -> dict[str, tuple[Tensor, Tensor]]:
+def _shaped_gradient(engine: TrainerEngine, run: str) -> dict[str, tuple[Tensor, Tensor]]:
     state = engine.run(run)
     return dict(AdapterWeights(state.config, state.weights.layout, state.gradient).linears)
 
 
-def _train_both(engine: Engine, plain: PlainPeft, loss: str, params: AdamParams, k: int | None = None) -> None:
+def _train_both(engine: TrainerEngine, plain: PlainPeft, loss: str, params: AdamParams, k: int | None = None) -> None:
     """Takes steps on both sides and compares everything that can be seen after each."""
     optimizer = torch_adamw(plain.parameters(), params)
     for step in range(STEPS):
@@ -82,7 +82,7 @@ def test_several_steps_equal_plain_peft_and_adamw(
     load: Callable[..., BaseModel], source: Callable[..., Path], family: str, tied: bool, train_unembed: bool
 ) -> None:
     config = AdapterConfig(8, train_unembed=train_unembed, seed=7)
-    engine = Engine(load(family, tied=tied))
+    engine = TrainerEngine(load(family, tied=tied))
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(family, tied=tied), config), "cross_entropy", ADAM)
 
@@ -90,7 +90,7 @@ def test_several_steps_equal_plain_peft_and_adamw(
 @pytest.mark.parametrize("rank", [1, 3, 32])
 def test_any_rank(load: Callable[..., BaseModel], source: Callable[..., Path], rank: int) -> None:
     config = AdapterConfig(rank, seed=rank)
-    engine = Engine(load())
+    engine = TrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
 
@@ -102,7 +102,7 @@ def test_any_choice_of_linears(
     load: Callable[..., BaseModel], source: Callable[..., Path], flags: dict[str, bool]
 ) -> None:
     config = AdapterConfig(4, seed=1, **flags)
-    engine = Engine(load())
+    engine = TrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
 
@@ -114,7 +114,7 @@ def test_other_losses_and_several_targets_a_position(
     load: Callable[..., BaseModel], source: Callable[..., Path], loss: str, k: int | None
 ) -> None:
     config = AdapterConfig(4, seed=1)
-    engine = Engine(load())
+    engine = TrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), loss, ADAM, k)
 
@@ -123,6 +123,6 @@ def test_clipping_and_rows_split_by_the_token_budget(
     load: Callable[..., BaseModel], source: Callable[..., Path]
 ) -> None:
     config = AdapterConfig(4, seed=1)
-    engine = Engine(load(), row_tokens=10)
+    engine = TrainerEngine(load(), row_tokens=10)
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", dataclasses.replace(ADAM, grad_clip_norm=0.5))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from services.model.base import BaseModel
-from services.trainer.engine import Engine
+from services.trainer.engine import TrainerEngine
 from tests.model.fixtures import load, source
 
 __all__ = ["engine", "load", "source"]
 
 
 @pytest.fixture
-def engine(load: Callable[..., BaseModel]) -> Engine:
+def engine(load: Callable[..., BaseModel]) -> TrainerEngine:
     """An engine on a tiny Qwen3, without runs."""
-    return Engine(load())
+    return TrainerEngine(load())

@@ -1,0 +1,50 @@
+"""From data to tensors: defaults, masks, ragged lengths and differing numbers of targets."""
+
+from __future__ import annotations
+
+import torch
+
+from services.core.losses import LOSSES
+from services.trainer.batch import Batch, read_example
+from tests.trainer.data import datum
+from tinker_proto.v1 import data_pb2
+
+CPU = torch.device("cpu")
+CROSS_ENTROPY = LOSSES["cross_entropy"]
+IMPORTANCE = LOSSES["importance_sampling"]
+
+
+def test_absent_weights_are_ones() -> None:
+    example = read_example(datum([5, 6, 7], [6, 7, 8]), CROSS_ENTROPY)
+    assert example.tokens.tolist() == [5, 6, 7]
+    assert example.targets.tolist() == [[6], [7], [8]]
+    assert example.inputs["weights"].tolist() == [[1], [1], [1]]
+    assert example.shape == (3,)
+
+
+def test_mask_multiplies_weights_or_advantages_and_is_gone() -> None:
+    masked = read_example(datum([5, 6], [6, 7], weights=[2, 3], mask=[0, 1]), CROSS_ENTROPY)
+    assert masked.inputs.keys() == {"weights"}
+    assert masked.inputs["weights"].tolist() == [[0], [3]]
+    alone = read_example(datum([5, 6], [6, 7], mask=[0, 1]), CROSS_ENTROPY)
+    assert alone.inputs["weights"].tolist() == [[0], [1]]
+    policy = read_example(datum([5, 6], [6, 7], logprobs=[-1, -2], advantages=[4, 5], mask=[1, 0]), IMPORTANCE)
+    assert policy.inputs["advantages"].tolist() == [[4], [0]]
+    assert policy.inputs["logprobs"].tolist() == [[-1], [-2]]
+
+
+def test_chunks_are_read_in_order() -> None:
+    whole = datum([5], [9, 9, 9])
+    for tokens in ([6], [7]):
+        whole.model_input.chunks.add(encoded_text=data_pb2.EncodedTextChunk(tokens=tokens))
+    assert read_example(whole, CROSS_ENTROPY).tokens.tolist() == [5, 6, 7]
+
+
+def test_a_batch_pads_targets_but_not_tokens() -> None:
+    narrow = read_example(datum([5, 6], [6, 7], weights=[1, 2]), CROSS_ENTROPY)
+    wide = read_example(datum([8], [[3, 4, 5]], weights=[[0.5, 0.25, 0.125]]), CROSS_ENTROPY)
+    batch = Batch.of([narrow, wide], CPU)
+    assert batch.lengths == (2, 1)
+    assert batch.tokens.tolist() == [5, 6, 8]
+    assert batch.targets.tolist() == [[6, 0, 0], [7, 0, 0], [3, 4, 5]]
+    assert batch.inputs["weights"].tolist() == [[1, 0, 0], [2, 0, 0], [0.5, 0.25, 0.125]]

@@ -1,0 +1,97 @@
+"""The flat AdamW against torch.optim.AdamW over separate matrices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from services.core.errors import FailedPreconditionError
+from services.model.adapters import AdapterConfig, init_adapter
+from services.model.base import BaseModel
+from services.trainer.optimizer import adamw_step, global_norm
+from services.trainer.run_state import RunState
+from tests.trainer.data import ADAM, torch_adamw
+
+
+@pytest.fixture
+def state(load: Callable[..., BaseModel]) -> RunState:
+    return RunState(init_adapter(load(), AdapterConfig(4, seed=0)))
+
+
+def _gradient(state: RunState, seed: int) -> torch.Tensor:
+    return torch.randn(state.gradient.shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"weight_decay": 0.0},
+        {"eps": 1e-12},
+        {"beta1": 0.0, "beta2": 0.0},
+        {"grad_clip_norm": 0.3},
+        {"grad_clip_norm": 1e9},
+        {"grad_clip_norm": -1.0},
+        {"learning_rate": 0.0},
+    ],
+    ids=str,
+)
+def test_steps_equal_torchs(state: RunState, change: dict[str, float]) -> None:
+    params = dataclasses.replace(ADAM, **change)
+    reference = [matrix.clone().requires_grad_() for pair in state.weights.linears.values() for matrix in pair]
+    optimizer = torch_adamw(reference, params)
+    for step in range(5):
+        params = dataclasses.replace(params, learning_rate=params.learning_rate * 0.7)
+        optimizer.param_groups[0]["lr"] = params.learning_rate
+        state.gradient.copy_(_gradient(state, step))
+        start = 0
+        for matrix in reference:
+            matrix.grad = state.gradient[start : start + matrix.numel()].view_as(matrix).clone()
+            start += matrix.numel()
+        norm = torch.nn.utils.clip_grad_norm_(
+            reference, params.grad_clip_norm if params.grad_clip_norm > 0 else torch.inf
+        )
+        optimizer.step()
+        assert adamw_step(state, params) == pytest.approx(float(norm), rel=1e-5)
+        expected = torch.cat([matrix.detach().reshape(-1) for matrix in reference])
+        torch.testing.assert_close(state.weights.flat, expected, rtol=1e-5, atol=1e-7)
+    assert state.step == 5
+
+
+def test_a_step_clears_the_gradient(state: RunState) -> None:
+    state.gradient.copy_(_gradient(state, 0))
+    adamw_step(state, ADAM)
+    assert not state.gradient.any()
+
+
+def test_a_step_without_gradient_moves_by_momentum(state: RunState) -> None:
+    state.gradient.copy_(_gradient(state, 0))
+    adamw_step(state, ADAM)
+    before, moment = state.weights.flat.clone(), state.exp_avg.clone()
+    assert adamw_step(state, ADAM) == 0.0
+    assert not torch.equal(before, state.weights.flat)
+    torch.testing.assert_close(state.exp_avg, ADAM.beta1 * moment)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, 3e38])
+def test_a_gradient_that_is_not_finite_is_discarded_and_nothing_else_changes(state: RunState, poison: float) -> None:
+    state.gradient.copy_(_gradient(state, 0))
+    adamw_step(state, ADAM)
+    before = [vector.clone() for vector in (state.weights.flat, state.exp_avg, state.exp_avg_sq)]
+    state.gradient[7] = poison
+    with pytest.raises(FailedPreconditionError, match="not taken") as refused:
+        adamw_step(state, ADAM)
+    assert refused.value.reason == "NOT_FINITE"
+    for was, vector in zip(before, (state.weights.flat, state.exp_avg, state.exp_avg_sq), strict=True):
+        assert torch.equal(was, vector)
+    assert state.step == 1
+    assert not state.gradient.any()
+
+
+def test_the_norm_of_a_large_buffer_is_accurate() -> None:
+    values = torch.rand(20_000_000, generator=torch.Generator().manual_seed(0))
+    exact = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    assert global_norm(values) == pytest.approx(exact, rel=1e-6)
