@@ -35,7 +35,12 @@ def noise_key(seed: int, sample: int, position: int) -> int:
 def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device) -> torch.Tensor:
     """Standard Gumbel variates, float32 [len(keys), vocab_size]; row i depends on keys[i] only."""
     uniform_NV = _uniform_on_host(keys, vocab_size) if device.type == "cpu" else _uniform(keys, vocab_size, device)
-    return uniform_NV.clamp_(_LEAST, _GREATEST).neg_().log1p_().neg_().log_().neg_()
+    return gumbel_from_(uniform_NV)
+
+
+def gumbel_from_(uniform: torch.Tensor) -> torch.Tensor:
+    """Turns float32 uniforms in [0, 1] into finite Gumbel variates in place; the likely winners come from near zero."""
+    return uniform.clamp_(_LEAST, _GREATEST).neg_().log1p_().neg_().log_().neg_()
 
 
 def _uniform_on_host(keys: Sequence[int], vocab_size: int) -> torch.Tensor:

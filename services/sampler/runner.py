@@ -80,7 +80,7 @@ class Runner:
             rows += range(span.slot_end - chunk.count, span.slot_end)
         tokens_T, positions_T, rows_T = torch.tensor([tokens, positions, rows], device=self._base.device)
         with self._lora.segments(_segments([(chunk.sequence.group.adapter, chunk.count) for chunk in chunks])):
-            output = self._base.module.base_model(
+            output = self._base.trunk(
                 input_ids=tokens_T[None],
                 position_ids=positions_T[None],
                 use_cache=False,

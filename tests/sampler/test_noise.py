@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from services.sampler import noise
-from services.sampler.noise import gumbel_noise, noise_key
+from services.sampler.noise import gumbel_from_, gumbel_noise, noise_key
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,15 @@ def test_noise_is_gumbel() -> None:
     for threshold in (5.0, 10.0):
         expected = count * -torch.expm1(-torch.exp(torch.tensor(-threshold, dtype=torch.float64)))
         assert abs((values > threshold).sum() - expected) < 5 * expected**0.5 + 1
+
+
+def test_the_ends_of_the_uniform_give_finite_noise_in_order() -> None:
+    uniform = torch.tensor([1.0, 0.5, 2.0**-30, 2.0**-53, 0.0])
+    values = gumbel_from_(uniform.clone()).double()
+    assert torch.isfinite(values).all()
+    assert (values.diff() > 0).all()
+    expected = -(-(-uniform[1:4].double()).log1p()).log()
+    torch.testing.assert_close(values[1:4], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_small_uniforms_are_fine_grained() -> None:
