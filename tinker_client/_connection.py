@@ -57,6 +57,7 @@ class Connection:
     async def close(self) -> None:
         """Ends the session, if there is one, and closes the channel; again is no harm. On the background loop."""
         self.loop.forget(self.close)
+        self.transport.refuse_new_calls()
         session, self._session = self._session, None
         if session is not None:
             await session.end()

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tinker_client.errors import TinkerError
+
 T = TypeVar("T")
 
 EXIT_SECONDS = 5.0
@@ -72,7 +74,7 @@ class BackgroundLoop:
     def _finish(self, task: asyncio.Task[T], future: Future[T]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
-            future.set_exception(RuntimeError("the client's event loop was stopped"))
+            future.set_exception(TinkerError("the client was closed while this was under way"))
         elif (error := task.exception()) is not None:
             future.set_exception(error)
         else:

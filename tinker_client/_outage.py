@@ -11,9 +11,10 @@ import time
 from datetime import timedelta
 
 import grpc
+from google.rpc import error_details_pb2
 
 from tinker_client._address import URL_VARIABLE, Address
-from tinker_client.errors import APIConnectionError, APITimeoutError, from_rpc_error, retry_delay
+from tinker_client.errors import APIConnectionError, APITimeoutError, from_rpc_error, retry_delay, unpack_detail
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 # A server that is overloaded or going away answers CANCELLED as well as UNAVAILABLE.
@@ -62,6 +63,8 @@ class Outage:
     def _given_up(self, error: grpc.aio.AioRpcError) -> APIConnectionError:
         kind = APITimeoutError if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else APIConnectionError
         detail = error.details() or error.code().name
+        if unpack_detail(error, error_details_pb2.ErrorInfo()):  # somebody is there, and says why it does not work
+            return kind(f"the platform at {self._address} cannot do this now: {detail}")
         if not self._first_contact:
             return kind(f"the platform at {self._address} has not answered for {self._patience_s:.0f} s ({detail})")
         scheme = "" if self._address.secure else ", and grpcs:// if the server uses TLS"

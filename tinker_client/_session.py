@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tinker_client._transport import Transport
-from tinker_client._watch import Watch
+from tinker_client._watch import Expected, Watch
 from tinker_client._window import Window
 from tinker_client.errors import RequestFailedError, TinkerError, from_operation_error
 from tinker_proto.v1 import operation_pb2, session_pb2
@@ -62,11 +62,11 @@ class Session:
             APIStatusError, APIConnectionError: the operation was not accepted.
             RequestFailedError: it was, and failed.
         """
-        outcome = self._watch.expect(name)
-        submit = asyncio.create_task(self._submit(name, method, request, window, cancelled))
+        expected = self._watch.expect(name)
+        submit = asyncio.create_task(self._submit(expected, method, request, window, cancelled))
         submit.add_done_callback(lambda task: self._pass_on_failure(name, task))
         try:
-            return _response(await outcome, response)
+            return _response(await expected.outcome, response)
         finally:
             submit.cancel()
             self._watch.forget(name)
@@ -87,15 +87,21 @@ class Session:
         await self.transport.call_once(self.transport.sessions.EndSession, request, _LAST_WORDS_S)
 
     async def _submit(
-        self, name: str, method: SubmitMethod, request: Message, window: Window, cancelled: asyncio.Event | None
+        self,
+        expected: Expected,
+        method: SubmitMethod,
+        request: Message,
+        window: Window,
+        cancelled: asyncio.Event | None,
     ) -> None:
         async with window.place(request.ByteSize()):
             await self._watch.in_place()
+            expected.submitted = True
             self._watch.finish(await self.transport.call(method, request))
         if cancelled is None:
             return
         await cancelled.wait()
-        cancel = operation_pb2.CancelOperationRequest(name=name)
+        cancel = operation_pb2.CancelOperationRequest(name=expected.name)
         self._watch.finish(await self.transport.call(self.transport.operations.CancelOperation, cancel))
 
     def _pass_on_failure(self, name: str, submit: asyncio.Task[None]) -> None:

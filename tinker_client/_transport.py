@@ -103,9 +103,13 @@ class Transport:
             return Outage(self.address, self._patience, first_contact=False)
         return Outage(self.address, min(FIRST_CONTACT, self._patience), first_contact=True)
 
+    def refuse_new_calls(self) -> None:
+        """Lets no new call begin, because the client is closing."""
+        self._closed = True
+
     async def close(self) -> None:
         """Closes the channel; calls under way end."""
-        self._closed = True
+        self.refuse_new_calls()
         await self._channel.close(None)
 
     def _check_open(self) -> None:

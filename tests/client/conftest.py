@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 import tinker_client as tinker
-from tests.client.loopback import KEY, MODEL, LoopbackPlatform
+from tests.client.loopback import KEY, LoopbackPlatform
+from tests.client.toy_operations import MODEL
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
-"""A platform for the client's tests: the real services on a real grpc.aio server, with a toy model behind them.
+# ruff: noqa: N802
+"""A platform for the client's tests: the contract's services on a real grpc.aio server, in a thread of its own.
 
-It keeps the promises of the contract (names, idempotent resends, strict seq_id order with parking, one result each,
-refusals that take their place) and lets a test break what may break: replies, streams, single calls, the whole server.
-The toy model gives target token t the log-probability -(t + 1) / 10.
+It lets a test break what may break: single calls, replies on their way back, streams, the whole server.
 """
 
 from __future__ import annotations
@@ -15,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
-from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from services.core.errors import (
-    AlreadyExistsError,
     InvalidArgumentError,
     NotFoundError,
     PlatformError,
     UnauthenticatedError,
 )
+from tests.client.toy_operations import MODEL, Operations
 from tinker_proto.path import TinkerPath
-from tinker_proto.tensor import from_array, to_array
+from tinker_proto.tensor import to_array
 from tinker_proto.v1 import (
     capability_pb2,
     capability_pb2_grpc,
@@ -44,147 +41,7 @@ from tinker_proto.v1 import (
 )
 
 KEY = "tml-loopback"
-MODEL = "toy/model"
-PARKED = operation_pb2.OPERATION_STATE_PARKED
 Fault = PlatformError | grpc.StatusCode
-
-
-class Operations:
-    """Operation records, and the order in which a run's are carried out."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, operation_pb2.Operation] = {}
-        self.requests: dict[str, Message] = {}
-        self.carried_out: list[str] = []
-        self.next_seq: defaultdict[str, int] = defaultdict(int)
-        self.watchers: set[asyncio.Queue[operation_pb2.Operation | None]] = set()
-        self.held: set[str] = set()
-        self.hold_all = False
-
-    def accept(self, scope: str, seq_id: int, method: str, request: Message) -> operation_pb2.Operation:
-        name = f"{scope}:{seq_id}"
-        known = self.records.get(name)
-        if known is not None:
-            if self.requests[name] != request:
-                raise AlreadyExistsError(f"operation {name} exists with another request", reason="SEQ_ID_USED")
-            return known
-        self.records[name] = operation_pb2.Operation(name=name, method=method, state=PARKED)
-        self.requests[name] = request
-        self.advance(scope)
-        return self.records[name]
-
-    def refuse(self, scope: str, seq_id: int, method: str, request: Message, error: PlatformError) -> None:
-        name = f"{scope}:{seq_id}"
-        if name not in self.records:
-            self.requests[name] = request
-            self.records[name] = operation_pb2.Operation(
-                name=name, method=method, done=True, error=error.to_operation_error()
-            )
-            self.advance(scope)
-
-    def advance(self, scope: str) -> None:
-        """Carries out whatever has its turn: in order for a run, anything for a sampling session."""
-        if ":train:" not in scope:
-            for name in [name for name in self.records if name.startswith(f"{scope}:")]:
-                self._carry_out(name)
-            return
-        while (name := f"{scope}:{self.next_seq[scope]}") in self.records and self._carry_out(name):
-            self.next_seq[scope] += 1
-
-    def release(self) -> None:
-        self.hold_all = False
-        self.held.clear()
-        for scope in {name.rpartition(":")[0] for name in list(self.records)}:
-            self.advance(scope)
-
-    def cancel(self, name: str) -> operation_pb2.Operation:
-        operation = self.records[name]
-        if not operation.done:
-            operation.error.code, operation.error.message = 1, f"operation {name} was cancelled before it began"
-            operation.error.reason = "CANCELLED"
-            self._finish(operation)
-            self.advance(name.rpartition(":")[0])
-        return operation
-
-    def _carry_out(self, name: str) -> bool:
-        operation = self.records[name]
-        if operation.done:
-            return True
-        if self.hold_all or name in self.held:
-            return False
-        self.carried_out.append(name)
-        try:
-            operation.response.Pack(carry_out(operation.method, name, self.requests[name]))
-        except PlatformError as error:
-            operation.error.CopyFrom(error.to_operation_error())
-        self._finish(operation)
-        return True
-
-    def _finish(self, operation: operation_pb2.Operation) -> None:
-        operation.done = True
-        for watcher in self.watchers:
-            watcher.put_nowait(operation)
-
-
-def carry_out(method: str, name: str, request: Any) -> Message:
-    """What the toy model answers."""
-    scope = name.rpartition(":")[0]
-    match method:
-        case "CreateTrainingRun":
-            run = training_pb2.TrainingRun(
-                training_run_id=scope,
-                base_model=request.base_model,
-                lora_config=request.lora_config,
-                user_metadata=request.user_metadata,
-            )
-            return training_pb2.CreateTrainingRunResponse(training_run=run)
-        case "CreateTrainingRunFromCheckpoint":
-            if "missing" in request.path:
-                raise NotFoundError(f"there is no checkpoint {request.path}", reason="CHECKPOINT_NOT_FOUND")
-            run = training_pb2.TrainingRun(
-                training_run_id=scope, base_model=MODEL, lora_config=training_pb2.LoraConfig(rank=4)
-            )
-            return training_pb2.CreateTrainingRunResponse(training_run=run)
-        case "Forward" | "ForwardBackward":
-            response = training_pb2.ForwardBackwardResponse()
-            loss = 0.0
-            for datum in request.data:
-                logprobs = -(to_array(datum.loss_fn_inputs["target_tokens"]).astype(np.float32) + 1) / 10
-                response.loss_fn_outputs.add().tensors["logprobs"].CopyFrom(from_array(logprobs))
-                if "weights" in datum.loss_fn_inputs:
-                    loss -= float((to_array(datum.loss_fn_inputs["weights"]) * logprobs).sum())
-            response.metrics["loss:sum"] = loss
-            response.metrics["data:mean"] = len(request.data)
-            if method == "Forward":
-                return training_pb2.ForwardResponse.FromString(response.SerializeToString())
-            return response
-        case "OptimStep":
-            return training_pb2.OptimStepResponse(metrics={"grad_norm:mean": request.adam_params.learning_rate})
-        case "SaveState":
-            return training_pb2.SaveStateResponse(path=f"tinker://{scope}/weights/{request.name}")
-        case "LoadState":
-            if "missing" in request.path:
-                raise NotFoundError(f"there is no checkpoint {request.path}", reason="CHECKPOINT_NOT_FOUND")
-            return training_pb2.LoadStateResponse(path=request.path)
-        case "SaveWeightsForSampler":
-            saved = request.name or f"seq-{request.seq_id}"
-            return training_pb2.SaveWeightsForSamplerResponse(path=f"tinker://{scope}/sampler_weights/{saved}")
-        case "Sample":
-            prompt = [token for chunk in request.prompt.chunks for token in chunk.encoded_text.tokens]
-            response = sampling_pb2.SampleResponse()
-            for index in range(request.num_samples or 1):
-                tokens = [*prompt, index]
-                response.sequences.add(tokens=tokens, logprobs=[-0.5] * len(tokens), stop_reason=1)
-            if request.include_prompt_logprobs:
-                response.prompt_logprobs.extend([float("nan"), *[-0.25] * (len(prompt) - 1)])
-            for position in range(len(prompt) if request.topk_prompt_logprobs else 0):
-                ids = range(request.topk_prompt_logprobs) if position else []
-                response.topk_prompt_logprobs.add(token_ids=ids, logprobs=[-0.5 for _ in ids])
-            return response
-        case "ComputeLogprobs":
-            count = sum(len(chunk.encoded_text.tokens) for chunk in request.prompt.chunks)
-            return sampling_pb2.ComputeLogprobsResponse(logprobs=[float("nan"), *[-0.25] * (count - 1)])
-    raise AssertionError(method)
 
 
 class LoopbackPlatform(
@@ -195,7 +52,7 @@ class LoopbackPlatform(
     checkpoint_pb2_grpc.CheckpointServiceServicer,
     capability_pb2_grpc.CapabilityServiceServicer,
 ):
-    """All services; runs in a thread of its own, so that sync and async tests can use it alike."""
+    """All services."""
 
     def __init__(self, tokenizer_directory: Path | None = None) -> None:
         self.operations = Operations()
@@ -270,6 +127,7 @@ class LoopbackPlatform(
 
     async def _submit(self, scope: str, seq_id: int, method: str, request: Any, context: Any) -> Any:
         await self._enter(method, context)
+        known = f"{scope}:{seq_id}" in self.operations.records
         try:
             check_content(request)
             operation = self.operations.accept(scope, seq_id, method, request)
@@ -281,12 +139,7 @@ class LoopbackPlatform(
         if self.lose_reply[method]:
             self.lose_reply[method] -= 1
             await abort(context, grpc.StatusCode.UNAVAILABLE)
-        reply = operation_pb2.Operation()
-        reply.CopyFrom(operation)
-        if not self.lose_reply["results in replies"]:
-            reply.done = False  # results come by the watch alone, unless it is a resend
-            reply.ClearField("outcome")
-        return reply
+        return operation if known else operation_pb2.Operation(name=operation.name, method=method)
 
     async def CreateSession(self, request: Any, context: Any) -> Any:
         await self._enter("CreateSession", context)
