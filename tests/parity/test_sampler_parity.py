@@ -1,0 +1,95 @@
+"""Sampler and trainer agree on every log-probability of weights that were trained, saved and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.model.adapters import AdapterConfig
+from services.model.base import BaseModel
+from services.model.manifest import Manifest
+from services.trainer.checkpoint_files import write_checkpoint
+from services.trainer.engine import TrainerEngine
+from tests.model.rows import random_tokens
+from tests.sampler.fixtures import ask, make_engine, run
+from tests.trainer.data import ADAM, datum, random_data, work
+
+TOLERANCE = 1e-4
+Load = Callable[..., BaseModel]
+
+KINDS = (
+    AdapterConfig(8, seed=1),
+    AdapterConfig(3, seed=2, train_unembed=False),
+    AdapterConfig(1, seed=3, train_attn=False, train_mlp=False),
+)
+
+
+def trained(trainer: TrainerEngine, directory: Path) -> list[Path]:
+    """Runs of several kinds after some steps, each saved for the sampler."""
+    locations = []
+    for index, config in enumerate(KINDS):
+        run_id = f"run-{index}"
+        state = trainer.create_run(run_id, config)
+        for step in range(5):
+            trainer.run_alone(work(run_id, random_data("cross_entropy", (9, 20), seed=step)))
+            trainer.optim_step(run_id, ADAM)
+        locations.append(directory / run_id)
+        locations[-1].mkdir()
+        manifest = Manifest("sampler", run_id, trainer.base.name, config, f"{run_id}:11")
+        write_checkpoint(locations[-1], state, trainer.base, manifest)
+    return locations
+
+
+def trainer_logprobs(trainer: TrainerEngine, run_id: str, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Of every token but the first, by the trainer's forward."""
+    data = [datum(tokens[:-1], tokens[1:], weights=[1.0] * (len(tokens) - 1)) for tokens in sequences]
+    return trainer.run_alone(work(run_id, data, backward=False)).logprobs
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
+@pytest.mark.parametrize("budget", [16, 64])
+def test_sampler_and_trainer_agree(load: Load, tmp_path: Path, family: str, tied: bool, budget: int) -> None:
+    trainer = TrainerEngine(load(family, tied=tied))
+    base = load(family, tied=tied)
+    locations = trained(trainer, tmp_path)
+    prompts = random_tokens(base, [2, 7, 33, 64, 100])
+    requests = [
+        ask(
+            f"{index}-{place}",
+            prompt,
+            num_samples=2,
+            max_tokens=20,
+            seed=place,
+            adapter=location,
+            include_prompt_logprobs=True,
+        )
+        for place, prompt in enumerate(prompts)
+        for index, location in enumerate(locations)
+    ]
+    results = run(make_engine(base, max_tokens_per_step=budget), *requests)
+    worst = 0.0
+    for request, result in zip(requests, results, strict=True):
+        assert result.prompt_logprobs is not None
+        sequences = [[*request.prompt, *sampled.tokens] for sampled in result.sequences]
+        run_id = f"run-{request.name[0]}"
+        for sampled, expected in zip(result.sequences, trainer_logprobs(trainer, run_id, sequences), strict=True):
+            actual = torch.tensor([*result.prompt_logprobs[1:], *sampled.logprobs])
+            worst = max(worst, float((actual - expected).abs().max()))
+    assert worst < TOLERANCE
+
+
+def test_training_shows_in_the_sampler(load: Load, tmp_path: Path) -> None:
+    """The comparison means something: another run's checkpoint is far off."""
+    trainer, base = TrainerEngine(load()), load()
+    locations = trained(trainer, tmp_path)
+    (prompt,) = random_tokens(base, [40])
+    (result,) = run(
+        make_engine(base), ask("one", prompt, num_samples=0, adapter=locations[0], include_prompt_logprobs=True)
+    )
+    assert result.prompt_logprobs is not None
+    (other,) = trainer_logprobs(trainer, "run-1", [prompt])
+    assert (torch.tensor(result.prompt_logprobs[1:]) - other).abs().max() > 0.1
