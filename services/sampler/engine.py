@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
-from functools import cached_property
+from collections.abc import Iterable
 
 from services.core.errors import AlreadyExistsError, FailedPreconditionError, InternalError, PlatformError
 from services.model.base import BaseModel
@@ -22,7 +21,7 @@ from services.sampler.runner import Outcome, Runner
 from services.sampler.scheduler import Chunk, schedule
 from services.sampler.sequence import Group, Sequence
 from services.sampler.stop import StopWatch
-from services.sampler.vocabulary import token_bytes_of
+from services.sampler.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +58,7 @@ class SamplerEngine:
         self._store = KVStore(base, max_cached_tokens)
         self._runner = Runner(base, self._store)
         self._residency = Residency(base, max_adapters)
+        self._vocabulary = Vocabulary(base.tokenizer)
         self._groups: dict[str, Group] = {}
         """Unfinished requests by name, in order of arrival."""
 
@@ -99,7 +99,7 @@ class SamplerEngine:
         if request.name in self._groups:
             raise AlreadyExistsError(f"{request.name} is being worked on already")
         if request.params.stop.strings:
-            self._token_bytes  # noqa: B018 - raises if this tokenizer cannot match strings
+            self._vocabulary.check_readable()
         self._groups[request.name] = Group(request)
 
     def cancel(self, name: str) -> bool:
@@ -150,7 +150,7 @@ class SamplerEngine:
     def _place(self, group: Group, slot: Slot, *, computed: int) -> None:
         """Starts the group's next sequence in a slot that holds `computed` tokens of the prompt."""
         request = group.request
-        watch = StopWatch(request.params.stop, self._bytes_of)
+        watch = StopWatch(request.params.stop, self._vocabulary.bytes_of)
         group.live.append(Sequence(group, group.started, slot, watch, list(request.prompt), computed))
         group.started += 1
 
@@ -202,13 +202,6 @@ class SamplerEngine:
 
     def _sequences(self) -> list[Sequence]:
         return [sequence for group in self._groups.values() for sequence in group.live]
-
-    @cached_property
-    def _token_bytes(self) -> Callable[[int], bytes]:
-        return token_bytes_of(self._base.tokenizer)
-
-    def _bytes_of(self, token: int) -> bytes:
-        return self._token_bytes(token)
 
 
 def _commit(outcome: Outcome) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,38 +19,44 @@ from services.core.errors import InvalidArgumentError
 _SPACE = "\u2581"
 _LONE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
-# Enough for every token that a run of requests is likely to produce, few megabytes.
-_CACHED_TOKENS = 1 << 16
+
+class Vocabulary:
+    """The bytes of each token of a tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._kinds = _kinds(_decoder_of(tokenizer))
+        self._bytes: dict[int, bytes] = {}
+        """Tokens that were asked for so far."""
+
+    def check_readable(self) -> None:
+        """Makes sure that `bytes_of` has an answer.
+
+        Raises:
+            InvalidArgumentError: the tokenizer writes its tokens in a way that is not known here.
+        """
+        if not self._kinds & _PIECE_DECODERS.keys():
+            raise InvalidArgumentError.at(
+                "sampling_params.stop.strings",
+                f"cannot be matched with a tokenizer whose decoder is {sorted(self._kinds) or 'absent'}; use token_ids",
+            )
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token of a readable tokenizer stands for; an id that the tokenizer lacks (a padding row), nothing."""
+        if token not in self._bytes:
+            piece = self._tokenizer.convert_ids_to_tokens(token)
+            kind = next(kind for kind in _PIECE_DECODERS if kind in self._kinds)
+            self._bytes[token] = _PIECE_DECODERS[kind](piece) if isinstance(piece, str) else b""
+        return self._bytes[token]
 
 
-def token_bytes_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], bytes]:
-    """A function from token id to bytes; ids that the tokenizer does not know (padding rows) have none.
-
-    Raises:
-        InvalidArgumentError: the tokenizer writes its tokens in a way that is not known here.
-    """
-    decode = _piece_decoder(tokenizer)
-
-    @lru_cache(maxsize=_CACHED_TOKENS)
-    def token_bytes(token: int) -> bytes:
-        piece = tokenizer.convert_ids_to_tokens(token)
-        return decode(piece) if isinstance(piece, str) else b""
-
-    return token_bytes
-
-
-def _piece_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], bytes]:
+def _decoder_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """The tokenizer's own description of its decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.decoder.__getstate__()) if backend is not None and backend.decoder else None
-    kinds = _kinds(decoder)
-    if "ByteLevel" in kinds:
-        return _byte_level
-    if "ByteFallback" in kinds or "Metaspace" in kinds:
-        return _byte_fallback
-    raise InvalidArgumentError.at(
-        "sampling_params.stop.strings",
-        f"cannot be matched with a tokenizer whose decoder is {sorted(kinds) or 'absent'}; use token_ids",
-    )
+    if backend is None or backend.decoder is None:
+        return None
+    description: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return description
 
 
 def _kinds(decoder: dict[str, Any] | None) -> set[str]:
@@ -82,3 +87,9 @@ def _stand_ins() -> dict[str, int]:
 
 
 _BYTE_OF = _stand_ins()
+
+_PIECE_DECODERS: Mapping[str, Callable[[str], bytes]] = {
+    "ByteLevel": _byte_level,
+    "ByteFallback": _byte_fallback,
+    "Metaspace": _byte_fallback,
+}

@@ -83,7 +83,7 @@ def test_stop_tokens_in_the_prompt_do_not_count(load: Load) -> None:
 def test_a_stop_string_ends_at_the_token_that_completes_it(written: BaseModel) -> None:
     engine = make_engine(written)
     free = sample(engine, max_tokens=30)
-    pieces = [engine._bytes_of(token) for token in free.tokens]
+    pieces = [engine._vocabulary.bytes_of(token) for token in free.tokens]
     text = b"".join(pieces)
     for start in range(0, len(text) - 5, 3):
         string = text[start : start + 5]
@@ -95,9 +95,9 @@ def test_a_stop_string_ends_at_the_token_that_completes_it(written: BaseModel) -
 
 def test_stop_strings_are_not_looked_for_in_the_prompt(written: BaseModel) -> None:
     engine = make_engine(written)
-    in_prompt = b"".join(engine._bytes_of(token) for token in PROMPT)
+    in_prompt = b"".join(engine._vocabulary.bytes_of(token) for token in PROMPT)
     free = sample(engine, max_tokens=8)
-    rule = StopRule(strings=(in_prompt, in_prompt[-1:] + engine._bytes_of(free.tokens[0])))
+    rule = StopRule(strings=(in_prompt, in_prompt[-1:] + engine._vocabulary.bytes_of(free.tokens[0])))
     assert sample(engine, max_tokens=8, stop=rule) == free
 
 

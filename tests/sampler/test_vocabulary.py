@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from services.core.errors import InvalidArgumentError
-from services.sampler.vocabulary import token_bytes_of
+from services.sampler.vocabulary import Vocabulary
 
 TEXT = "Stop here. \u4f60\u597d, \U0001f642 caf\u00e9!\n  next line\ttab"
 
@@ -41,13 +41,13 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 def test_joined_bytes_are_the_decoded_text(kind: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(kind)
     encoded = tokenizer.encode(TEXT)
-    joined = b"".join(map(token_bytes_of(tokenizer), encoded)).decode()
+    joined = b"".join(map(Vocabulary(tokenizer).bytes_of, encoded)).decode()
     assert joined == tokenizer.decode(encoded, clean_up_tokenization_spaces=False)
     assert "\u4f60\u597d, \U0001f642" in joined
 
 
 def test_any_byte_level_tokens_are_the_decoded_text(byte_level: PreTrainedTokenizerFast) -> None:
-    token_bytes = token_bytes_of(byte_level)
+    token_bytes = Vocabulary(byte_level).bytes_of
     choose = random.Random(0)
     for _ in range(200):
         tokens = choose.choices(range(len(byte_level)), k=6)
@@ -56,19 +56,19 @@ def test_any_byte_level_tokens_are_the_decoded_text(byte_level: PreTrainedTokeni
 
 
 def test_added_tokens_are_their_text(byte_level: PreTrainedTokenizerFast) -> None:
-    token_bytes = token_bytes_of(byte_level)
+    token_bytes = Vocabulary(byte_level).bytes_of
     for text in ("<|im_end|>", "<|a space|>"):
         assert token_bytes(byte_level.convert_tokens_to_ids(text)) == text.encode()
 
 
 def test_ids_beyond_the_tokenizer_have_no_text(byte_level: PreTrainedTokenizerFast) -> None:
-    assert token_bytes_of(byte_level)(len(byte_level) + 5) == b""
+    assert Vocabulary(byte_level).bytes_of(len(byte_level) + 5) == b""
 
 
 def test_other_tokenizers_are_refused_by_name() -> None:
     plain = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(InvalidArgumentError, match="absent"):
-        token_bytes_of(PreTrainedTokenizerFast(tokenizer_object=plain))
+        Vocabulary(PreTrainedTokenizerFast(tokenizer_object=plain)).check_readable()
     plain.decoder = decoders.WordPiece()
     with pytest.raises(InvalidArgumentError, match="WordPiece"):
-        token_bytes_of(PreTrainedTokenizerFast(tokenizer_object=plain))
+        Vocabulary(PreTrainedTokenizerFast(tokenizer_object=plain)).check_readable()
