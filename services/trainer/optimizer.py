@@ -38,7 +38,7 @@ def global_norm(vector: Tensor) -> float:
 
     A norm of the norms of pieces: torch's single pass over 20 million elements on a CPU is off by 7e-4.
     """
-    return float(torch.nn.utils.get_total_norm(vector.split(_NORM_PIECE)))
+    return float(torch.nn.utils.get_total_norm(torch.split(vector, _NORM_PIECE)))
 
 
 @torch.no_grad()

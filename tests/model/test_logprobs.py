@@ -13,7 +13,7 @@ from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import Segment
 from tests.model.rows import perturbed_adapter
-from tests.model.tiny import VOCAB_SIZE
+from tests.model.tiny import HIDDEN_SIZE, VOCAB_SIZE
 
 ROWS = 23
 
@@ -38,7 +38,7 @@ def test_logprobs_and_gradients_equal_autograd(load: Callable[..., BaseModel], k
     base = load(tied=False)
     weights = perturbed_adapter(base, AdapterConfig(4, train_unembed=train_unembed, seed=0))
     generator = torch.Generator().manual_seed(5)
-    hidden = torch.randn(ROWS, 32, generator=generator)
+    hidden = torch.randn(ROWS, HIDDEN_SIZE, generator=generator)
     targets = torch.randint(VOCAB_SIZE, (ROWS, k), generator=generator)
     targets[3] = targets[3, 0]  # the same target twice in a row adds up
     coefficients = torch.randn(ROWS, k, generator=generator)
@@ -75,7 +75,7 @@ def test_logprobs_and_gradients_equal_autograd(load: Callable[..., BaseModel], k
 def test_unembed_gives_each_segment_its_own_adapter(load: Callable[..., BaseModel]) -> None:
     base = load()
     first, second = (perturbed_adapter(base, AdapterConfig(4, seed=index)) for index in range(2))
-    hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(9, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
     segments = [Segment(0, 4, first), Segment(4, 7, second), Segment(7, 9, None)]
     logits = logprobs.unembed(base, hidden, segments)
     assert logits.dtype == torch.float32
@@ -87,7 +87,7 @@ def test_unembed_gives_each_segment_its_own_adapter(load: Callable[..., BaseMode
 
 def test_huge_logits_do_not_overflow(load: Callable[..., BaseModel]) -> None:
     base = load()
-    hidden = torch.full((2, 32), 1e4)
+    hidden = torch.full((2, HIDDEN_SIZE), 1e4)
     targets = torch.tensor([[5], [7]])
     values = logprobs.target_logprobs(base, hidden, targets, None)
     assert values.isfinite().all()

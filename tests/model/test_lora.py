@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapters import AdapterConfig, AdapterWeights, init_adapter
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
 from services.model.lora import LoraContext, Segment, install_lora
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+from tests.model.tiny import HIDDEN_SIZE
 
 
 def _shifted(sequence: list[int]) -> Tensor:
@@ -128,8 +129,6 @@ def test_outside_segments_nothing_is_added(load: Callable[..., BaseModel]) -> No
 
 
 def test_a_fresh_adapter_is_the_identity(load: Callable[..., BaseModel]) -> None:
-    from services.model.adapters import init_adapter
-
     base = load()
     context = install_lora(base)
     (tokens,) = random_tokens(base, (9,))
@@ -148,9 +147,9 @@ def test_a_segment_without_gradient_buffer_gets_none_and_disturbs_none(load: Cal
     gradient = asked.zeros()
     with context.segments([Segment(0, 6, asked, gradient), Segment(6, 12, spared)]):
         hidden = hidden_states(base, sequences)
-        hidden.backward(torch.cat([torch.ones(6, 32), torch.zeros(6, 32)]))
+        hidden.backward(torch.cat([torch.ones(6, HIDDEN_SIZE), torch.zeros(6, HIDDEN_SIZE)]))
     alone = asked.zeros()
     with context.segments([Segment(0, 6, asked, alone)]):
-        hidden_states(base, sequences[:1]).backward(torch.ones(6, 32))
+        hidden_states(base, sequences[:1]).backward(torch.ones(6, HIDDEN_SIZE))
     trunk = {name: pair for name, pair in alone.linears.items() if name != "lm_head"}
     assert largest_difference({name: gradient.linears[name] for name in trunk}, trunk) < 2e-6

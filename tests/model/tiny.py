@@ -15,6 +15,7 @@ from transformers import (
 )
 
 VOCAB_SIZE = 89
+HIDDEN_SIZE = 40
 EOS = 2
 
 
@@ -23,12 +24,12 @@ def tiny_config(family: str, *, tied: bool = True) -> PreTrainedConfig:
     kind = {"qwen3": Qwen3Config, "llama": LlamaConfig}[family]
     return kind(
         vocab_size=VOCAB_SIZE,
-        hidden_size=32,
+        hidden_size=HIDDEN_SIZE,
         intermediate_size=56,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=12,
+        head_dim=16,  # flash attention takes multiples of 8
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         initializer_range=0.2,

@@ -1,0 +1,40 @@
+"""A bfloat16 base model: adapters, gradients and logprobs stay float32 and stay near those of float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from services.model.adapters import AdapterConfig
+from services.model.base import load_base_model
+from services.trainer.engine import TrainerEngine
+from tests.trainer.data import ADAM, random_data, work
+
+
+def test_training_stays_near_float32(source: Callable[..., Path]) -> None:
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = TrainerEngine(load_base_model(str(source()), name="tiny", device="cpu", dtype=dtype))
+        state = engine.create_run("run", AdapterConfig(8, seed=1))
+        for seed in range(3):
+            outcome = engine.run_alone(work("run", random_data("cross_entropy", (30, 20), seed=seed)))
+            gradient = state.gradient.clone()
+            engine.optim_step("run", dataclasses.replace(ADAM, learning_rate=1e-3))
+        assert state.weights.flat.dtype == gradient.dtype == outcome.logprobs[0].dtype == torch.float32
+        results.append((torch.cat(outcome.logprobs), gradient))
+    (wide_logprobs, wide_gradient), (logprobs, gradient) = results
+    assert float((logprobs - wide_logprobs).abs().mean()) < 3e-2
+    assert float(torch.cosine_similarity(gradient, wide_gradient, dim=0)) > 0.99
+
+
+def test_the_same_seed_gives_the_same_adapter_whatever_the_dtype(source: Callable[..., Path]) -> None:
+    wide, narrow = (
+        TrainerEngine(load_base_model(str(source()), name="tiny", device="cpu", dtype=dtype)).create_run(
+            "run", AdapterConfig(8, seed=1)
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert torch.equal(wide.weights.flat, narrow.weights.flat)
