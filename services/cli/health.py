@@ -42,7 +42,7 @@ async def is_serving(address: str) -> bool:
         status = await _status(address, "")
     except grpc.aio.AioRpcError:
         return False
-    return status == health_pb2.HealthCheckResponse.SERVING
+    return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def _status(address: str, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:

@@ -30,8 +30,8 @@ from services.core.workers import WorkerDirectory
 from tinker_proto.internal.v1 import job_pb2
 
 FIRST_TENANT = "default"
-QUICK_DEATHS = 3
-QUICK_DEATH_S = 10.0
+QUICK_DEATHS = 5
+QUICK_DEATH_S = 15.0
 
 StartChild = Callable[[], Awaitable[asyncio.subprocess.Process]]
 
@@ -135,11 +135,12 @@ class Supervisor:
         self._watches.append(asyncio.create_task(self._watch(name, child)))
 
     async def _watch(self, name: str, child: StartChild) -> None:
-        deaths: list[float] = []
+        quick_deaths = 0
         while True:
+            started = time.monotonic()
             code = await self._children[name].wait()
-            deaths = [death for death in deaths if time.monotonic() - death < QUICK_DEATH_S] + [time.monotonic()]
-            if len(deaths) >= QUICK_DEATHS:
+            quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_S else 0
+            if quick_deaths == QUICK_DEATHS:
                 raise UnavailableError(f"{name} does not stay up (exit code {code}); see the logs in {self._logs}")
             _console.print(f"{name} ended with exit code {code}; starting it again")
             await asyncio.sleep(0.2)

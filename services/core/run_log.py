@@ -126,8 +126,7 @@ class RunLogs:
 
     async def entries(self, run: str, after: int, count: int) -> list[LogEntry]:
         """Entries of a log behind seq_id `after`, oldest first."""
-        position = entry_position(after) if after >= 0 else None
-        log = keyspace.run_log(run)
+        position, log = entry_position(after), keyspace.run_log(run)
         return [
             decode_entry(e) for e in await streams.entries(self._connection.commands, log, after=position, count=count)
         ]
@@ -192,8 +191,8 @@ class RunLogs:
 
 
 def entry_position(seq_id: int) -> str:
-    """The id of a run's log entry; 0-0 is not allowed by Redis, hence the 1."""
-    return f"{seq_id}-1"
+    """The id of a run's log entry, or the place before the first for -1. Redis has no entry 0-0, hence the 1."""
+    return f"{seq_id}-1" if seq_id >= 0 else "0-0"
 
 
 def decode_entry(entry: StreamEntry) -> LogEntry:

@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
     """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log."""
 
     async def intercept_service(

@@ -61,9 +61,9 @@ async def make_group(client: Any, group: str, stream: str) -> None:
             raise
 
 
-async def entries(client: Any, stream: str, *, after: str | None, count: int) -> list[StreamEntry]:
+async def entries(client: Any, stream: str, *, after: str, count: int) -> list[StreamEntry]:
     """Entries of a stream behind `after`, oldest first."""
-    reply: Any = await client.xrange(stream, min=f"({after}" if after else "-", count=count)
+    reply: Any = await client.xrange(stream, min=f"({after}", count=count)
     return [_entry(stream, entry) for entry in reply]
 
 

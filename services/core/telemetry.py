@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import structlog
 
@@ -11,7 +12,7 @@ from services.core.config import Settings
 
 def configure_logging(settings: Settings, service: str) -> None:
     """Sets up structlog for the process; every line names the service."""
-    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer()
+    renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     if settings.log_format == "json":
         renderer = structlog.processors.JSONRenderer()
     structlog.configure(

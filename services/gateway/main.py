@@ -47,8 +47,8 @@ async def serve(settings: Settings) -> None:
     connection = RedisConnection.open(settings.redis_url)
     stores = Stores.open(settings, connection)
     position = await stores.events.start()
-    grpc_server = _grpc_server(settings, stores)
-    port = await grpc_server.start(settings.grpc_port, SERVICES)
+    server = grpc_server(settings, stores)
+    port = await server.start(settings.grpc_port, SERVICES)
     http = http_server(settings, connection)
     background = [
         asyncio.create_task(stores.events.run(position)),
@@ -59,7 +59,7 @@ async def serve(settings: Settings) -> None:
     await until_stopped()
     _log.info("draining", seconds=settings.drain_seconds)
     stores.events.close_watchers()
-    await grpc_server.drain()
+    await server.drain()
     http.should_exit = True
     for task in background[:2]:
         task.cancel()
@@ -67,7 +67,8 @@ async def serve(settings: Settings) -> None:
     await connection.close()
 
 
-def _grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
+def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
+    """The gRPC server with every service of the contract; not started yet."""
     auth = Authenticator(stores.api_keys)
     submission = Submission(stores, settings)
     interceptors = [ReflectionKeyInterceptor(stores.api_keys)] if settings.reflection == "key" else []

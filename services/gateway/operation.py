@@ -15,7 +15,7 @@ from tinker_proto.v1 import operation_pb2, operation_pb2_grpc
 
 TOUCH_EVERY_S = 20.0
 READ_AT_ONCE = 100
-MESSAGE_BYTES = 4 << 20
+MESSAGE_BYTES = 2 << 20
 MAX_PENDING = 100_000
 
 

@@ -16,7 +16,7 @@ from services.gateway.auth import Authenticator
 _REFLECTION_PREFIX = "/grpc.reflection."
 
 
-class ReflectionKeyInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class ReflectionKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
     """Lets reflection through only with a valid key."""
 
     def __init__(self, api_keys: ApiKeys) -> None:

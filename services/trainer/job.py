@@ -41,7 +41,9 @@ _TYPES = {
 class JobRunner:
     """Carries out jobs of training runs."""
 
-    def __init__(self, engine: TrainerEngine, device: DeviceThread, catalog: Catalog, checkpoints: CheckpointStore) -> None:
+    def __init__(
+        self, engine: TrainerEngine, device: DeviceThread, catalog: Catalog, checkpoints: CheckpointStore
+    ) -> None:
         self._engine = engine
         self._device = device
         self._catalog = catalog

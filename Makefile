@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made on first use. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint types protos released-protos bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/tinker_proto/*/*.proto protos/tinker_proto/*/*/*.proto)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## fine-tune a small model on real text and sample from it, in under 3 minutes
+	$(BIN)/python examples/demo.py
+
+MODEL ?= .demo/base-model
+up: $(STAMP)  ## run the platform on this machine: make up MODEL=<Hugging Face name, directory, or NAME=DIR>
+	$(BIN)/tinker-platform up --base-model "$(MODEL)"
+
+test: $(STAMP)  ## run all tests
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## run every linter: Python, imports, protos, deployment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf breaking protos --against protos/released.binpb
+	$(BIN)/docker-compose -f deploy/compose.yaml config --quiet
+	$(BIN)/docker-compose -f deploy/compose.yaml --profile gpu config --quiet
+	$(BIN)/hadolint deploy/Dockerfile
+
+types: $(STAMP)  ## check the types
+	$(BIN)/mypy
+
+protos: $(STAMP)  ## generate the stubs again after a change of protos/
+	$(BIN)/python hatch_build.py
+
+released-protos: $(STAMP)  ## record today's contract as the one that must not break
+	$(BIN)/buf build protos -o protos/released.binpb
+
+bench: $(STAMP)  ## measure; prints tables of ratios
+	$(BIN)/python benchmarks/latency.py
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) .demo build dist tinker_proto/v1 tinker_proto/internal .pytest_cache .mypy_cache .ruff_cache

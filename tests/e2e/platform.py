@@ -1,0 +1,112 @@
+"""A whole platform as a user runs it: `tinker-platform up` in a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+API_KEY = "tml-test-key-of-the-first-tenant"
+BASE_MODEL = "tiny/lm"
+START_TIMEOUT_S = 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+    """Polls a condition with a deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.02)
+
+
+@dataclass
+class Platform:
+    """One `up` over one data directory."""
+
+    model_dir: Path
+    data_dir: Path
+    grpc_port: int = field(default_factory=free_port)
+    http_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[str] | None = None
+    output: IO[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"grpc://127.0.0.1:{self.grpc_port}"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def start(self) -> None:
+        """Starts and waits for the line `ready`."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
+        environment |= {"TINKER_API_KEY": API_KEY, "OMP_NUM_THREADS": "1", "TINKER_LEASE_SECONDS": "2"}
+        command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", f"{BASE_MODEL}={self.model_dir}"]
+        ports = ["--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port)]
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        log = self.data_dir.parent / "up.log"
+        self.output = open(log, "a+")  # noqa: SIM115
+        start = self.output.seek(0, os.SEEK_END)
+        self.process = subprocess.Popen(
+            [*command, "--data-dir", str(self.data_dir), *ports],
+            env=environment,
+            stdout=self.output,
+            stderr=self.output,
+        )
+
+        def is_ready() -> bool:
+            assert self.process is not None
+            written = log.read_text()[start:]
+            assert self.process.poll() is None, f"up ended: {written}"
+            return any(line.startswith("ready") for line in written.splitlines())
+
+        wait_until(is_ready, timeout_s=START_TIMEOUT_S, what="ready")
+
+    def stop(self) -> int:
+        """Stops as Ctrl-C does; returns the exit code."""
+        assert self.process is not None
+        assert self.output is not None
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(timeout=60)
+        self.output.close()
+        return code
+
+    def child(self, *words: str) -> psutil.Process:
+        """The one child process whose command line has all of `words`."""
+        assert self.process is not None
+        found = [
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if all(any(word in part for part in child.cmdline()) for word in words)
+        ]
+        assert len(found) == 1, f"{len(found)} children have {words}"
+        return found[0]
+
+    def kill(self, *words: str) -> None:
+        """Kills a child with SIGKILL and waits until `up` has started another in its place."""
+        doomed = self.child(*words)
+        doomed.kill()
+
+        def is_replaced() -> bool:
+            try:
+                return self.child(*words).pid != doomed.pid
+            except (AssertionError, psutil.Error):
+                return False
+
+        wait_until(is_replaced, timeout_s=30, what=f"a new {words}")
