@@ -10,6 +10,7 @@ N rows, C rows of a chunk, D hidden size, K targets a row, V vocabulary, R rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,21 +80,42 @@ def target_logprobs_and_gradient(
         float32 [N, K], and dL/dhidden [N, D] in hidden's dtype.
     """
     logprobs_NK = torch.empty(targets_NK.shape, dtype=torch.float32, device=hidden_ND.device)
-    d_hidden_ND = torch.zeros_like(hidden_ND)
+    d_hidden_ND = torch.empty_like(hidden_ND)
     for rows in _chunks(base, len(hidden_ND)):
-        hidden_CD, targets_CK = hidden_ND[rows], targets_NK[rows]
-        logprobs_NK[rows], exp_CV, sum_C1 = _softmax_parts(base, hidden_CD, targets_CK, adapter)
-        g_CK = loss_gradient(rows, logprobs_NK[rows])
-        active = g_CK.ne(0).any(dim=1)
-        if not active.any():
-            continue
-        if not active.all():
-            hidden_CD, targets_CK, exp_CV, sum_C1, g_CK = (
-                tensor[active] for tensor in (hidden_CD, targets_CK, exp_CV, sum_C1, g_CK)
-            )
-        d_logits_CV = exp_CV.mul_(-g_CK.sum(dim=1, keepdim=True) / sum_C1).scatter_add_(1, targets_CK, g_CK)
-        d_hidden_ND[rows][active] = _backward(base, hidden_CD, d_logits_CV, adapter, gradient)
+        logprobs_NK[rows], d_hidden_ND[rows] = _chunk(
+            base,
+            hidden_ND[rows],
+            targets_NK[rows],
+            adapter=adapter,
+            gradient=gradient,
+            loss_gradient=partial(loss_gradient, rows),
+        )
     return logprobs_NK, d_hidden_ND
+
+
+def _chunk(
+    base: BaseModel,
+    hidden_CD: Tensor,
+    targets_CK: Tensor,
+    *,
+    adapter: AdapterWeights,
+    gradient: AdapterWeights,
+    loss_gradient: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [C, K] and dL/dhidden [C, D] of one chunk; its [C, V] buffer is free again on return."""
+    logprobs_CK, exp_CV, sum_C1 = _softmax_parts(base, hidden_CD, targets_CK, adapter)
+    d_hidden_CD = torch.zeros_like(hidden_CD)
+    g_CK = loss_gradient(logprobs_CK)
+    active = g_CK.ne(0).any(dim=1)
+    if not active.any():
+        return logprobs_CK, d_hidden_CD
+    if not active.all():
+        hidden_CD, targets_CK, exp_CV, sum_C1, g_CK = (
+            tensor[active] for tensor in (hidden_CD, targets_CK, exp_CV, sum_C1, g_CK)
+        )
+    d_logits_CV = exp_CV.mul_(-g_CK.sum(dim=1, keepdim=True) / sum_C1).scatter_add_(1, targets_CK, g_CK)
+    d_hidden_CD[active] = _backward(base, hidden_CD, d_logits_CV, adapter, gradient)
+    return logprobs_CK, d_hidden_CD
 
 
 def _softmax_parts(

@@ -7,7 +7,7 @@ succeeded, so a job that fails leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -39,11 +39,6 @@ class TrainerEngine:
         self._lora = install_lora(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)
-
-    @property
-    def runs(self) -> Mapping[str, RunState]:
-        """State by training run."""
-        return self._runs
 
     def run(self, training_run_id: str) -> RunState:
         """The state of a run.
