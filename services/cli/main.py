@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,13 @@ def up(
     from services.cli.up import run_up
 
     settings = load_settings(
-        data_dir=data_dir, grpc_port=grpc_port, http_port=http_port, host=host, device=device, redis_url=redis_url
+        data_dir=data_dir,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        host=host,
+        device=device,
+        redis_url=redis_url,
+        reflection=os.environ.get("TINKER_REFLECTION", "open"),  # grpcurl works at once on one's own machine
     )
     asyncio.run(run_up(settings, base_model))
 
