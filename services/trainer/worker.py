@@ -27,7 +27,9 @@ from services.trainer.engine import TrainerEngine
 from services.trainer.job import JobOutcome, JobRunner
 from services.trainer.planner import plan
 
-READ_AHEAD = 64
+READ_AHEAD = 32
+"""A run's log is read on while fewer of its entries than this wait here."""
+
 BLOCK_MS = 5000
 LET_GO_EVERY_S = 2.0
 
@@ -123,7 +125,7 @@ class TrainerWorker:
                 continue
             held = self._held[run]
             entry = held.waiting.popleft()
-            if len(held.waiting) == READ_AHEAD // 2:
+            if len(held.waiting) == READ_AHEAD - 1:
                 await self._wake_reader()
             try:
                 await self._advance(held, entry)
@@ -168,13 +170,11 @@ class TrainerWorker:
         wake = keyspace.wake(self._worker)
         woken = "0-0"
         while True:
-            logs = {
-                keyspace.run_log(run): held for run, held in self._held.items() if len(held.waiting) < READ_AHEAD // 2
-            }
+            logs = {keyspace.run_log(run): held for run, held in self._held.items() if len(held.waiting) < READ_AHEAD}
             positions = {key: entry_position(held.position) for key, held in logs.items()}
             try:
                 entries = await streams.read(
-                    self._connection.blocking, {**positions, wake: woken}, count=READ_AHEAD // 2, block_ms=BLOCK_MS
+                    self._connection.blocking, {**positions, wake: woken}, count=READ_AHEAD, block_ms=BLOCK_MS
                 )
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
