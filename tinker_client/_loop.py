@@ -30,6 +30,7 @@ class BackgroundLoop:
         self._tasks: set[asyncio.Task[Any]] = set()  # the loop itself keeps only weak references
         self._closers: set[Callable[[], Coroutine[Any, Any, None]]] = set()
         self._process = os.getpid()
+        self._stopped = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="tinker-client", daemon=True)
         self._thread.start()
         atexit.register(self._stop)
@@ -39,6 +40,9 @@ class BackgroundLoop:
         if os.getpid() != self._process:
             coroutine.close()
             raise RuntimeError("this client was made before a fork: make a new ServiceClient in the child process")
+        if self._stopped:
+            coroutine.close()
+            raise RuntimeError("the interpreter is exiting: the client has been closed")
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
         self._loop.call_soon_threadsafe(self._begin, coroutine, future)
@@ -83,6 +87,7 @@ class BackgroundLoop:
     def _stop(self) -> None:
         if os.getpid() != self._process:
             return
+        self._stopped = True
         asyncio.run_coroutine_threadsafe(self._close_everything(), self._loop)
         self._thread.join(EXIT_SECONDS + 1)
 

@@ -16,7 +16,6 @@ import numpy as np
 from tinker_client._batches import Batch, join, name_data_from, split
 from tinker_client._convert import datum_to_proto, forward_output, naming
 from tinker_client._run_log import FORWARD, FORWARD_BACKWARD, OperationKind, RunLog
-from tinker_client._window import Window
 from tinker_client.errors import RequestFailedError, TinkerError
 from tinker_client.future import APIFuture
 from tinker_client.types import Datum, ForwardBackwardOutput, ModelInput
@@ -108,8 +107,6 @@ async def _backward(
 ) -> ForwardBackwardOutput:
     for datum, values in zip((datum for batch in batches for datum in batch), weights, strict=True):
         datum.loss_fn_inputs["weights"].CopyFrom(from_array(values))
-    # Later operations may already fill the run's window while they wait for these: these do not wait for it.
-    window = Window()
     return await _joined(
         batches,
         [
@@ -118,7 +115,6 @@ async def _backward(
                 FORWARD_BACKWARD,
                 training_pb2.ForwardBackwardRequest(data=batch, loss_fn="cross_entropy"),
                 cancelled,
-                window=window,
             )
             for seq_id, batch in zip(seq_ids, batches, strict=True)
         ],
@@ -143,7 +139,7 @@ def _spend(log: RunLog, seq_ids: Sequence[int]) -> None:
     token = Datum(ModelInput.from_ints([0]), {"target_tokens": [0], "weights": [0.0]})
     for seq_id in seq_ids:
         request = training_pb2.ForwardRequest(data=[datum_to_proto(token, 0)], loss_fn="cross_entropy")
-        log.loop.start(log.operation(seq_id, FORWARD, request, asyncio.Event(), window=Window()))
+        log.loop.start(log.operation(seq_id, FORWARD, request, asyncio.Event()))
 
 
 def _cancelled(log: RunLog, seq_id: int) -> RequestFailedError:

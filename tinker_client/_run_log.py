@@ -42,7 +42,7 @@ class RunLog:
         self.loop = loop
         self.training_run_id = training_run_id
         self._session = session
-        self._window = Window()
+        self._window = Window(oldest=1)
         self._lock = threading.Lock()
         self._next_seq_id = 1
         self._lost_seq_id: int | None = None
@@ -67,8 +67,6 @@ class RunLog:
         kind: OperationKind[R],
         request: Any,
         cancelled: asyncio.Event,
-        *,
-        window: Window | None = None,
     ) -> R:
         """Carries out one operation at its place; see `Session.carry_out` for what it raises."""
         name = self._name(seq_id)
@@ -81,7 +79,7 @@ class RunLog:
                 kind.method(self._session.transport),
                 request,
                 kind.response,
-                window=window or self._window,
+                place=self._window.place(seq_id, request.ByteSize()),
                 cancelled=cancelled,
             )
         except (APIStatusError, APIConnectionError) as error:

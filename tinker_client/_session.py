@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import grpc
@@ -16,12 +18,13 @@ from google.protobuf.message import Message
 
 from tinker_client._transport import Transport
 from tinker_client._watch import Expected, Watch
-from tinker_client._window import Window
 from tinker_client.errors import RequestFailedError, TinkerError, from_operation_error
 from tinker_proto.v1 import operation_pb2, session_pb2
 
 R = TypeVar("R", bound=Message)
 SubmitMethod = grpc.aio.UnaryUnaryMultiCallable[Any, operation_pb2.Operation]
+
+_log = logging.getLogger("tinker_client")
 
 _LAST_WORDS_S = 2.0
 
@@ -51,22 +54,29 @@ class Session:
         request: Message,
         response: type[R],
         *,
-        window: Window,
+        place: AbstractAsyncContextManager[None],
         cancelled: asyncio.Event | None = None,
     ) -> R:
         """Submits an operation that will be called `name`, and returns its response once it is done.
 
-        Once `cancelled`, if given, is set and the operation is accepted, the platform is asked to drop it.
+        It holds `place` while it is submitted. Once `cancelled`, if given, is set and the operation is accepted, the
+        platform is asked to drop it.
 
         Raises:
             APIStatusError, APIConnectionError: the operation was not accepted.
             RequestFailedError: it was, and failed.
         """
         expected = self._watch.expect(name)
-        submit = asyncio.create_task(self._submit(expected, method, request, window, cancelled))
+        submit = asyncio.create_task(self._submit(expected, method, request, place, cancelled))
         submit.add_done_callback(lambda task: self._pass_on_failure(name, task))
         try:
-            return _response(await expected.outcome, response)
+            operation = await expected.outcome
+            if operation.HasField("error"):
+                # A refused request is also recorded as a failed operation, and the record may come first.
+                await expected.answered.wait()
+                if submit.done():
+                    submit.result()
+            return _response(operation, response)
         finally:
             submit.cancel()
             self._watch.forget(name)
@@ -91,18 +101,26 @@ class Session:
         expected: Expected,
         method: SubmitMethod,
         request: Message,
-        window: Window,
+        place: AbstractAsyncContextManager[None],
         cancelled: asyncio.Event | None,
     ) -> None:
-        async with window.place(request.ByteSize()):
-            await self._watch.in_place()
-            expected.submitted = True
-            self._watch.finish(await self.transport.call(method, request))
-        if cancelled is None:
-            return
-        await cancelled.wait()
-        cancel = operation_pb2.CancelOperationRequest(name=expected.name)
-        self._watch.finish(await self.transport.call(self.transport.operations.CancelOperation, cancel))
+        try:
+            async with place:
+                await self._watch.in_place()
+                expected.submitted = True
+                self._watch.finish(await self.transport.call(method, request))
+        finally:
+            expected.answered.set()
+        if cancelled is not None:
+            await cancelled.wait()
+            await self._cancel(expected.name)
+
+    async def _cancel(self, name: str) -> None:
+        request = operation_pb2.CancelOperationRequest(name=name)
+        try:
+            self._watch.finish(await self.transport.call(self.transport.operations.CancelOperation, request))
+        except TinkerError as error:  # the operation itself goes on
+            _log.warning("operation %s could not be cancelled: %s", name, error)
 
     def _pass_on_failure(self, name: str, submit: asyncio.Task[None]) -> None:
         if not submit.cancelled() and (error := submit.exception()) is not None:

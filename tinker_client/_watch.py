@@ -25,13 +25,17 @@ _log = logging.getLogger("tinker_client")
 
 @dataclass
 class Expected:
-    """An operation that somebody waits for; `submitted` once it may be known to the platform."""
+    """An operation that somebody waits for.
+
+    `submitted` once the platform may know it, `answered` once the platform has said whether it accepts it.
+    """
 
     name: str
     outcome: asyncio.Future[operation_pb2.Operation] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     submitted: bool = False
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Watch:

@@ -1,14 +1,13 @@
-"""Bounds what one owner has on the wire at once, first come, first served.
+"""Bounds what one run or one sampling session has on the wire at once: a sliding window over its seq_ids.
 
-The bound is on requests whose answer is outstanding, and on their bytes; a request that is larger than all allowed
-bytes goes alone. A request that is told to come back later keeps its place, which is what slows its owner down. Lives
-on the background loop.
+A request leaves the window when it has its answer. The oldest one without an answer may always be sent, whatever else
+waits, so no order of arrival can block a run whose platform waits for exactly that one. A request that is told to come
+back later keeps its place, which is what slows its owner down. Lives on the background loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,46 +16,41 @@ MAX_BYTES = 32 << 20
 
 
 class Window:
-    """At most `max_requests` requests of at most `max_bytes` in all."""
+    """At most `max_requests` consecutive seq_ids, beginning with `oldest`, and about `max_bytes` in all."""
 
-    def __init__(self, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES) -> None:
-        self._free_requests = max_requests
+    def __init__(self, oldest: int, max_requests: int = MAX_REQUESTS, max_bytes: int = MAX_BYTES) -> None:
+        self._oldest = oldest
+        self._max_requests = max_requests
         self._free_bytes = max_bytes
-        self._max_bytes = max_bytes
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._answered: set[int] = set()
+        self._waiting: dict[int, tuple[int, asyncio.Future[None]]] = {}
 
     @asynccontextmanager
-    async def place(self, size_bytes: int) -> AsyncIterator[None]:
-        """Waits for its turn and holds a place for a request of this size."""
-        size = min(size_bytes, self._max_bytes)
+    async def place(self, seq_id: int, size_bytes: int) -> AsyncIterator[None]:
+        """Waits for the turn of `seq_id` and holds its place. Every seq_id must come here once."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        self._waiting[seq_id] = size_bytes, turn
         self._admit()
         try:
             await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._admit()
-            else:
-                self._release(size)  # admitted and cancelled at the same moment
-            raise
-        try:
             yield
         finally:
-            self._release(size)
-
-    def _release(self, size: int) -> None:
-        self._free_requests += 1
-        self._free_bytes += size
-        self._admit()
+            if self._waiting.pop(seq_id, None) is None:
+                self._free_bytes += size_bytes
+            self._answered.add(seq_id)
+            while self._oldest in self._answered:
+                self._answered.remove(self._oldest)
+                self._oldest += 1
+            self._admit()
 
     def _admit(self) -> None:
-        while self._waiting:
-            size, turn = self._waiting[0]
+        for seq_id in range(self._oldest, self._oldest + self._max_requests):
+            if seq_id not in self._waiting:
+                continue
+            size, turn = self._waiting[seq_id]
+            if size > self._free_bytes and seq_id != self._oldest:
+                return
+            del self._waiting[seq_id]
+            self._free_bytes -= size
             if not turn.cancelled():
-                if not self._free_requests or size > self._free_bytes:
-                    return
-                self._free_requests -= 1
-                self._free_bytes -= size
                 turn.set_result(None)
-            self._waiting.popleft()

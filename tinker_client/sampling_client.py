@@ -39,7 +39,7 @@ class SamplingClient:
         self._base_model = sampling_session.base_model
         self._model_path = sampling_session.model_path
         self._seq_ids = itertools.count()
-        self._window = Window()
+        self._window = Window(oldest=0)
 
     @classmethod
     async def open(
@@ -139,7 +139,14 @@ class SamplingClient:
 
         async def carry_out() -> T:
             return convert(
-                await self._session.carry_out(name, method, request, response, window=self._window, cancelled=cancelled)
+                await self._session.carry_out(
+                    name,
+                    method,
+                    request,
+                    response,
+                    place=self._window.place(request.seq_id, request.ByteSize()),
+                    cancelled=cancelled,
+                )
             )
 
         return APIFuture(self._connection.loop, carry_out(), cancelled.set)

@@ -7,6 +7,7 @@ its session; `close`, the end of a `with` block, or the interpreter's exit ends 
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,7 +16,6 @@ from tinker_client import _convert, types
 from tinker_client._connection import Connection
 from tinker_client._session import SubmitMethod
 from tinker_client._transport import PATIENCE
-from tinker_client._window import Window
 from tinker_client.future import APIFuture
 from tinker_client.rest_client import RestClient
 from tinker_client.sampling_client import SamplingClient
@@ -193,7 +193,7 @@ class ServiceClient:
             method,
             request,
             training_pb2.CreateTrainingRunResponse,
-            window=Window(),
+            place=nullcontext(),
         )
         return TrainingClient(self._connection, session, created.training_run)
 

@@ -63,6 +63,7 @@ class LoopbackPlatform(
         self.deleted: list[str] = []
         self.refuse_before: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.lose_reply: defaultdict[str, int] = defaultdict(int)
+        self.refuse_late_s = 0.0
         self.run_ids: list[str] = []
         self.tokenizer_directory = tokenizer_directory
         self.port = 0
@@ -133,6 +134,7 @@ class LoopbackPlatform(
             operation = self.operations.accept(scope, seq_id, method, request)
         except InvalidArgumentError as error:
             self.operations.refuse(scope, seq_id, method, request, error)
+            await asyncio.sleep(self.refuse_late_s)  # the record is on its way already
             await abort(context, error)
         except PlatformError as error:
             await abort(context, error)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tinker_client as tinker
+from services.core.errors import ResourceExhaustedError
 from tests.client.loopback import LoopbackPlatform
 from tests.client.polling import wait_until
 from tinker_client import types
@@ -86,12 +87,15 @@ def test_later_operations_keep_their_place_behind_both_passes(
         return logprobs[0].sum(), {}
 
     custom = training.forward_backward_custom([datum(1)], loss_fn)
-    later = [training.optim_step(ADAM) for _ in range(100)]  # more than the run's window
+    full = ResourceExhaustedError("too much is parked", reason="QUEUE_FULL", retry_after_s=0.1)
+    platform.refuse_before["OptimStep"].extend([full] * 100_000)
+    later = [training.optim_step(ADAM) for _ in range(100)]  # they fill the run's window, and keep it full
     assert begun.wait(20)
-    wait_until(lambda: platform.calls["OptimStep"] == 100)
-    assert not any(future.done() for future in later)
+    wait_until(lambda: platform.calls["OptimStep"] >= 63)
     go_on.set()
     assert custom.result(20)
+    assert not any(future.done() for future in later)
+    platform.refuse_before.clear()
     for future in later:
         assert future.result(20)
     names = platform.operations.carried_out

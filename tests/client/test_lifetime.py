@@ -65,6 +65,22 @@ def test_a_script_that_fails_with_work_outstanding_exits_with_its_own_error(plat
     assert platform.ended == ["s1"]
 
 
+def test_using_the_client_after_its_end_at_exit_is_refused_instead_of_hanging(platform: LoopbackPlatform) -> None:
+    done = run_python(
+        "import atexit, tinker_client as tinker\n"
+        "def late():\n"
+        "    try:\n"
+        "        service.get_server_capabilities()\n"
+        "    except RuntimeError as error:\n"
+        "        print(error)\n"
+        "atexit.register(late)\n"
+        "service = tinker.ServiceClient()\n"
+        "service.get_server_capabilities()",
+        platform.url,
+    )
+    assert (done.stdout, done.stderr) == ("the interpreter is exiting: the client has been closed\n", "")
+
+
 def test_a_platform_that_is_gone_does_not_hold_up_the_exit(platform: LoopbackPlatform) -> None:
     program = (
         "import sys, time, tinker_client as tinker\n"

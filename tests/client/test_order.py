@@ -102,9 +102,11 @@ def test_a_datum_over_the_limit_goes_alone(platform: LoopbackPlatform, service: 
     assert [len(request.data) for request in requests] == [1, 1, 2]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("refuse_late_s", [0.0, 0.1])
 def test_a_refused_operation_takes_its_place_and_the_next_goes_on(
-    platform: LoopbackPlatform, training: tinker.TrainingClient
+    platform: LoopbackPlatform, training: tinker.TrainingClient, refuse_late_s: float
 ) -> None:
+    platform.refuse_late_s = refuse_late_s  # late: its record comes before the refusal itself
     bad = training.forward_backward([datum(), datum(100)], "cross_entropy")
     good = training.optim_step(ADAM)
     with pytest.raises(tinker.BadRequestError, match="allowed are 0 to 99") as caught:

@@ -1,11 +1,28 @@
-"""The window: first come, first served, within both bounds, whoever gives up."""
+"""The window: bounded, in order, and the oldest request can always be sent."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 from tinker_client._window import Window
+
+
+class Request:
+    """One request that waits for its place and holds it until it is answered."""
+
+    def __init__(self, window: Window, seq_id: int, size: int = 1) -> None:
+        self.sent, self._answer = False, asyncio.Event()
+        self.task = asyncio.create_task(self._send(window, seq_id, size))
+
+    async def _send(self, window: Window, seq_id: int, size: int) -> None:
+        async with window.place(seq_id, size):
+            self.sent = True
+            await self._answer.wait()
+
+    async def answer(self) -> None:
+        self._answer.set()
+        await self.task
+        await settle()
 
 
 async def settle() -> None:
@@ -13,70 +30,72 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-class Place:
-    """One request that waits for its place and holds it until told to leave."""
-
-    def __init__(self, window: Window, size: int) -> None:
-        self.inside, self.leave = False, asyncio.Event()
-        self.task = asyncio.create_task(self._stay(window, size))
-
-    async def _stay(self, window: Window, size: int) -> None:
-        async with window.place(size):
-            self.inside = True
-            await self.leave.wait()
-        self.inside = False
+def sent(requests: list[Request]) -> list[bool]:
+    return [request.sent for request in requests]
 
 
-async def test_both_bounds_hold_and_order_is_kept() -> None:
-    window = Window(max_requests=2, max_bytes=10)
-    places = [Place(window, size) for size in (6, 6, 1, 1)]
+async def test_the_window_slides_with_the_oldest_answer() -> None:
+    window = Window(oldest=1, max_requests=2)
+    requests = [Request(window, seq_id) for seq_id in (1, 2, 3, 4)]
     await settle()
-    assert [place.inside for place in places] == [True, False, False, False]  # nobody overtakes the second
-    places[0].leave.set()
-    await settle()
-    assert [place.inside for place in places] == [False, True, True, False]
-    for place in places:
-        place.leave.set()
-    await asyncio.gather(*(place.task for place in places))
+    assert sent(requests) == [True, True, False, False]
+    await requests[1].answer()
+    assert sent(requests) == [True, True, False, False]
+    await requests[0].answer()
+    assert sent(requests) == [True, True, True, True]
+    await requests[2].answer()
+    await requests[3].answer()
 
 
-async def test_a_request_larger_than_everything_goes_alone() -> None:
-    window = Window(max_requests=5, max_bytes=10)
-    small, large, after = Place(window, 1), Place(window, 1000), Place(window, 1)
+async def test_the_oldest_is_sent_even_if_it_comes_last() -> None:
+    window = Window(oldest=0, max_requests=3, max_bytes=10)
+    later = [Request(window, seq_id, size=5) for seq_id in (2, 1, 3)]
     await settle()
-    assert (small.inside, large.inside, after.inside) == (True, False, False)
-    small.leave.set()
+    assert sent(later) == [True, True, False]
+    oldest = Request(window, 0, size=1000)
     await settle()
-    assert (large.inside, after.inside) == (True, False)
-    large.leave.set()
+    assert oldest.sent
+    for request in (oldest, later[1], later[0], later[2]):
+        await request.answer()
+
+
+async def test_bytes_are_bounded_and_a_request_larger_than_everything_goes_when_it_is_the_oldest() -> None:
+    window = Window(oldest=0, max_bytes=10)
+    requests = [Request(window, seq_id, size) for seq_id, size in enumerate((6, 6, 1, 1000, 1))]
     await settle()
-    assert after.inside
-    after.leave.set()
-    await after.task
+    assert sent(requests) == [True, False, False, False, False]  # nothing overtakes the second
+    await requests[0].answer()
+    assert sent(requests) == [True, True, True, False, False]
+    await requests[1].answer()
+    await requests[2].answer()
+    assert sent(requests) == [True, True, True, True, False]
+    await requests[3].answer()
+    assert requests[4].sent
+    await requests[4].answer()
 
 
 async def test_who_gives_up_leaves_no_hole() -> None:
-    window = Window(max_requests=1, max_bytes=10)
-    first, waiting, last = Place(window, 1), Place(window, 10), Place(window, 1)
+    window = Window(oldest=0, max_requests=1, max_bytes=10)
+    requests = [Request(window, seq_id, size=10) for seq_id in range(4)]
     await settle()
-    waiting.task.cancel()
+    requests[1].task.cancel()  # waits
     await settle()
-    first.leave.set()
+    requests[0].task.cancel()  # is on the wire
     await settle()
-    assert last.inside
-    last.task.cancel()
-    await asyncio.wait([last.task])
-    async with AsyncExitStack() as stack:
-        await asyncio.wait_for(stack.enter_async_context(window.place(10)), 5)
+    assert requests[2].sent
+    await requests[2].answer()
+    await requests[3].answer()
 
 
 async def test_giving_up_at_the_moment_of_admission_returns_the_place() -> None:
-    window = Window(max_requests=1, max_bytes=10)
-    first, second = Place(window, 1), Place(window, 1)
+    window = Window(oldest=0, max_requests=1, max_bytes=10)
+    first, second = Request(window, 0, size=10), Request(window, 1, size=10)
     await settle()
-    first.leave.set()
+    first._answer.set()
     await first.task  # the second has been admitted, but has not run yet
     second.task.cancel()
     await asyncio.wait([second.task])
-    async with AsyncExitStack() as stack:
-        await asyncio.wait_for(stack.enter_async_context(window.place(10)), 5)
+    third = Request(window, 2, size=10)
+    await settle()
+    assert third.sent
+    await third.answer()

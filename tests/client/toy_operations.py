@@ -42,7 +42,10 @@ class Operations:
             return known
         self.records[name] = operation_pb2.Operation(name=name, method=method, state=PARKED)
         self.requests[name] = request
-        self.advance(scope)
+        if ":train:" in scope:
+            self.advance(scope)
+        else:
+            self._carry_out(name)
         return self.records[name]
 
     def refuse(self, scope: str, seq_id: int, method: str, request: Message, error: PlatformError) -> None:
@@ -52,22 +55,22 @@ class Operations:
             self.records[name] = operation_pb2.Operation(
                 name=name, method=method, done=True, error=error.to_operation_error()
             )
+            self._announce(self.records[name])
             self.advance(scope)
 
     def advance(self, scope: str) -> None:
-        """Carries out whatever has its turn: in order for a run, anything for a sampling session."""
-        if ":train:" not in scope:
-            for name in [name for name in self.records if name.startswith(f"{scope}:")]:
-                self._carry_out(name)
-            return
+        """Carries out, in order, whatever of a run has its turn."""
         while (name := f"{scope}:{self.next_seq[scope]}") in self.records and self._carry_out(name):
             self.next_seq[scope] += 1
 
     def release(self) -> None:
         self.hold_all = False
         self.held.clear()
-        for scope in {name.rpartition(":")[0] for name in list(self.records)}:
-            self.advance(scope)
+        for name in list(self.records):
+            if ":train:" in name:
+                self.advance(name.rpartition(":")[0])
+            else:
+                self._carry_out(name)
 
     def cancel(self, name: str) -> operation_pb2.Operation:
         operation = self.records[name]
@@ -94,6 +97,9 @@ class Operations:
 
     def _finish(self, operation: operation_pb2.Operation) -> None:
         operation.done = True
+        self._announce(operation)
+
+    def _announce(self, operation: operation_pb2.Operation) -> None:
         for watcher in self.watchers:
             watcher.put_nowait(operation)
 
