@@ -166,6 +166,7 @@ def _environment(settings: Settings, redis_url: str) -> dict[str, str]:
     environment[ENV_PREFIX + "REDIS_URL"] = redis_url
     environment[ENV_PREFIX + "DATA_DIR"] = str(settings.data_dir.resolve())
     environment.pop("TINKER_API_KEY", None)
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # trainer, sampler and gateway share the cores: no spinning
     return environment
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -21,7 +23,7 @@ def request_digest(request: Message) -> str:
     return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 
-def raise_if_not_accepted(reply: list[bytes], operation: str) -> None:
+def raise_if_refused(reply: Sequence[Any], operation: str) -> None:
     """Turns the enqueue scripts' refusals into errors.
 
     Raises:

@@ -56,13 +56,14 @@ class Catalog:
         Raises:
             NotFoundError: there is none of this id, or it is another tenant's.
         """
-        record = await self._commands.hgetall(keyspace.training_run(run_id))
-        if record.get(b"tenant") != tenant.encode():
-            raise NotFoundError(f"there is no training run {run_id[:200]!r}", reason="TRAINING_RUN_NOT_FOUND")
-        run = training_pb2.TrainingRun.FromString(record[b"record"])
+        run = await self._run_record(run_id, tenant)
         last_request_ms = await self._commands.hget(keyspace.run_meta(run_id), "last_request")
         run.last_request_time.FromMilliseconds(int(last_request_ms or run.create_time.ToMilliseconds()))
         return run
+
+    async def base_model(self, run_id: str, tenant: str) -> str:
+        """The base model of a run of `tenant`; raises as `run`."""
+        return (await self._run_record(run_id, tenant)).base_model
 
     async def run_page(self, tenant: str, size: int, start: int) -> Page:
         """Ids of a tenant's runs."""
@@ -118,6 +119,12 @@ class Catalog:
         pipeline.zrem(keyspace.tenant_checkpoints(tenant), str(path))
         pipeline.zrem(keyspace.run_checkpoints(path.training_run_id), str(path))
         await pipeline.execute()
+
+    async def _run_record(self, run_id: str, tenant: str) -> training_pb2.TrainingRun:
+        owner, record = await self._commands.hmget(keyspace.training_run(run_id), "tenant", "record")
+        if owner != tenant.encode():
+            raise NotFoundError(f"there is no training run {run_id[:200]!r}", reason="TRAINING_RUN_NOT_FOUND")
+        return training_pb2.TrainingRun.FromString(record)
 
     async def _page(self, index: str, size: int, start: int) -> Page:
         total = await self._commands.zcard(index)

@@ -42,6 +42,13 @@ class Result:
     content: bytes
 
 
+def accepted_operation(name: str, method: str, state: bytes, time_ms: int) -> operation_pb2.Operation:
+    """An operation as its record is right after it was accepted."""
+    operation = operation_pb2.Operation(name=name, method=method, state=_STATES[state])
+    operation.create_time.FromMilliseconds(time_ms)
+    return operation
+
+
 class OperationStore:
     """Operation records of one Redis server."""
 
@@ -89,10 +96,7 @@ class OperationStore:
         return bool(await self._connection.run("cancel", keys, [str(name), name.seq_id, content, KEEP_FINISHED_MS]))
 
     async def _decode(self, name: str, record: dict[bytes, bytes]) -> operation_pb2.Operation:
-        operation = operation_pb2.Operation(
-            name=name, method=record[b"method"].decode(), state=_STATES[record[b"state"]]
-        )
-        operation.create_time.FromMilliseconds(int(record[b"time"]))
+        operation = accepted_operation(name, record[b"method"].decode(), record[b"state"], int(record[b"time"]))
         if b"error" in record:
             operation.error.ParseFromString(record[b"error"])
         elif b"response" in record:

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.core import keyspace, streams
-from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_not_accepted
+from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
 from services.core.names import OperationName
-from services.core.operations import KEEP_FINISHED_MS, Result
+from services.core.operations import KEEP_FINISHED_MS, Result, accepted_operation
 from services.core.payloads import Payloads
 from services.core.streams import StreamEntry
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2
 
 Write = Sequence[str | bytes | int]
 """One Redis command, word by word, that becomes visible together with a result."""
@@ -75,8 +76,8 @@ class RunLogs:
         base_model: str,
         max_waiting: int,
         refusal: PlatformError | None = None,
-    ) -> bool:
-        """Accepts a job, or records why it is refused in its place; returns False if it was known already.
+    ) -> operation_pb2.Operation | None:
+        """Accepts a job, or records why it is refused in its place; returns None if it was known already.
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
@@ -100,10 +101,10 @@ class RunLogs:
         arguments: list[str | bytes | int] = [name.seq_id, job.operation, run, packed, digest, method, job.tenant]
         reply = await self._connection.run("enqueue_run", keys, [*arguments, max_waiting, error, KEEP_FINISHED_MS])
         if reply[0] == b"accepted":
-            return True
+            return accepted_operation(job.operation, method, reply[1], reply[2])
         await self._payloads.discard(packed)
-        raise_if_not_accepted(reply, job.operation)
-        return False
+        raise_if_refused(reply, job.operation)
+        return None
 
     async def claim(self, worker: str, run: str, place_entry: str, lease_ms: int) -> Lease | None:
         """Takes a run's lease; None if another worker holds it."""

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.core import keyspace, streams
-from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_not_accepted
+from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
 from services.core.connection import RedisConnection
-from services.core.operations import KEEP_FINISHED_MS, Result
+from services.core.operations import KEEP_FINISHED_MS, Result, accepted_operation
 from services.core.payloads import Payloads
 from services.core.streams import StreamEntry
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class SampleQueues:
         method: str,
         base_model: str,
         max_waiting: int,
-    ) -> bool:
-        """Accepts a job; returns False if it was known already.
+    ) -> operation_pb2.Operation | None:
+        """Accepts a job; returns None if it was known already.
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
@@ -54,10 +55,10 @@ class SampleQueues:
         arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, max_waiting]
         reply = await self._connection.run("enqueue_sample", keys, arguments)
         if reply[0] == b"accepted":
-            return True
+            return accepted_operation(job.operation, method, reply[1], reply[2])
         await self._payloads.discard(packed)
-        raise_if_not_accepted(reply, job.operation)
-        return False
+        raise_if_refused(reply, job.operation)
+        return None
 
     async def join(self, base_model: str) -> None:
         """Makes the queue's consumer group if it is the first time."""

@@ -60,14 +60,14 @@ class Submission:
             InvalidArgumentError: the request's content; the operation is recorded as failed.
             AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
         """
-        run = await self._stores.catalog.run(request.training_run_id, tenant)
+        base_model = await self._stores.catalog.base_model(request.training_run_id, tenant)
         if request.HasField("seq_id"):
             check_seq_id("seq_id", request.seq_id, 1)
-            return await self._train_at(tenant, request, run.base_model, request_digest(request))
+            return await self._train_at(tenant, request, base_model, request_digest(request))
         while True:
-            request.seq_id = max(1, await self._stores.run_logs.next_seq_id(run.training_run_id))
+            request.seq_id = max(1, await self._stores.run_logs.next_seq_id(request.training_run_id))
             try:
-                return await self._train_at(tenant, request, run.base_model, secrets.token_hex(16))
+                return await self._train_at(tenant, request, base_model, secrets.token_hex(16))
             except AlreadyExistsError:
                 continue  # another call took this seq_id meanwhile
 
@@ -95,14 +95,14 @@ class Submission:
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location
-        await stores.sample_queues.enqueue(
+        accepted = await stores.sample_queues.enqueue(
             job,
             digest=digest,
             method=_method(request),
             base_model=sampling.base_model,
             max_waiting=self._settings.max_waiting_samples,
         )
-        return await stores.operations.get(str(name), tenant)
+        return accepted or await stores.operations.get(str(name), tenant)
 
     async def _train_at(
         self, tenant: str, request: RunRequest, base_model: str, digest: str
@@ -140,7 +140,7 @@ class Submission:
         base_model: str,
         refusal: PlatformError | None = None,
     ) -> operation_pb2.Operation:
-        await self._stores.run_logs.enqueue(
+        accepted = await self._stores.run_logs.enqueue(
             job,
             digest=digest,
             method=_method(request),
@@ -148,7 +148,7 @@ class Submission:
             max_waiting=self._settings.max_waiting_per_run,
             refusal=refusal,
         )
-        return await self._stores.operations.get(job.operation, job.tenant)
+        return accepted or await self._stores.operations.get(job.operation, job.tenant)
 
 
 def _job(name: OperationName, tenant: str, request: Message) -> job_pb2.Job:

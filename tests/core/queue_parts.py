@@ -34,9 +34,10 @@ class Queues:
     ) -> bool:
         request = training_pb2.SaveStateRequest(training_run_id=run, seq_id=seq_id, name="x" * size)
         job = job_pb2.Job(operation=f"{run}:{seq_id}", tenant="alice", save_state=request)
-        return await self.logs.enqueue(
+        accepted = await self.logs.enqueue(
             job, digest=digest, method="SaveState", base_model=BASE, max_waiting=100, refusal=refusal
         )
+        return accepted is not None
 
     async def state(self, seq_id: int, run: str = RUN) -> operation_pb2.OperationState.ValueType:
         return (await self.operations.get(str(OperationName(run, seq_id)), "alice")).state

@@ -15,7 +15,8 @@ from tinker_proto.v1 import operation_pb2, sampling_pb2
 async def enqueue(queues: Queues, seq_id: int) -> bool:
     request = sampling_pb2.SampleRequest(sampling_session_id=SAMPLING, seq_id=seq_id)
     job = job_pb2.Job(operation=f"{SAMPLING}:{seq_id}", tenant="alice", sample=request)
-    return await queues.samples.enqueue(job, digest="d", method="Sample", base_model=BASE, max_waiting=100)
+    accepted = await queues.samples.enqueue(job, digest="d", method="Sample", base_model=BASE, max_waiting=100)
+    return accepted is not None
 
 
 async def take(queues: Queues, worker: str, count: int = 10) -> list[SampleEntry]:

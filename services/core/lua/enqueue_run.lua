@@ -3,7 +3,7 @@
 -- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events  8 session
 -- ARGV  1 seq_id  2 operation name  3 run  4 entry (job or its blob)  5 digest  6 method  7 tenant
 --       8 most operations waiting  9 error or ''  10 ms to keep a finished operation
--- Returns {'accepted', state} | {'known', state} | {'conflict'} | {'expired'} | {'full', waiting}
+-- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'expired'} | {'full', waiting}
 local operation, log, meta, early, skipped, place, events, session = unpack(KEYS)
 local seq = tonumber(ARGV[1])
 local name, run, entry, digest, method, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
@@ -38,7 +38,7 @@ end
 
 if seq > next_seq then
   redis.call('HSET', early, seq, entry)
-  return {'accepted', state}
+  return {'accepted', state, now_ms}
 end
 local prefix = string.sub(operation, 1, #operation - #tostring(ARGV[1]))
 while entry do
@@ -54,4 +54,4 @@ redis.call('HSET', meta, 'next_seq', seq)
 if redis.call('HSETNX', meta, 'placed', 1) == 1 then
   redis.call('XADD', place, '*', 'run', run)
 end
-return {'accepted', state}
+return {'accepted', state, now_ms}
