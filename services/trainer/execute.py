@@ -53,8 +53,7 @@ def execute(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Jo
     """Carries out a job and returns the message that its operation's response holds.
 
     Raises:
-        PlatformError: the job fails and its run is as it was; an optim_step that meets a gradient which is not finite
-            has discarded the gradient.
+        PlatformError: the job fails and its run is as it was, the accumulated gradient included.
     """
     kind = job.WhichOneof("request")
     if kind is None or kind not in _CARRY_OUT:

@@ -49,14 +49,14 @@ def adamw_step(state: RunState, params: AdamParams) -> float:
         The gradient's global norm before clipping.
 
     Raises:
-        FailedPreconditionError: the norm is not finite; the gradient is cleared and nothing else has changed.
+        FailedPreconditionError: the norm is not finite, or the step would make a weight or moment that is not. Nothing
+            has changed then, the accumulated gradient included: an operation that fails leaves its run as it was.
     """
     norm = global_norm(state.gradient)
     if not math.isfinite(norm):
-        state.gradient.zero_()
-        raise FailedPreconditionError(
-            f"the accumulated gradient has norm {norm}; it was discarded and the step not taken", reason="NOT_FINITE"
-        )
+        message = f"the accumulated gradient has norm {norm}; the step was not taken: load a checkpoint to go on"
+        raise FailedPreconditionError(message, reason="NOT_FINITE")
+    before = state.buffer.clone()
     if params.grad_clip_norm > 0:
         state.gradient.mul_(min(1.0, params.grad_clip_norm / (norm + 1e-6)))
     adamw(
@@ -75,6 +75,16 @@ def adamw_step(state: RunState, params: AdamParams) -> float:
         eps=params.eps,
         maximize=False,
     )
+    if not _is_finite(state.buffer):
+        state.buffer.copy_(before)
+        message = "the step would make weights that are not finite; it was not taken: choose a smaller learning_rate"
+        raise FailedPreconditionError(message, reason="NOT_FINITE")
     state.step += 1
     state.gradient.zero_()
     return norm
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether every element is a number; one pass and no copy."""
+    low, high = torch.aminmax(values)
+    return bool(low.isfinite() & high.isfinite())

@@ -16,12 +16,14 @@ class RunState:
     """The state of one run, starting from given weights with everything else zero."""
 
     def __init__(self, weights: AdapterWeights) -> None:
-        buffer = torch.zeros(4, weights.flat.numel(), device=weights.flat.device)
-        buffer[0] = weights.flat
-        self.weights = AdapterWeights(weights.config, weights.layout, buffer[0])
-        self.gradient: Tensor = buffer[1]
-        self.exp_avg: Tensor = buffer[2]
-        self.exp_avg_sq: Tensor = buffer[3]
+        self.buffer = torch.zeros(4, weights.flat.numel(), device=weights.flat.device)
+        """float32 [4, numel]: weights, gradient and both moments."""
+
+        self.buffer[0] = weights.flat
+        self.weights = AdapterWeights(weights.config, weights.layout, self.buffer[0])
+        self.gradient: Tensor = self.buffer[1]
+        self.exp_avg: Tensor = self.buffer[2]
+        self.exp_avg_sq: Tensor = self.buffer[3]
         self.step = 0
         """Number of optimizer steps taken."""
 

@@ -77,18 +77,31 @@ def test_a_step_without_gradient_moves_by_momentum(state: RunState) -> None:
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, 3e38])
-def test_a_gradient_that_is_not_finite_is_discarded_and_nothing_else_changes(state: RunState, poison: float) -> None:
+def test_a_step_that_meets_a_gradient_which_is_not_finite_changes_nothing(state: RunState, poison: float) -> None:
     state.gradient.copy_(_gradient(state, 0))
     adamw_step(state, ADAM)
-    before = [vector.clone() for vector in (state.weights.flat, state.exp_avg, state.exp_avg_sq)]
     state.gradient[7] = poison
+    before = state.buffer.clone()
     with pytest.raises(FailedPreconditionError, match="not taken") as refused:
         adamw_step(state, ADAM)
     assert refused.value.reason == "NOT_FINITE"
-    for was, vector in zip(before, (state.weights.flat, state.exp_avg, state.exp_avg_sq), strict=True):
-        assert torch.equal(was, vector)
+    assert torch.equal(state.buffer.nan_to_num(123.0), before.nan_to_num(123.0))
     assert state.step == 1
-    assert not state.gradient.any()
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e39}, {"learning_rate": 1e30, "weight_decay": 1e30}], ids=str)
+def test_a_step_that_would_make_weights_which_are_not_finite_changes_nothing(
+    state: RunState, change: dict[str, float]
+) -> None:
+    state.gradient.copy_(_gradient(state, 0))
+    adamw_step(state, ADAM)
+    state.gradient.copy_(_gradient(state, 1))
+    before = state.buffer.clone()
+    with pytest.raises(FailedPreconditionError, match="smaller learning_rate") as refused:
+        adamw_step(state, dataclasses.replace(ADAM, **change, beta1=0.0, grad_clip_norm=1.0))
+    assert refused.value.reason == "NOT_FINITE"
+    assert torch.equal(state.buffer, before)
+    assert state.step == 1
 
 
 def test_the_norm_of_a_large_buffer_is_accurate() -> None:
