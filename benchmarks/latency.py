@@ -1,7 +1,7 @@
 """What the platform adds to a call: client → gateway → queue → trainer → back, against the bare engine, in one run.
 
-Starts a whole platform (`tinker-platform up`) with a small random model on loopback, measures the same job on the engine
-in this process, and prints one table. Usage: python benchmarks/latency.py [--rounds N]
+Starts a whole platform (`tinker-platform up`) with a small random model on loopback, measures the same jobs on the
+engine in this process, and prints one table. Usage: python benchmarks/latency.py [--rounds N]
 """
 
 from __future__ import annotations

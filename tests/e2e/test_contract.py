@@ -80,9 +80,9 @@ def test_the_main_job_with_nothing_but_curl(platform: Platform) -> None:
     run = created["name"].rpartition(":")[0]
     saving = call(platform, "TrainingService/SaveWeightsForSampler", {"training_run_id": run, "name": "fresh"})
     path = finished(platform, saving["name"])["response"]["path"]
-    sampling = call(
-        platform, "SamplingService/CreateSamplingSession", {"session_id": session, "model_path": path}
-    )["samplingSessionId"]
+    sampling = call(platform, "SamplingService/CreateSamplingSession", {"session_id": session, "model_path": path})[
+        "samplingSessionId"
+    ]
     request = {
         "sampling_session_id": sampling,
         "prompt": {"chunks": [{"encoded_text": {"tokens": [5, 6, 7]}}]},
