@@ -1,0 +1,47 @@
+"""One table: every error travels as a status and as an operation's error, and comes back as itself."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from services.core.errors import (
+    InvalidArgumentError,
+    PlatformError,
+    ResourceExhaustedError,
+    from_operation_error,
+    grpc_code,
+)
+
+KINDS = PlatformError.__subclasses__()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_survives_an_operations_result(kind: type[PlatformError]) -> None:
+    original = kind("what was wrong", reason="A_REASON")
+    back = from_operation_error(original.to_operation_error())
+    assert type(back) is kind
+    assert (back.message, back.reason) == ("what was wrong", "A_REASON")
+
+
+def test_no_two_errors_share_a_code() -> None:
+    assert len({kind.code for kind in KINDS}) == len(KINDS)
+    assert all(isinstance(grpc_code(kind("x")), grpc.StatusCode) for kind in KINDS)
+
+
+def test_a_bad_field_is_named_in_status_and_operation() -> None:
+    error = InvalidArgumentError.at("data[3].model_input", "is empty; allowed is one token or more")
+    bad_request = error_details_pb2.BadRequest()
+    (detail,) = [d for d in error.to_status().details if d.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
+    detail.Unpack(bad_request)
+    assert bad_request.field_violations[0].field == "data[3].model_input"
+    assert from_operation_error(error.to_operation_error()).violations == error.violations
+
+
+def test_a_limit_says_when_to_come_back() -> None:
+    status = ResourceExhaustedError("full", retry_after_s=1.5).to_status()
+    retry = error_details_pb2.RetryInfo()
+    (detail,) = [d for d in status.details if d.Is(error_details_pb2.RetryInfo.DESCRIPTOR)]
+    detail.Unpack(retry)
+    assert retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9 == pytest.approx(1.5)
