@@ -1,14 +1,19 @@
 """The loss functions by name: what each one reads and which options it has. Torch-free, so that a gateway can validate.
 
 What they compute stands in services.trainer.losses; a test holds the two tables together. Every input has the shape of
-target_tokens, [N] or [N, K]. target_tokens is int64, all others are float32.
+target_tokens, [N] or [N, K]. target_tokens is int64, all others are float32. `mask` multiplies each element of a loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from services.core.errors import InvalidArgumentError
+
+CLIP_LOW, CLIP_HIGH = "clip_low_threshold", "clip_high_threshold"
 
 
 @dataclass(frozen=True)
@@ -21,21 +26,63 @@ class LossSpec:
     """Names that loss_fn_inputs must have."""
 
     optional: tuple[str, ...] = ()
-    """Names that loss_fn_inputs may have."""
+    """Names that loss_fn_inputs may have; each counts as ones where it is absent."""
 
     factor: str = "advantages"
-    """The input that the loss is proportional to: `mask` multiplies it, and where it is absent it counts as one."""
+    """The input that every element of the loss is proportional to; `mask` is multiplied into it."""
 
     config: Mapping[str, float] = field(default_factory=dict)
-    """Options of loss_fn_config with their defaults."""
+    """Options of loss_fn_config with their defaults; none may be negative."""
 
+    per_sequence: bool = False
+    """Whether elements of one datum depend on each other; those of different data never do."""
+
+    def options(self, given: Mapping[str, float]) -> dict[str, float]:
+        """All options: those given, defaults for the others.
+
+        Raises:
+            InvalidArgumentError: names loss_fn_config["..."]: an option is unknown, not finite, negative, or the lower
+                threshold is above the upper.
+        """
+        for name, value in given.items():
+            path = _path(name)
+            if name not in self.config:
+                allowed = ", ".join(sorted(self.config)) or "none"
+                raise InvalidArgumentError.at(path, f"is unknown to {self.name}; allowed are {allowed}")
+            if not math.isfinite(value) or value < 0:
+                raise InvalidArgumentError.at(path, f"is {value:g}; allowed are finite numbers from 0")
+        options = {**self.config, **given}
+        if CLIP_LOW in options and options[CLIP_LOW] > options[CLIP_HIGH]:
+            given_name, bound, other = (
+                (CLIP_LOW, "at most", CLIP_HIGH) if CLIP_LOW in given else (CLIP_HIGH, "at least", CLIP_LOW)
+            )
+            message = f"is {options[given_name]:g}; allowed is {bound} {other}, which is {options[other]:g}"
+            raise InvalidArgumentError.at(_path(given_name), message)
+        return options
+
+
+def _path(option: str) -> str:
+    return f'loss_fn_config["{option[:100]}"]'
+
+
+_POLICY = ("target_tokens", "logprobs", "advantages")
 
 LOSSES: Mapping[str, LossSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
             LossSpec("cross_entropy", ("target_tokens",), ("weights", "mask"), factor="weights"),
-            LossSpec("importance_sampling", ("target_tokens", "logprobs", "advantages"), ("mask",)),
+            LossSpec("importance_sampling", _POLICY, ("mask",)),
+            LossSpec("ppo", _POLICY, ("mask",), config={CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
+            LossSpec("cispo", _POLICY, ("mask",), config={CLIP_LOW: 0.0, CLIP_HIGH: 4.0}),
+            LossSpec("dro", _POLICY, ("mask",), factor="mask", config={"beta": 0.05}),
+            LossSpec(
+                "gspo",
+                _POLICY,
+                ("mask", "sequence_ratio_mask"),
+                config={CLIP_LOW: 1 - 3e-4, CLIP_HIGH: 1 + 4e-4},
+                per_sequence=True,
+            ),
         )
     }
 )

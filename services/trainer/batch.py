@@ -1,7 +1,7 @@
 """Training examples as tensors: from a request's data to packed rows, and from packed results back to each example.
 
-A request arrives here validated by the gateway. Its arrays are brought to one form: two-dimensional, `mask` multiplied
-into the factor of the loss, an absent factor filled with ones.
+A request arrives here validated by the gateway. Its arrays are brought to one form: two-dimensional, optional ones
+filled with ones, `mask` multiplied into the factor of the loss.
 
 T tokens of all examples end to end, N tokens of one, K targets a position.
 """
@@ -42,8 +42,10 @@ def read_example(datum: data_pb2.Datum, spec: LossSpec) -> Example:
     """Converts a validated datum for a loss function."""
     arrays = {name: torch.from_numpy(to_array(tensor)) for name, tensor in datum.loss_fn_inputs.items()}
     targets = arrays.pop("target_tokens")
-    factor = arrays.get(spec.factor, torch.ones(targets.shape))
-    arrays[spec.factor] = factor * arrays.pop("mask", torch.ones(()))
+    for name in spec.optional:
+        arrays.setdefault(name, torch.ones(targets.shape))
+    mask = arrays.pop("mask")
+    arrays[spec.factor] = arrays.get(spec.factor, 1.0) * mask
     tokens = np.concatenate([np.array(chunk.encoded_text.tokens, np.int64) for chunk in datum.model_input.chunks])
     rows = len(targets)
     return Example(

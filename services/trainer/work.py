@@ -7,7 +7,6 @@ result, and its gradient its run's, in one step at the end, or not at all.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError, PlatformError
 from services.model.base import BaseModel
-from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
+from services.model.logprobs import LossGradient, target_logprobs, target_logprobs_and_gradient
 from services.trainer.batch import Batch, Example
-from services.trainer.losses import Loss
+from services.trainer.losses import Loss, Piece
 from services.trainer.optimizer import global_norm
 from services.trainer.run_state import RunState
 
@@ -51,8 +50,7 @@ class JobUnderWay:
         self.run = run
         self.scratch = run.weights.zeros() if work.backward else None
         self._logprobs: list[Tensor] = []
-        self._flat_logprobs: list[Tensor] = []
-        self._flat_inputs: dict[str, list[Tensor]] = defaultdict(list)
+        self._pieces: list[Piece] = []
 
     def head(self, base: BaseModel, hidden_TD: Tensor, examples: Sequence[Example], batch: Batch) -> Tensor:
         """Log-probabilities of the job's part of a row; returns dL/dhidden, zero for a job without a gradient."""
@@ -66,30 +64,34 @@ class JobUnderWay:
                 batch.targets,
                 adapter=self.run.weights,
                 gradient=self.scratch,
-                loss_gradient=lambda rows, logprobs: self.work.loss.gradient(
-                    logprobs, {name: values[rows] for name, values in batch.inputs.items()}
-                ),
+                loss_gradient=self._loss_gradient(base, hidden_TD, batch),
             )
         by_example = torch.split_with_sizes(logprobs_TK.cpu(), batch.lengths)
         for example, logprobs_NK in zip(examples, by_example, strict=True):
             self._logprobs.append(logprobs_NK[:, : example.targets.shape[1]].reshape(example.shape))
-        self._flat_logprobs.append(logprobs_TK.reshape(-1))
-        for name, values in batch.inputs.items():
-            self._flat_inputs[name].append(values.reshape(-1))
+        self._pieces += self.work.loss.pieces(logprobs_TK, batch.inputs, batch.lengths)
         return d_hidden_TD
+
+    def _loss_gradient(self, base: BaseModel, hidden_TD: Tensor, batch: Batch) -> LossGradient:
+        """What the head calls for each chunk; a loss that couples the elements of a datum sees all of them first."""
+        loss = self.work.loss
+        if not loss.spec.per_sequence:
+            return lambda rows, logprobs: loss.gradient(
+                [(logprobs, {name: values[rows] for name, values in batch.inputs.items()})]
+            )
+        logprobs_TK = target_logprobs(base, hidden_TD, batch.targets, self.run.weights)
+        gradient_TK = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
+        return lambda rows, _: gradient_TK[rows]
 
     def finish(self) -> Outcome | PlatformError:
         """The job's result; its gradient becomes part of its run's unless something is not finite."""
-        logprobs = torch.cat(self._flat_logprobs)
-        if not logprobs.isfinite().all():
+        if not all(logprobs.isfinite().all() for logprobs, _ in self._pieces):
             return FailedPreconditionError(
                 f"the log-probabilities of training run {self.work.training_run_id} are not finite: its weights have "
                 "diverged; load an earlier checkpoint",
                 reason="NOT_FINITE",
             )
-        metrics = self.work.loss.metrics(
-            logprobs, {name: torch.cat(parts) for name, parts in self._flat_inputs.items()}
-        )
+        metrics = self.work.loss.metrics(self._pieces)
         norm = global_norm(self.scratch.flat) if self.scratch else 0.0
         if not (math.isfinite(metrics["loss:sum"]) and math.isfinite(norm)):
             loss = f"the loss is {metrics['loss:sum']} and its gradient's norm {norm}"

@@ -46,6 +46,11 @@ BAD_FORWARD_BACKWARD = {
     "data": ({"data": []}, "data"),
     "unknown loss": ({"loss_fn": "cross_entropie"}, "loss_fn"),
     "unknown option": ({"loss_fn_config": {"beta": 1.0}}, 'loss_fn_config["beta"]'),
+    "negative option": ({"loss_fn": "dro", "loss_fn_config": {"beta": -1.0}}, 'loss_fn_config["beta"]'),
+    "thresholds that cross": (
+        {"loss_fn": "ppo", "loss_fn_config": {"clip_low_threshold": 1.5}},
+        'loss_fn_config["clip_low_threshold"]',
+    ),
     "missing input": (
         {"data": [data_pb2.Datum(model_input=tokens(1, 2))]},
         TARGETS,

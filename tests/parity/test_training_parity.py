@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.core.losses import LOSSES
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.trainer.batch import Example
@@ -28,7 +29,21 @@ def _reference_loss(loss: str, logprobs: Tensor, example: Example) -> Tensor:
     inputs = {name: values.reshape(logprobs.shape) for name, values in example.inputs.items()}
     if loss == "cross_entropy":
         return -(logprobs * inputs["weights"]).sum()
-    return -((logprobs - inputs["logprobs"]).exp() * inputs["advantages"]).sum()
+    config, advantages, behaviour = LOSSES[loss].config, inputs["advantages"], inputs["logprobs"]
+    ratio = (logprobs - behaviour).exp()
+    if loss == "dro":
+        quadratic = 0.5 * config["beta"] * (logprobs - behaviour) ** 2
+        return -((logprobs * advantages - quadratic) * inputs["mask"]).sum()
+    if loss == "gspo":
+        counted = inputs["sequence_ratio_mask"] != 0
+        sequence = (logprobs.detach() - behaviour)[counted].mean().exp() if counted.any() else torch.ones(())
+        ratio = sequence * (logprobs - logprobs.detach()).exp()
+    if loss == "importance_sampling":
+        return -(ratio * advantages).sum()
+    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    if loss == "cispo":
+        return -(clipped.detach() * logprobs * advantages).sum()
+    return -torch.minimum(ratio * advantages, clipped * advantages).sum()
 
 
 def _reference_step(plain: PlainPeft, loss: str, examples: Sequence[Example]) -> tuple[float, list[Tensor]]:
@@ -107,10 +122,9 @@ def test_any_choice_of_linears(
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
 
 
-@pytest.mark.parametrize(
-    ("loss", "k"), [("importance_sampling", None), ("cross_entropy", 5), ("importance_sampling", 2)]
-)
-def test_other_losses_and_several_targets_a_position(
+@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_and_several_targets_a_position(
     load: Callable[..., BaseModel], source: Callable[..., Path], loss: str, k: int | None
 ) -> None:
     config = AdapterConfig(4, seed=1)

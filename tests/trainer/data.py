@@ -33,16 +33,21 @@ def datum(tokens: Sequence[int], targets: Any, **inputs: Any) -> data_pb2.Datum:
 
 
 def random_data(loss: str, lengths: Sequence[int], *, seed: int = 0, k: int | None = None) -> list[data_pb2.Datum]:
-    """Data of the given lengths for a loss; k targets a position, or one without a second dimension."""
+    """Data of the given lengths for a loss; k targets a position, or one without a second dimension.
+
+    Some positions are masked, and weights and advantages have either sign.
+    """
     random = np.random.default_rng(seed)
     data = []
     for length in lengths:
         shape = (length,) if k is None else (length, k)
-        inputs = (
-            {"weights": random.normal(size=shape)}
-            if loss == "cross_entropy"
-            else {"logprobs": -random.uniform(1, 6, size=shape), "advantages": random.normal(size=shape)}
-        )
+        inputs = {"mask": random.integers(0, 2, size=shape)}
+        if loss == "cross_entropy":
+            inputs["weights"] = random.normal(size=shape)
+        else:
+            inputs |= {"logprobs": -random.uniform(1, 6, size=shape), "advantages": random.normal(size=shape)}
+        if loss == "gspo":
+            inputs["sequence_ratio_mask"] = random.integers(0, 2, size=shape)
         tokens = random.integers(3, VOCAB_SIZE, length).tolist()
         data.append(datum(tokens, random.integers(3, VOCAB_SIZE, shape), **inputs))
     return data

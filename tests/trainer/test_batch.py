@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from services.core.losses import LOSSES
@@ -31,6 +32,33 @@ def test_mask_multiplies_weights_or_advantages_and_is_gone() -> None:
     policy = read_example(datum([5, 6], [6, 7], logprobs=[-1, -2], advantages=[4, 5], mask=[1, 0]), IMPORTANCE)
     assert policy.inputs["advantages"].tolist() == [[4], [0]]
     assert policy.inputs["logprobs"].tolist() == [[-1], [-2]]
+
+
+def test_absent_optional_inputs_are_ones_and_the_mask_of_dro_stays() -> None:
+    policy = {"logprobs": [-1, -2], "advantages": [4, 5]}
+    sequence = read_example(datum([5, 6], [6, 7], **policy, mask=[1, 0]), LOSSES["gspo"])
+    assert sequence.inputs["sequence_ratio_mask"].tolist() == [[1], [1]]
+    assert sequence.inputs["advantages"].tolist() == [[4], [0]]
+    regularised = read_example(datum([5, 6], [6, 7], **policy, mask=[1, 0]), LOSSES["dro"])
+    assert regularised.inputs["mask"].tolist() == [[1], [0]]
+    assert regularised.inputs["advantages"].tolist() == [[4], [5]]
+
+
+def test_sparse_weights_are_those_of_the_dense_matrix() -> None:
+    dense = np.array([[0, 0.5, 0], [0, 0, 0], [2, 0, -1]], np.float32)
+    sparse = datum([5, 6, 7], [[3, 4, 5]] * 3)
+    sparse.loss_fn_inputs["weights"].CopyFrom(
+        data_pb2.Tensor(
+            dtype=data_pb2.DATA_TYPE_FLOAT32,
+            shape=[3, 3],
+            csr=data_pb2.SparseCsr(
+                values=np.array([0.5, 2, -1], "<f4").tobytes(),
+                crow_indices=np.array([0, 1, 1, 3], "<i8").tobytes(),
+                col_indices=np.array([1, 0, 2], "<i8").tobytes(),
+            ),
+        )
+    )
+    assert torch.equal(read_example(sparse, CROSS_ENTROPY).inputs["weights"], torch.from_numpy(dense))
 
 
 def test_chunks_are_read_in_order() -> None:

@@ -3,95 +3,196 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
+from services.core.errors import InvalidArgumentError
 from services.core.losses import LOSSES
-from services.trainer.losses import resolve_loss
+from services.trainer.losses import Loss, resolve_loss
 
-P = torch.tensor([-1.0, -2.0, -0.5, -3.0])
-Q = torch.tensor([-1.5, -2.0, -0.1, -1.0])
-A = torch.tensor([2.0, -1.0, 0.0, 0.5])
+P = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
+Q = torch.tensor([-1.5, -2.0, -0.1, -1.0, -1.1])
+A = torch.tensor([2.0, -1.0, 0.0, 0.5, -3.0])
+R = [math.exp(0.5), 1.0, math.exp(-0.4), math.exp(-2.0), math.exp(0.1)]
+ONES = torch.ones(5)
+POLICY = {"logprobs": Q, "advantages": A, "mask": ONES, "sequence_ratio_mask": ONES}
+CLIPPING = ("ppo", "cispo", "gspo")
 
 
-def _gradient_by_differences(loss: str, inputs: dict[str, Tensor]) -> Tensor:
-    step = 1e-5
-    resolved = resolve_loss(loss, {})
-    wide = {name: values.double() for name, values in inputs.items()}
-    rows = []
-    for index in range(len(P)):
-        shift = torch.zeros(len(P), dtype=torch.float64)
-        shift[index] = step
-        up, down = (resolved.elements(P.double() + sign * shift, wide, {}).sum() for sign in (1, -1))
-        rows.append((up - down) / (2 * step))
-    return torch.stack(rows).float()
+def gradient(loss: Loss, inputs: Mapping[str, Tensor], logprobs: Tensor = P) -> Tensor:
+    return loss.gradient(loss.pieces(logprobs, inputs, [len(logprobs)]))
+
+
+def metrics(loss: Loss, inputs: Mapping[str, Tensor], logprobs: Tensor = P) -> dict[str, float]:
+    return loss.metrics(loss.pieces(logprobs, inputs, [len(logprobs)]))
 
 
 def test_both_tables_name_the_same_losses() -> None:
     for name, spec in LOSSES.items():
         loss = resolve_loss(name, {})
         assert loss.config == spec.config
-        inputs = {key: torch.ones(3) for key in (*spec.required, spec.factor) if key != "target_tokens"}
-        assert loss.elements(-torch.ones(3), inputs, loss.config).shape == (3,)
+        inputs = {key: torch.ones(3) for key in (*spec.required, *spec.optional) if key != "target_tokens"}
+        assert loss.elements((-torch.ones(3), inputs)).shape == (3,)
 
 
 def test_cross_entropy_is_minus_weighted_logprobs() -> None:
     loss = resolve_loss("cross_entropy", {})
-    assert loss.metrics(P, {"weights": A}) == {"loss:sum": pytest.approx(2.0 - 2.0 + 0.0 + 1.5)}
-    assert torch.equal(loss.gradient(P, {"weights": A}), -A)
+    assert metrics(loss, {"weights": A}) == {"loss:sum": pytest.approx(2.0 - 2.0 + 0.0 + 1.5 - 3.0)}
+    assert torch.equal(gradient(loss, {"weights": A}), -A)
 
 
-def test_importance_sampling_is_minus_ratio_times_advantage() -> None:
-    loss = resolve_loss("importance_sampling", {})
-    inputs = {"logprobs": Q, "advantages": A}
-    expected = -(2 * math.exp(0.5) - 1 * math.exp(0.0) + 0.5 * math.exp(-2.0))
-    assert loss.metrics(P, inputs)["loss:sum"] == pytest.approx(expected, rel=1e-6)
-    torch.testing.assert_close(loss.gradient(P, inputs), -(P - Q).exp() * A)
+def _closed_form(loss: str, config: Mapping[str, float]) -> tuple[float, list[float]]:
+    """Value and gradient, written out per element without tensors."""
+    low, high, beta = (config.get(name, 0.0) for name in ("clip_low_threshold", "clip_high_threshold", "beta"))
+    value, gradients = 0.0, []
+    mean = sum(float(p - q) for p, q in zip(P, Q, strict=True)) / len(P)
+    for p, q, a, r in zip(P.tolist(), Q.tolist(), A.tolist(), R, strict=True):
+        if loss == "dro":
+            value -= p * a - 0.5 * beta * (p - q) ** 2
+            gradients.append(-(a - beta * (p - q)))
+            continue
+        ratio = math.exp(mean) if loss == "gspo" else r
+        clipped = min(max(ratio, low), high)
+        if loss == "importance_sampling":
+            value, slope = value - ratio * a, ratio * a
+        elif loss == "cispo":
+            value, slope = value - clipped * p * a, clipped * a
+        else:
+            value -= min(ratio * a, clipped * a)
+            slope = ratio * a if ratio * a <= clipped * a else 0.0
+        gradients.append(-slope)
+    return value, gradients
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_gradients_equal_differences(loss: str) -> None:
-    inputs = {"logprobs": Q, "advantages": A, "weights": A}
-    torch.testing.assert_close(
-        resolve_loss(loss, {}).gradient(P, inputs), _gradient_by_differences(loss, inputs), rtol=1e-4, atol=1e-5
-    )
+@pytest.mark.parametrize(
+    ("loss", "config"),
+    [
+        ("importance_sampling", {}),
+        ("ppo", {}),
+        ("ppo", {"clip_low_threshold": 0.99, "clip_high_threshold": 1.05}),
+        ("cispo", {}),
+        ("cispo", {"clip_low_threshold": 0.5, "clip_high_threshold": 1.2}),
+        ("dro", {}),
+        ("dro", {"beta": 0.7}),
+        ("gspo", {}),
+        ("gspo", {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0}),
+    ],
+)
+def test_policy_losses_equal_their_closed_forms(loss: str, config: dict[str, float]) -> None:
+    resolved = resolve_loss(loss, config)
+    value, slopes = _closed_form(loss, resolved.config)
+    assert metrics(resolved, POLICY)["loss:sum"] == pytest.approx(value, rel=1e-6, abs=1e-6)
+    torch.testing.assert_close(gradient(resolved, POLICY), torch.tensor(slopes), rtol=1e-6, atol=1e-7)
+
+
+def test_defaults() -> None:
+    assert resolve_loss("ppo", {}).config == {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+    assert resolve_loss("cispo", {}).config == {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
+    assert resolve_loss("dro", {}).config == {"beta": 0.05}
+    assert resolve_loss("gspo", {}).config == {"clip_low_threshold": 0.9997, "clip_high_threshold": 1.0004}
+
+
+@pytest.mark.parametrize(
+    ("loss", "config", "refusal"),
+    [
+        ("ppo", {"beta": 1.0}, r'loss_fn_config\["beta"\]: is unknown to ppo; allowed are clip_high_threshold'),
+        ("cross_entropy", {"beta": 1.0}, "allowed are none"),
+        ("dro", {"beta": -0.1}, r'loss_fn_config\["beta"\]: is -0.1; allowed are finite numbers from 0'),
+        ("dro", {"beta": math.nan}, "is nan"),
+        ("ppo", {"clip_high_threshold": math.inf}, "is inf"),
+        ("ppo", {"clip_low_threshold": 1.3}, r'"clip_low_threshold"\]: is 1.3; allowed is at most clip_high_threshold'),
+        ("ppo", {"clip_high_threshold": 0.5}, r'"clip_high_threshold"\]: is 0.5; allowed is at least clip_low'),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(loss: str, config: dict[str, float], refusal: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=refusal):
+        resolve_loss(loss, config)
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cross_entropy"}))
 def test_on_policy_the_gradient_is_that_of_cross_entropy_weighted_by_advantages(loss: str) -> None:
-    on_policy = resolve_loss(loss, {}).gradient(P, {"logprobs": P, "advantages": A})
-    assert torch.equal(on_policy, resolve_loss("cross_entropy", {}).gradient(P, {"weights": A}))
+    on_policy = gradient(resolve_loss(loss, {}), {**POLICY, "logprobs": P})
+    assert torch.equal(on_policy, gradient(resolve_loss("cross_entropy", {}), {"weights": A}))
 
 
-def test_ratio_metrics_cover_elements_with_an_advantage_only() -> None:
-    metrics = resolve_loss("importance_sampling", {}).metrics(P, {"logprobs": Q, "advantages": A})
-    log_ratios = [0.5, 0.0, -2.0]
-    ratios = [math.exp(value) for value in log_ratios]
-    assert metrics["ratio:mean"] == pytest.approx(sum(ratios) / 3, rel=1e-6)
-    assert metrics["ratio:max"] == pytest.approx(max(ratios), rel=1e-6)
-    assert metrics["kl_k1:mean"] == pytest.approx(-sum(log_ratios) / 3, rel=1e-6)
-    k3 = sum(ratio - 1 - value for ratio, value in zip(ratios, log_ratios, strict=True)) / 3
-    assert metrics["kl_k3:mean"] == pytest.approx(k3, rel=1e-6)
+@pytest.mark.parametrize("loss", ["ppo", "gspo"])
+def test_a_fully_clipped_step_has_no_gradient_even_where_the_ratio_overflows(loss: str) -> None:
+    for shift, advantage in ((1.0, 2.0), (-1.0, -2.0), (200.0, 2.0)):
+        inputs = {**POLICY, "logprobs": P - shift, "advantages": torch.full((5,), advantage)}
+        assert not gradient(resolve_loss(loss, {}), inputs).any()
+        value = metrics(resolve_loss(loss, {}), inputs)["loss:sum"]
+        threshold = resolve_loss(loss, {}).config["clip_high_threshold" if advantage > 0 else "clip_low_threshold"]
+        assert value == pytest.approx(-5 * threshold * advantage, rel=1e-6)
 
 
-def test_without_any_advantage_nothing_has_moved() -> None:
-    metrics = resolve_loss("importance_sampling", {}).metrics(P, {"logprobs": Q, "advantages": torch.zeros(4)})
-    assert metrics == {"loss:sum": 0, "ratio:mean": 1, "ratio:max": 1, "kl_k1:mean": 0, "kl_k3:mean": 0}
+def test_gspo_takes_its_ratio_from_its_mask_and_each_datum_for_itself() -> None:
+    loss = resolve_loss("gspo", {"clip_low_threshold": 0.0, "clip_high_threshold": 100.0})
+    mask = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
+    wild = Q.clone()
+    wild[1] = -1e30
+    masked = {**POLICY, "logprobs": wild, "sequence_ratio_mask": mask}
+    ratio = math.exp((0.5 - 0.4 + 0.1) / 3)
+    torch.testing.assert_close(gradient(loss, masked), -ratio * A)
+    two = {name: torch.cat([values, POLICY[name]]) for name, values in masked.items()}
+    both = loss.gradient(loss.pieces(torch.cat([P, P]), two, [5, 5]))
+    assert torch.equal(both, torch.cat([gradient(loss, masked), gradient(loss, POLICY)]))
+    nowhere = {**POLICY, "sequence_ratio_mask": torch.zeros(5)}
+    assert torch.equal(gradient(loss, nowhere), -A)
 
 
-def test_what_stands_where_no_advantage_is_cannot_spoil_the_rest() -> None:
-    loss = resolve_loss("importance_sampling", {})
-    wild = torch.tensor([-1.5, -2.0, -1e30, -1.0])
-    assert loss.metrics(P, {"logprobs": wild, "advantages": A}) == loss.metrics(P, {"logprobs": Q, "advantages": A})
-    assert torch.equal(
-        loss.gradient(P, {"logprobs": wild, "advantages": A}), loss.gradient(P, {"logprobs": Q, "advantages": A})
-    )
+def test_a_masked_element_of_dro_adds_nothing() -> None:
+    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
+    loss = resolve_loss("dro", {})
+    masked = gradient(loss, {**POLICY, "mask": mask})
+    assert torch.equal(masked, gradient(loss, POLICY) * mask)
+    assert gradient(loss, POLICY)[1] != 0
+
+
+def test_metrics_cover_elements_with_an_advantage_only() -> None:
+    for loss in ("importance_sampling", "ppo", "cispo"):
+        found = metrics(resolve_loss(loss, {}), POLICY)
+        moves = [0.5, 0.0, -2.0, 0.1]
+        ratios = [math.exp(value) for value in moves]
+        assert found["ratio:mean"] == pytest.approx(sum(ratios) / 4, rel=1e-6)
+        assert found["ratio:max"] == pytest.approx(max(ratios), rel=1e-6)
+        assert found["kl_k1:mean"] == pytest.approx(-sum(moves) / 4, rel=1e-6)
+        k3 = sum(ratio - 1 - value for ratio, value in zip(ratios, moves, strict=True)) / 4
+        assert found["kl_k3:mean"] == pytest.approx(k3, rel=1e-6)
+
+
+def test_clip_fractions() -> None:
+    config = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.05}
+    ppo = metrics(resolve_loss("ppo", config), POLICY)
+    assert (ppo["clip_low_fraction:mean"], ppo["clip_high_fraction:mean"]) == (0.0, 0.25), "r=e^.5 with A>0"
+    cispo = metrics(resolve_loss("cispo", config), POLICY)
+    assert (cispo["clip_low_fraction:mean"], cispo["clip_high_fraction:mean"]) == (0.25, 0.5), "whatever A's sign"
+    sequence = {**POLICY, "logprobs": P - 0.5}
+    gspo = metrics(resolve_loss("gspo", config), sequence)
+    assert gspo["ratio:mean"] == pytest.approx(math.exp(0.5), rel=1e-6)
+    assert gspo["clip_high_fraction:mean"] == pytest.approx(0.5), "where the advantage is positive"
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cross_entropy"}))
+def test_without_anything_to_train_nothing_has_moved(loss: str) -> None:
+    nothing = {**POLICY, "advantages": torch.zeros(5), "mask": torch.zeros(5)}
+    found = metrics(resolve_loss(loss, {}), nothing)
+    assert {name: value for name, value in found.items() if value != 0} == {"ratio:mean": 1, "ratio:max": 1}
+
+
+@pytest.mark.parametrize("loss", ["importance_sampling", "ppo", "cispo"])
+def test_what_stands_where_no_advantage_is_cannot_spoil_the_rest(loss: str) -> None:
+    resolved = resolve_loss(loss, {})
+    wild = Q.clone()
+    wild[2] = -1e30
+    assert metrics(resolved, {**POLICY, "logprobs": wild}) == metrics(resolved, POLICY)
+    assert torch.equal(gradient(resolved, {**POLICY, "logprobs": wild}), gradient(resolved, POLICY))
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_metric_names_carry_their_reduction(loss: str) -> None:
-    for name in resolve_loss(loss, {}).metrics(P, {"logprobs": Q, "advantages": A, "weights": A}):
+    for name in metrics(resolve_loss(loss, {}), {**POLICY, "weights": A}):
         assert name.count(":") == 1
         assert name.partition(":")[2] in {"sum", "mean", "min", "max"}

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from services.core.errors import InvalidArgumentError
 from services.core.losses import LOSSES, LossSpec
-from services.gateway.validation.fields import check_finite
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import data_pb2
@@ -25,12 +24,7 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
         raise InvalidArgumentError.at(
             "loss_fn", f"{loss_fn[:100]!r} is unknown; allowed are {', '.join(sorted(LOSSES))}", reason="UNKNOWN_LOSS"
         )
-    for name, value in config.items():
-        field = f'loss_fn_config["{name[:100]}"]'
-        if name not in spec.config:
-            allowed = ", ".join(sorted(spec.config)) or "none"
-            raise InvalidArgumentError.at(field, f"is unknown to {loss_fn}; allowed are {allowed}")
-        check_finite(field, value)
+    spec.options(config)
     return spec
 
 
