@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from services.cli import health, keys
+from services.cli.processes import BAD_REQUEST_EXIT_CODE
 from services.core.config import load_settings
-from services.core.errors import PlatformError
+from services.core.errors import InvalidArgumentError, PlatformError
 
 app = typer.Typer(
     name="tinker-platform",
@@ -106,9 +107,12 @@ app.command(name="health")(health.health)
 
 
 def main() -> None:
-    """Entry point: refusals end with one sentence and exit code 1, interruption with 130."""
+    """Entry point. A failure ends with one sentence: exit code 2 for a bad request, else 1; an interruption is 130."""
     try:
         app()
+    except InvalidArgumentError as error:
+        print(f"Error: {error.message}", file=sys.stderr)
+        sys.exit(BAD_REQUEST_EXIT_CODE)
     except PlatformError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+BAD_REQUEST_EXIT_CODE = 2
+"""A process ends with this if what it was asked to do cannot be done: starting it again does not help."""
+
 _PR_SET_PDEATHSIG = 1
 
 

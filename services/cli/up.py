@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,6 +54,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
         PlatformError: it cannot start, or a service cannot stay up; the message says what to do.
     """
     started = time.monotonic()
+    _refuse_taken_ports(settings)
     with state_file.lock(settings.data_dir):
         logs = settings.data_dir / "logs"
         logs.mkdir(exist_ok=True)
@@ -96,7 +98,7 @@ class Supervisor:
         """Starts the embedded server; returns its URL."""
         redis = EmbeddedRedis(self._settings.data_dir / "redis", self._logs / "redis.log")
         self._redis = redis
-        await self._start("redis", redis.start)
+        await self._start("redis", redis.start, self._logs / "redis.log")
         return redis.url
 
     async def start(self, service: Service, redis_url: str) -> None:
@@ -107,7 +109,7 @@ class Supervisor:
         async def child() -> asyncio.subprocess.Process:
             return await processes.start(service.command, environment=environment, log=log)
 
-        await self._start(service.name, child)
+        await self._start(service.name, child, log)
 
     async def until_failed(self) -> None:
         """Waits until a child cannot be kept up.
@@ -129,19 +131,20 @@ class Supervisor:
         if self._redis is not None:
             await self._redis.stop()
 
-    async def _start(self, name: str, child: StartChild) -> None:
+    async def _start(self, name: str, child: StartChild, log: Path) -> None:
         _console.print(f"starting {name} ...")
         self._children[name] = await child()
-        self._watches.append(asyncio.create_task(self._watch(name, child)))
+        self._watches.append(asyncio.create_task(self._watch(name, child, log)))
 
-    async def _watch(self, name: str, child: StartChild) -> None:
+    async def _watch(self, name: str, child: StartChild, log: Path) -> None:
         quick_deaths = 0
         while True:
             started = time.monotonic()
             code = await self._children[name].wait()
             quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_S else 0
-            if quick_deaths == QUICK_DEATHS:
-                raise UnavailableError(f"{name} does not stay up (exit code {code}); see the logs in {self._logs}")
+            if quick_deaths == QUICK_DEATHS or code == processes.BAD_REQUEST_EXIT_CODE:
+                message = f"{name} does not stay up (exit code {code}): {_last_line(log)} (more in {log})"
+                raise UnavailableError(message, reason="SERVICE_FAILED")
             _console.print(f"{name} ended with exit code {code}; starting it again")
             await asyncio.sleep(0.2)
             self._children[name] = await child()
@@ -156,6 +159,22 @@ def _services(base_models: Sequence[str]) -> list[Service]:
             Service(f"{kind} {name}", [*command, kind, "--base-model", base_model]) for kind in ("trainer", "sampler")
         ]
     return services
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
+
+
+def _refuse_taken_ports(settings: Settings) -> None:
+    for port in (settings.grpc_port, settings.http_port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                message = f"cannot listen on {settings.host}:{port} ({error.strerror}); choose other ports"
+                raise UnavailableError(message, reason="PORT_TAKEN") from None
 
 
 def _environment(settings: Settings, redis_url: str) -> dict[str, str]:

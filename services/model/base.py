@@ -22,13 +22,10 @@ from transformers import (
 )
 
 from services.core.errors import InvalidArgumentError
+from services.core.linears import ADAPTABLE_LINEARS
 
 SUPPORTED_FAMILIES = ("llama", "qwen3")
-
-ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
-UNEMBED_LINEARS = ("lm_head",)
-ADAPTABLE_LINEARS = (*ATTENTION_LINEARS, *MLP_LINEARS, *UNEMBED_LINEARS)
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,14 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
     Raises:
         InvalidArgumentError: the model's family or architecture is not supported.
     """
-    check_architecture(PreTrainedConfig.get_config_dict(source)[0], name)
+    try:
+        config = PreTrainedConfig.get_config_dict(source)[0]
+    except OSError as error:
+        message = (
+            f"{source} is neither a directory with a config.json nor a Hugging Face name that can be read: {error}"
+        )
+        raise InvalidArgumentError.at("base_model", message, reason="UNREADABLE_BASE_MODEL") from None
+    check_architecture(config, name)
     placed = torch.device(device)
     if dtype is None:
         dtype = torch.bfloat16 if placed.type == "cuda" else torch.float32
@@ -97,7 +101,7 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
 
 
 def check_architecture(config: dict[str, Any], name: str) -> None:
-    """Refuses what this package would compute wrongly: other families, sliding windows, quantized weights.
+    """Refuses what would be computed wrongly: other families or kinds of layers, quantized weights, moving frequencies.
 
     Args:
         config: content of the model's config.json.
@@ -107,10 +111,23 @@ def check_architecture(config: dict[str, Any], name: str) -> None:
     supported = f"supported are full-precision dense models of the families {', '.join(SUPPORTED_FAMILIES)}"
     if family not in SUPPORTED_FAMILIES:
         raise InvalidArgumentError.at("base_model", f"{name} is of the family {family!r}; {supported}")
-    if config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ()):
-        raise InvalidArgumentError.at("base_model", f"{name} has sliding-window attention; {supported} without it")
+    other_layers = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
+    if config.get("use_sliding_window") or other_layers:
+        kinds = ", ".join(other_layers) or "sliding_attention"
+        message = f"{name} has layers of the kind {kinds}; {supported} with full_attention alone"
+        raise InvalidArgumentError.at("base_model", message)
+    rope_type = _rope_type(config)
+    if rope_type in _BATCH_DEPENDENT_ROPE:
+        message = f"{name} has rope_type {rope_type!r}, whose frequencies depend on the longest sequence of a batch"
+        raise InvalidArgumentError.at("base_model", f"{message}; {supported} with fixed frequencies")
     if config.get("quantization_config"):
         raise InvalidArgumentError.at("base_model", f"{name} has quantized weights; {supported}")
+
+
+def _rope_type(config: dict[str, Any]) -> str | None:
+    """How rotary frequencies are scaled, by either of the names that configurations use."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return rope.get("rope_type", rope.get("type"))
 
 
 def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

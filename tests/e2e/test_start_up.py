@@ -1,0 +1,50 @@
+"""What cannot start says why in a sentence, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.platform import Platform, free_port
+
+
+def up(tmp_path: Path, base_model: str, port: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", base_model]
+    options = ["--data-dir", str(tmp_path / "data"), "--grpc-port", str(port), "--http-port", str(free_port())]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_base_model_that_is_not_there(tmp_path: Path) -> None:
+    failed = up(tmp_path, f"x={tmp_path / 'nowhere'}", free_port())
+    assert failed.returncode == 1
+    assert "nowhere is neither a directory" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_family_that_is_not_supported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    failed = up(tmp_path, f"x={tmp_path}", free_port())
+    assert failed.returncode == 1
+    assert "'gpt2'" in failed.stderr
+    assert "qwen3" in failed.stderr
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        failed = up(tmp_path, "x=y", port)
+    assert failed.returncode == 1
+    assert f"127.0.0.1:{port}" in failed.stderr
+
+
+def test_a_data_directory_that_is_in_use(platform: Platform, tmp_path: Path) -> None:
+    os.symlink(platform.data_dir, tmp_path / "data")
+    failed = up(tmp_path, "x=y", free_port())
+    assert failed.returncode == 1
+    assert "another `tinker-platform up`" in failed.stderr
