@@ -53,15 +53,20 @@ def adam_params_to_proto(adam_params: types.AdamParams) -> training_pb2.AdamPara
 
 
 def lora_config_to_proto(config: types.LoraConfig) -> training_pb2.LoraConfig:
-    """The adapter's shape."""
+    """The adapter's shape: explicit targets, or the three flags."""
     with naming("lora_config"):
-        return training_pb2.LoraConfig(
+        shape = training_pb2.LoraConfig(
             rank=config.rank,
             seed=config.seed,
-            train_mlp=config.train_mlp,
-            train_attn=config.train_attn,
-            train_unembed=config.train_unembed,
+            alpha=config.alpha,
+            use_rslora=config.use_rslora,
+            target_modules=config.target_modules,
         )
+        if config.target_modules is None:
+            shape.train_mlp = config.train_mlp
+            shape.train_attn = config.train_attn
+            shape.train_unembed = config.train_unembed
+        return shape
 
 
 def sampling_params_to_proto(params: types.SamplingParams) -> sampling_pb2.SamplingParams:
@@ -194,10 +199,17 @@ def _stop_to_proto(stop: str | Sequence[str] | Sequence[int] | None) -> sampling
 
 
 def _lora_config(config: training_pb2.LoraConfig) -> types.LoraConfig:
+    seed = config.seed if config.HasField("seed") else None
+    alpha, use_rslora = config.alpha or types.LoraConfig.alpha, config.use_rslora
+    if config.target_modules:
+        targets = list(config.target_modules)
+        return types.LoraConfig(config.rank, seed, alpha=alpha, use_rslora=use_rslora, target_modules=targets)
     return types.LoraConfig(
         rank=config.rank,
-        seed=config.seed if config.HasField("seed") else None,
+        seed=seed,
         train_unembed=config.train_unembed,
         train_mlp=config.train_mlp,
         train_attn=config.train_attn,
+        alpha=alpha,
+        use_rslora=use_rslora,
     )

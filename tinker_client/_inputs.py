@@ -149,13 +149,29 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The shape of an adapter; scale is 32 / rank. `seed` None is drawn by the platform and recorded."""
+    """The shape of an adapter. `seed` None is drawn by the platform and recorded.
+
+    Its scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`. `target_modules` names the adapted linears one
+    by one (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head) in place of the train_ flags.
+    """
 
     rank: int
     seed: int | None = None
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
+    alpha: int = 32
+    use_rslora: bool = False
+    target_modules: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_modules is None:
+            return
+        if isinstance(self.target_modules, str) or not self.target_modules:
+            raise ValueError("target_modules must be a list of at least one name, or None")
+        if not (self.train_unembed and self.train_mlp and self.train_attn):
+            raise ValueError("give either target_modules or train_ flags, and not both")
+        object.__setattr__(self, "target_modules", list(self.target_modules))
 
 
 def _token_list(tokens: Any) -> list[int]:

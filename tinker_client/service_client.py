@@ -6,7 +6,7 @@ its session; `close`, the end of a `with` block, or the interpreter's exit ends 
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
@@ -63,9 +63,16 @@ class ServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        alpha: int = 32,
+        use_rslora: bool = False,
+        target_modules: Sequence[str] | None = None,
     ) -> TrainingClient:
-        """Starts a training run with a fresh adapter on a frozen base model."""
-        config = types.LoraConfig(rank, seed, train_unembed=train_unembed, train_mlp=train_mlp, train_attn=train_attn)
+        """Starts a training run with a fresh adapter on a frozen base model; LoraConfig says what its shape means."""
+        flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
+        config = types.LoraConfig(
+            rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
+        )
         return self._run(self._create_lora_training_client(base_model, config, user_metadata))
 
     def create_training_client_from_state(
@@ -101,9 +108,16 @@ class ServiceClient:
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        alpha: int = 32,
+        use_rslora: bool = False,
+        target_modules: Sequence[str] | None = None,
     ) -> TrainingClient:
         """`create_lora_training_client`, awaited."""
-        config = types.LoraConfig(rank, seed, train_unembed=train_unembed, train_mlp=train_mlp, train_attn=train_attn)
+        flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
+        config = types.LoraConfig(
+            rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
+        )
         return await self._start(self._create_lora_training_client(base_model, config, user_metadata))
 
     async def create_training_client_from_state_async(

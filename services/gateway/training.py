@@ -18,6 +18,7 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2, training_pb2, training_pb2_grpc
 
 DEFAULT_RUNS_PER_PAGE = 20
+DEFAULT_ALPHA = 32
 
 
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
@@ -112,11 +113,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
 
 
 def _completed(config: training_pb2.LoraConfig) -> training_pb2.LoraConfig:
-    """The config with every absent field decided: what is absent is true, and the seed is drawn."""
-    completed = training_pb2.LoraConfig(rank=config.rank)
-    for name in ("train_mlp", "train_attn", "train_unembed"):
-        setattr(completed, name, getattr(config, name) if config.HasField(name) else True)
-    completed.seed = config.seed if config.HasField("seed") else secrets.randbits(62)
+    """The config with every absent field decided; the seed is drawn."""
+    completed = training_pb2.LoraConfig(alpha=DEFAULT_ALPHA, use_rslora=False)
+    if not config.target_modules:
+        completed.MergeFrom(training_pb2.LoraConfig(train_mlp=True, train_attn=True, train_unembed=True))
+    if not config.HasField("seed"):
+        completed.seed = secrets.randbits(62)
+    completed.MergeFrom(config)
     return completed
 
 

@@ -1,8 +1,8 @@
 """Adapters on disk in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
 Any tool that reads PEFT adapters reads these. They hold LoRA matrices in float32 and nothing else: no weight of the
-base model, also when the unembedding is adapted. What is not supported (DoRA, rsLoRA, ranks that differ by layer) is
-refused by the option's name, never approximated.
+base model, also when the unembedding is adapted. What is not supported (DoRA, ranks that differ by layer) is refused
+ by the option's name, never approximated.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from services.core.errors import DataLossError, InvalidArgumentError
+from services.core.linears import ADAPTABLE_LINEARS
 from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
-from services.model.base import ATTENTION_LINEARS, MLP_LINEARS, UNEMBED_LINEARS, BaseModel
+from services.model.base import BaseModel
 from services.model.manifest import MANIFEST_FILE, Manifest
 
 CONFIG_FILE = "adapter_config.json"
@@ -102,17 +103,15 @@ def _read_config(path: Path, base: BaseModel) -> AdapterConfig:
         content = json.loads(path.read_bytes())
         targets = frozenset(content["target_modules"])
         trained_on = content["base_model_name_or_path"]
-        rank, alpha = int(content["r"]), int(content["lora_alpha"])
+        rank, alpha, rslora = int(content["r"]), int(content["lora_alpha"]), bool(content.get("use_rslora"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataLossError(f"{path} is missing or not a PEFT configuration: {error}") from error
     if trained_on != base.name:
         raise InvalidArgumentError(f"{path}: the adapter is for base model {trained_on!r}, not for {base.name!r}")
-    groups = {"train_attn": ATTENTION_LINEARS, "train_mlp": MLP_LINEARS, "train_unembed": UNEMBED_LINEARS}
-    flags = {flag: targets.issuperset(names) for flag, names in groups.items()}
-    if not targets or targets != {name for flag, names in groups.items() if flags[flag] for name in names}:
-        allowed = ", ".join(str(list(names)) for names in groups.values())
-        raise InvalidArgumentError(f"{path}: target_modules is {sorted(targets)}; allowed are unions of {allowed}")
-    config = AdapterConfig(rank, alpha, **flags)
+    if not targets or not targets.issubset(ADAPTABLE_LINEARS):
+        allowed = ", ".join(ADAPTABLE_LINEARS)
+        raise InvalidArgumentError(f"{path}: target_modules is {sorted(targets)}; allowed are {allowed}")
+    config = AdapterConfig(rank, alpha, use_rslora=rslora, target_modules=tuple(sorted(targets)))
     ours: dict[str, Any] = dataclasses.asdict(config.to_peft(base.name))
     for option, value in content.items():
         if option not in _FREE_OPTIONS and value and value != ours.get(option):

@@ -7,6 +7,7 @@ buffer. PEFT decides which linears match and how they are initialised; nothing o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,14 +16,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from services.core.errors import InvalidArgumentError
-from services.model.base import ATTENTION_LINEARS, MLP_LINEARS, UNEMBED_LINEARS, BaseModel
+from services.core.linears import ADAPTABLE_LINEARS, ATTENTION_LINEARS, MLP_LINEARS, UNEMBED_LINEARS
+from services.model.base import BaseModel
 
 _ADAPTER_NAME = "default"
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The shape of an adapter. Its scale is alpha / rank."""
+    """The shape of an adapter. Its scale is alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA."""
 
     rank: int
     alpha: int = 32
@@ -32,9 +34,20 @@ class AdapterConfig:
     seed: int | None = None
     """Seed of the initialisation; None for an adapter that was read from files which do not tell."""
 
+    use_rslora: bool = False
+
+    target_modules: tuple[str, ...] = ()
+    """Last names of the adapted linears; empty for those that the three flags say."""
+
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InvalidArgumentError.at("lora_config.rank", f"is {self.rank}; it must be at least 1")
+        if self.alpha < 1:
+            raise InvalidArgumentError.at("lora_config.alpha", f"is {self.alpha}; it must be at least 1")
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if unknown := set(self.target_modules) - set(ADAPTABLE_LINEARS):
+            message = f"has {sorted(unknown)}; allowed are {', '.join(ADAPTABLE_LINEARS)}"
+            raise InvalidArgumentError.at("lora_config.target_modules", message)
         if not self.targets:
             raise InvalidArgumentError.at(
                 "lora_config", "adapts nothing; set one of train_attn, train_mlp and train_unembed"
@@ -43,11 +56,13 @@ class AdapterConfig:
     @property
     def scale(self) -> float:
         """Factor on B A."""
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else."""
+        if self.target_modules:
+            return tuple(name for name in ADAPTABLE_LINEARS if name in self.target_modules)
         groups = (
             (self.train_attn, ATTENTION_LINEARS),
             (self.train_mlp, MLP_LINEARS),
@@ -55,11 +70,17 @@ class AdapterConfig:
         )
         return tuple(name for wanted, names in groups if wanted for name in names)
 
+    @property
+    def shape(self) -> dict[str, object]:
+        """All that decides what the adapter computes with given weights; two adapters of one shape are exchangeable."""
+        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": self.targets}
+
     def to_peft(self, base_model: str) -> LoraConfig:
         """The same adapter in PEFT's words."""
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
+            use_rslora=self.use_rslora,
             lora_dropout=0.0,
             bias="none",
             target_modules=list(self.targets),

@@ -9,7 +9,6 @@ Reading verifies every file before using it. Continuing from a training checkpoi
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -51,7 +50,7 @@ def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
     if manifest.kind != "training":
         raise InvalidArgumentError.at("path", f"is a {manifest.kind} checkpoint; allowed are training checkpoints")
     weights = read_adapter(directory, base)
-    if dataclasses.replace(manifest.adapter, seed=None) != weights.config:
+    if manifest.adapter.shape != weights.config.shape:
         raise DataLossError(f"{directory}: checkpoint.json and adapter_config.json describe different adapters")
     state = RunState(AdapterWeights(manifest.adapter, weights.layout, weights.flat))
     path = manifest.verified(directory, OPTIMIZER_FILE)

@@ -73,11 +73,11 @@ class TrainerEngine:
         """Puts another state into a run.
 
         Raises:
-            InvalidArgumentError: its adapter has another rank, alpha or other target modules than the run's.
+            InvalidArgumentError: its adapter has another rank, alpha, scaling or target modules than the run's.
         """
         run = self.run(training_run_id)
-        for name in ("rank", "alpha", "train_attn", "train_mlp", "train_unembed"):
-            theirs, ours = getattr(source.config, name), getattr(run.config, name)
+        for name, ours in run.config.shape.items():
+            theirs = source.config.shape[name]
             if theirs != ours:
                 raise InvalidArgumentError.at("path", f"the checkpoint's {name} is {theirs}; the run's is {ours}")
         run.load(source, restore_optimizer=restore_optimizer)

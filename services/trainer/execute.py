@@ -16,11 +16,11 @@ from services.core.checkpoints import CheckpointStore
 from services.core.errors import InternalError
 from services.core.losses import LOSSES
 from services.core.names import training_run_id
-from services.model.adapters import AdapterConfig
 from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine import TrainerEngine
+from services.trainer.lora_config import read_lora_config, write_lora_config
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams
 from services.trainer.work import Outcome, Work
@@ -63,16 +63,8 @@ def execute(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Jo
 
 def _create(call: _Call) -> Message:
     request = call.job.create_training_run
-    given = request.lora_config
-    config = AdapterConfig(
-        rank=given.rank,
-        train_attn=given.train_attn if given.HasField("train_attn") else True,
-        train_mlp=given.train_mlp if given.HasField("train_mlp") else True,
-        train_unembed=given.train_unembed if given.HasField("train_unembed") else True,
-        seed=given.seed if given.HasField("seed") else None,
-    )
     run_id = training_run_id(request.session_id, request.training_run_seq_id)
-    call.engine.create_run(run_id, config)
+    call.engine.create_run(run_id, read_lora_config(request.lora_config))
     return _created(call, run_id, request.user_metadata)
 
 
@@ -87,17 +79,10 @@ def _create_from_checkpoint(call: _Call) -> Message:
 
 
 def _created(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> Message:
-    config = call.engine.run(run_id).config
     run = training_pb2.TrainingRun(
         training_run_id=run_id,
         base_model=call.engine.base.name,
-        lora_config=training_pb2.LoraConfig(
-            rank=config.rank,
-            seed=config.seed,
-            train_mlp=config.train_mlp,
-            train_attn=config.train_attn,
-            train_unembed=config.train_unembed,
-        ),
+        lora_config=write_lora_config(call.engine.run(run_id).config),
         user_metadata=user_metadata,
         create_time=call.job.create_time,
         last_request_time=call.job.create_time,

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from tinker_client import _convert, types
 from tinker_proto.tensor import to_array
+from tinker_proto.v1 import training_pb2
 
 TOKENS = types.ModelInput.from_ints([1, 2])
 
@@ -176,3 +177,18 @@ def test_a_datum_arrives_as_it_was_written() -> None:
 def test_inputs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         types.AdamParams().learning_rate = 1.0  # type: ignore[misc]
+
+
+def test_a_lora_config_travels_whole_and_says_its_targets_in_one_way() -> None:
+    for config in (
+        types.LoraConfig(8, 3, train_mlp=False, alpha=9, use_rslora=True),
+        types.LoraConfig(8, target_modules=("q_proj", "lm_head")),
+    ):
+        sent = _convert.lora_config_to_proto(config)
+        assert _convert.training_run(training_pb2.TrainingRun(lora_config=sent)).lora_config == config
+    assert not sent.HasField("train_mlp")
+    with pytest.raises(ValueError, match="not both"):
+        types.LoraConfig(8, train_mlp=False, target_modules=["q_proj"])
+    for nothing in ("q_proj", []):
+        with pytest.raises(ValueError, match="list of at least one name"):
+            types.LoraConfig(8, target_modules=nothing)

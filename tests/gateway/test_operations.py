@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -130,6 +130,22 @@ async def test_a_resend_of_a_creation_without_a_seed_keeps_the_seed_that_was_dra
     job = await stores.run_logs.read_job(entry)
     assert job.create_training_run.lora_config.seed == run.lora_config.seed
     assert run.lora_config.train_unembed
+
+
+async def test_what_a_creation_leaves_open_is_decided_and_recorded(alice: Caller) -> None:
+    async def recorded(**config: Any) -> training_pb2.LoraConfig:
+        request = training_pb2.GetTrainingRunRequest(training_run_id=await alice.run(**config))
+        return (await alice.training.GetTrainingRun(request)).lora_config
+
+    plain = await recorded(seed=1)
+    assert plain == training_pb2.LoraConfig(
+        rank=4, seed=1, train_mlp=True, train_attn=True, train_unembed=True, alpha=32, use_rslora=False
+    )
+    explicit = await recorded(seed=1, alpha=8, use_rslora=True, target_modules=["v_proj", "q_proj"])
+    assert explicit == training_pb2.LoraConfig(
+        rank=4, seed=1, alpha=8, use_rslora=True, target_modules=["v_proj", "q_proj"]
+    )
+    assert not (await recorded(train_mlp=False)).train_mlp
 
 
 async def test_without_a_seq_id_the_server_takes_the_next_one_even_for_equal_requests(alice: Caller) -> None:

@@ -154,6 +154,10 @@ async def test_paths_that_escape_are_refused(alice: Caller, path: str) -> None:
         ({"rank": 17}, "lora_config.rank"),
         ({"rank": -1}, "lora_config.rank"),
         ({"train_mlp": False, "train_attn": False, "train_unembed": False}, "lora_config"),
+        ({"alpha": 0}, "lora_config.alpha"),
+        ({"target_modules": ["q_proj", "router"]}, "lora_config.target_modules[1]"),
+        ({"target_modules": ["q_proj", "q_proj"]}, "lora_config.target_modules[1]"),
+        ({"target_modules": ["q_proj"], "train_mlp": True}, "lora_config.target_modules"),
     ],
 )
 async def test_bad_lora_configs_are_refused(alice: Caller, config: dict[str, Any], field: str) -> None:

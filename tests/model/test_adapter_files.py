@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,13 +40,20 @@ def _written(base: BaseModel, directory: Path, config: AdapterConfig | None = No
     return directory
 
 
-@pytest.mark.parametrize("shape", list(product(["llama", "qwen3"], [True, False], [True, False])), ids=str)
+SHAPES = (
+    AdapterConfig(6, seed=1),
+    AdapterConfig(6, train_unembed=False, seed=1),
+    AdapterConfig(6, alpha=9, use_rslora=True, target_modules=("lm_head", "v_proj", "up_proj"), seed=1),
+)
+
+
+@pytest.mark.parametrize("shape", list(product(["llama", "qwen3"], [True, False], SHAPES)), ids=str)
 def test_peft_reads_what_we_write(
-    load: Callable[..., BaseModel], source: Callable[..., Path], tmp_path: Path, shape: tuple[str, bool, bool]
+    load: Callable[..., BaseModel], source: Callable[..., Path], tmp_path: Path, shape: tuple[str, bool, AdapterConfig]
 ) -> None:
-    family, tied, train_unembed = shape
+    family, tied, config = shape
     base = load(family, tied=tied)
-    weights = perturbed_adapter(base, AdapterConfig(6, train_unembed=train_unembed, seed=1))
+    weights = perturbed_adapter(base, config)
     write_adapter(tmp_path, weights, base)
     plain = AutoModelForCausalLM.from_pretrained(source(family, tied=tied))
     with peft_warnings_ignored():
@@ -59,13 +67,24 @@ def test_peft_reads_what_we_write(
     torch.testing.assert_close(ours, logits.log_softmax(-1).gather(1, targets), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [{}, {"train_mlp": False}, {"train_attn": False, "train_unembed": False}])
-def test_what_was_written_is_read_back_bit_for_bit(base: BaseModel, tmp_path: Path, flags: dict[str, bool]) -> None:
-    weights = perturbed_adapter(base, AdapterConfig(5, seed=3, **flags))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"train_mlp": False},
+        {"train_attn": False, "train_unembed": False},
+        {"alpha": 7, "use_rslora": True, "target_modules": ("q_proj", "down_proj")},
+    ],
+    ids=str,
+)
+def test_what_was_written_is_read_back_bit_for_bit(base: BaseModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    config = AdapterConfig(5, seed=3, **options)
+    weights = perturbed_adapter(base, config)
     write_adapter(tmp_path, weights, base)
     read = read_adapter(tmp_path, base)
     assert torch.equal(read.flat, weights.flat)
-    assert read.config == AdapterConfig(5, **flags)
+    assert read.config.shape == config.shape
+    assert read.scale == weights.scale
 
 
 def test_no_weight_of_the_base_model_is_inside(load: Callable[..., BaseModel], tmp_path: Path) -> None:
@@ -120,10 +139,10 @@ def test_without_a_manifest_a_truncated_file_is_still_refused(base: BaseModel, t
     ("change", "complaint"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"use_rslora": True}, "use_rslora"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ["q_proj"]}, "target_modules"),
+        ({"target_modules": ["q_proj", "router"]}, "target_modules"),
+        ({"target_modules": []}, "target_modules"),
         ({"target_modules": "all-linear"}, "target_modules"),
         ({"r": 8}, "has shape"),
         ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}, "unexpected"),

@@ -56,8 +56,11 @@ def test_several_end_tokens_are_all_known(source: Callable[..., Path], tmp_path:
         ({"model_type": "qwen3_moe"}, "family 'qwen3_moe'"),
         ({"model_type": "never_heard_of"}, "family 'never_heard_of'"),
         ({}, "family None"),
-        ({"model_type": "qwen3", "use_sliding_window": True}, "sliding-window"),
-        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "layers of the kind sliding_attention"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "kind sliding_attention"),
+        ({"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"]}, "kind linear_attention"),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+        ({"model_type": "qwen3", "rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}, "quantized"),
     ],
 )

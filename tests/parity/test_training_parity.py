@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,12 +112,20 @@ def test_any_rank(load: Callable[..., BaseModel], source: Callable[..., Path], r
 
 
 @pytest.mark.parametrize(
-    "flags", [{"train_attn": False}, {"train_mlp": False}, {"train_attn": False, "train_mlp": False}]
+    "options",
+    [
+        {"train_attn": False},
+        {"train_mlp": False},
+        {"train_attn": False, "train_mlp": False},
+        {"target_modules": ("v_proj", "up_proj", "lm_head")},
+        {"alpha": 7, "use_rslora": True},
+    ],
+    ids=str,
 )
-def test_any_choice_of_linears(
-    load: Callable[..., BaseModel], source: Callable[..., Path], flags: dict[str, bool]
+def test_any_choice_of_linears_and_scale(
+    load: Callable[..., BaseModel], source: Callable[..., Path], options: dict[str, Any]
 ) -> None:
-    config = AdapterConfig(4, seed=1, **flags)
+    config = AdapterConfig(4, seed=1, **options)
     engine = TrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)

@@ -89,6 +89,26 @@ def test_creating_a_run_tells_all_about_it(trainer: Trainer) -> None:
     assert "model.layers.0.mlp.up_proj" not in trainer.engine.run(RUN).weights.linears
 
 
+def test_alpha_rslora_and_explicit_targets_reach_the_adapter_and_its_checkpoints(trainer: Trainer) -> None:
+    trainer.create(alpha=6, use_rslora=True, target_modules=["v_proj", "lm_head"])
+    state = trainer.engine.run(RUN)
+    assert state.weights.scale == 3.0
+    assert {name.rpartition(".")[2] for name in state.weights.linears} == {"v_proj", "lm_head"}
+    trainer.save_state("place")
+    request = training_pb2.CreateTrainingRunFromCheckpointRequest(
+        session_id="s", training_run_seq_id=1, path=f"tinker://{RUN}/weights/one"
+    )
+    run = trainer("create_training_run_from_checkpoint", request, Locations(source="place")).training_run
+    assert (run.lora_config.alpha, run.lora_config.use_rslora) == (6, True)
+    assert list(run.lora_config.target_modules) == ["v_proj", "lm_head"]
+    assert not run.lora_config.HasField("train_mlp")
+    assert trainer.engine.run("s:train:1").config.shape == state.config.shape
+    trainer.create(2)
+    other = training_pb2.LoadStateRequest(training_run_id="s:train:2", path=f"tinker://{RUN}/weights/one")
+    with pytest.raises(InvalidArgumentError, match="the checkpoint's alpha is 6; the run's is 32"):
+        trainer("load_state", other, Locations(source="place"))
+
+
 def test_a_loop_of_forward_backward_and_optim_step_learns(trainer: Trainer) -> None:
     trainer.create()
     data = random_data("cross_entropy", (6, 9), seed=0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from services.core.errors import InvalidArgumentError
+from services.core.linears import ADAPTABLE_LINEARS
 from services.gateway.validation.data import check_data, check_loss
 from services.gateway.validation.fields import check_checkpoint_name, check_finite, check_range, parse_path
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import training_pb2
+
+MAX_LORA_ALPHA = 1 << 20
 
 RunRequest = (
     training_pb2.ForwardBackwardRequest
@@ -37,9 +40,21 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
 
 
 def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:
-    """Refuses a rank out of range and an adapter that adapts nothing."""
+    """Refuses a completed config with a rank or alpha out of range, unknown targets, or nothing to adapt."""
     check_range("lora_config.rank", config.rank, 1, limits.max_lora_rank)
-    if not (config.train_mlp or config.train_attn or config.train_unembed):
+    check_range("lora_config.alpha", config.alpha, 1, MAX_LORA_ALPHA)
+    targets = list(config.target_modules)
+    for i, name in enumerate(targets):
+        field = f"lora_config.target_modules[{i}]"
+        if name not in ADAPTABLE_LINEARS:
+            raise InvalidArgumentError.at(field, f"is {name[:100]!r}; allowed are {', '.join(ADAPTABLE_LINEARS)}")
+        if name in targets[:i]:
+            raise InvalidArgumentError.at(field, f"is {name!r} a second time; allowed is each once")
+    for name in ("train_mlp", "train_attn", "train_unembed"):
+        if targets and config.HasField(name):  # type: ignore[arg-type]
+            message = f"is given together with {name}; allowed is one way to say what is adapted"
+            raise InvalidArgumentError.at("lora_config.target_modules", message)
+    if not targets and not (config.train_mlp or config.train_attn or config.train_unembed):
         message = "train_mlp, train_attn and train_unembed are all false; allowed is at least one of them true"
         raise InvalidArgumentError.at("lora_config", message)
 
