@@ -30,9 +30,9 @@ class Outage:
         self._first_contact = first_contact
         self.end()
 
-    def end(self) -> None:
-        """There was an answer: the next failure begins a new count."""
-        self._began = time.monotonic()
+    def end(self, after_s: float = 0.0) -> None:
+        """There was an answer: a new count begins, after a wait of `after_s`."""
+        self._began = time.monotonic() + after_s
         self._attempts = 0
 
     @property
@@ -49,8 +49,9 @@ class Outage:
         """
         asked = retry_delay(error)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked is not None:
-            self.end()
-            return max(asked.total_seconds(), _FIRST_PAUSE_S) * random.uniform(1.0, 1.5)
+            pause = max(asked.total_seconds(), _FIRST_PAUSE_S) * random.uniform(1.0, 1.5)
+            self.end(after_s=pause)
+            return pause
         if error.code() not in _NO_ANSWER:
             raise from_rpc_error(error)
         self._attempts += 1

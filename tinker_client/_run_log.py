@@ -83,9 +83,8 @@ class RunLog:
                 cancelled=cancelled,
             )
         except (APIStatusError, APIConnectionError) as error:
-            # A request that is refused for its content keeps its place, as an operation that failed.
-            refused = isinstance(error, APIStatusError) and error.code == "INVALID_ARGUMENT"
-            if not refused and not await self._session.knows(name):
+            # A request that is refused for its content keeps its place, as an operation that failed; others do not.
+            if not await self._session.knows(name):
                 self._lose(seq_id, error.message)
             raise
 

@@ -101,12 +101,13 @@ class Watch:
         request = operation_pb2.WatchOperationsRequest(session_id=self._session_id, pending=pending)
         try:
             async for message in self._transport.stream(self._transport.operations.WatchOperations, request):
-                outage.end()
                 if not self._in_place.done():
                     self._in_place.set_result(None)
                 for operation in message.operations:
                     self.finish(operation)
         except grpc.aio.AioRpcError as error:
+            if self._in_place.done():
+                outage.end()  # the platform was there until this moment, however silent
             return outage.pause_after(error)
         return random.uniform(0.05, 0.2)  # ended in good order: this server is going away, another takes over
 

@@ -57,6 +57,7 @@ class LoopbackPlatform(
     def __init__(self, tokenizer_directory: Path | None = None) -> None:
         self.operations = Operations()
         self.calls: defaultdict[str, int] = defaultdict(int)
+        self.call_order: list[str] = []
         self.watched: list[list[str]] = []
         self.ended: list[str] = []
         self.session_metadata: dict[str, dict[str, str]] = {}
@@ -121,6 +122,7 @@ class LoopbackPlatform(
 
     async def _enter(self, method: str, context: Any) -> None:
         self.calls[method] += 1
+        self.call_order.append(method)
         if dict(context.invocation_metadata()).get("x-api-key") != KEY:
             await abort(context, UnauthenticatedError("this API key is unknown", reason="UNKNOWN_API_KEY"))
         if self.refuse_before[method]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 
 import grpc
@@ -63,6 +65,15 @@ def test_nothing_waits_for_the_answer_of_what_was_called_before(
         future.result(20)
 
 
+@pytest.fixture
+def eager_thread_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_thread_switches")
 def test_calls_from_many_threads_each_get_a_place(platform: LoopbackPlatform, training: tinker.TrainingClient) -> None:
     futures: list[tinker.APIFuture] = []
     threads = [

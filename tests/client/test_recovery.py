@@ -61,7 +61,7 @@ def test_waiting_for_a_full_queue_does_not_count_as_an_outage(platform: Loopback
     with tinker.ServiceClient(base_url=platform.url, api_key=KEY, patience=timedelta(seconds=0.3)) as service:
         training = service.create_lora_training_client(MODEL)
         full = ResourceExhaustedError("the queue is full", reason="QUEUE_FULL", retry_after_s=0.2)
-        platform.refuse_before["OptimStep"].extend([full] * 5)
+        platform.refuse_before["OptimStep"].extend([*[full] * 3, grpc.StatusCode.UNAVAILABLE, full])
         assert training.optim_step(ADAM).result(20)
 
 
@@ -88,6 +88,42 @@ def test_a_broken_stream_is_opened_again_naming_what_is_pending(
         assert future.result(20)
     names = [f"{training.model_id}:{seq_id}" for seq_id in range(1, 6)]
     assert sorted(platform.watched[-1]) == names
+
+
+def test_an_outage_is_counted_from_when_the_stream_broke_not_from_its_last_message(platform: LoopbackPlatform) -> None:
+    with tinker.ServiceClient(base_url=platform.url, api_key=KEY, patience=timedelta(seconds=0.5)) as service:
+        training = service.create_lora_training_client(MODEL)
+        platform.operations.hold_all = True
+        future = training.optim_step(ADAM)
+        with pytest.raises(TimeoutError):
+            future.result(1.0)  # longer than the client is patient, and nothing is wrong
+        platform.drop_watches()
+        platform.release()
+        assert future.result(20)
+
+
+def test_nothing_is_submitted_while_no_stream_is_there_to_bring_its_result(
+    platform: LoopbackPlatform, training: tinker.TrainingClient
+) -> None:
+    platform.refuse_before["WatchOperations"].extend([grpc.StatusCode.UNAVAILABLE] * 3)
+    platform.drop_watches()
+    wait_until(lambda: platform.calls["WatchOperations"] >= 2)  # the client has noticed
+    assert training.optim_step(ADAM).result(20)
+    assert platform.call_order[-5:] == [*["WatchOperations"] * 4, "OptimStep"]
+
+
+def test_only_what_may_have_reached_the_platform_is_named(
+    platform: LoopbackPlatform, service: tinker.ServiceClient
+) -> None:
+    sampler = service.create_sampling_client(base_model=MODEL)
+    full = ResourceExhaustedError("the queue is full", reason="QUEUE_FULL", retry_after_s=60.0)
+    platform.refuse_before["Sample"].extend([full] * 1000)
+    futures = [sampler.sample(PROMPT, 1, GREEDY) for _ in range(200)]
+    wait_until(lambda: platform.calls["Sample"] == 64)
+    platform.drop_watches()
+    wait_until(lambda: len(platform.watched) == 2)
+    assert sorted(platform.watched[-1]) == sorted(f"s1:sample:0:{seq_id}" for seq_id in range(64))
+    assert not any(future.done() for future in futures)
 
 
 def test_a_server_that_comes_back_finds_its_clients_waiting(
