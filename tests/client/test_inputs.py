@@ -85,13 +85,18 @@ def test_tensor_data_keeps_every_value_and_can_be_rebuilt_from_its_fields(array:
     np.testing.assert_array_equal(rebuilt.to_numpy(), array)
 
 
-def test_tensor_data_never_changes() -> None:
-    array = np.array([1.0, 2.0], np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_tensor_data_never_changes(dtype: type) -> None:
+    array = np.array([1, 2], dtype)
     data = types.TensorData.from_numpy(array)
     array[0] = 9
     data.to_numpy()[0] = 9
     data.to_torch()[0] = 9
-    assert data.data == [1.0, 2.0]
+    assert data.data == [1, 2]
+
+
+def test_tensor_data_is_equal_by_dtype_and_values() -> None:
+    data = types.TensorData.from_numpy(np.array([1.0, 2.0]))
     assert data == types.TensorData([1.0, 2.0], "float32")
     assert data != types.TensorData([1, 2], "int64")
 
