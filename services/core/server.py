@@ -26,12 +26,12 @@ _log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wraps the method that is about to be called; see grpc.aio.ServerInterceptor."""
@@ -92,10 +92,10 @@ async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
 class GrpcServer:
     """One grpc.aio server with health and, if wanted, reflection."""
 
-    def __init__(self, settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()) -> None:
+    def __init__(self, settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         self._settings = settings
         self.server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_options(settings))
-        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
     async def start(self, port: int, service_names: Sequence[str]) -> int:

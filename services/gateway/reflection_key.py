@@ -16,7 +16,7 @@ from services.gateway.auth import Authenticator
 _REFLECTION_PREFIX = "/grpc.reflection."
 
 
-class ReflectionKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic at run time
+class ReflectionKeyInterceptor(grpc.aio.ServerInterceptor):
     """Lets reflection through only with a valid key."""
 
     def __init__(self, api_keys: ApiKeys) -> None:
@@ -24,7 +24,7 @@ class ReflectionKeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Guards the reflection service; see grpc.aio.ServerInterceptor."""
