@@ -130,7 +130,7 @@ def test_the_command_line_tells_health_and_refuses_unknown_settings(platform: Pl
     refused = subprocess.run(
         [*command, "gateway"], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "TINKER_GRPC_PROT" in refused.stderr
 
 
