@@ -55,12 +55,15 @@ class EventHub:
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._watchers: defaultdict[str, set[Watcher]] = defaultdict(set)
+        self._shut = False
 
     @contextmanager
     def watch(self, session_id: str) -> Iterator[Watcher]:
         """Registers a watcher; whatever finishes from now on reaches it."""
         watcher = Watcher()
         self._watchers[session_id].add(watcher)
+        if self._shut:
+            watcher.close()
         try:
             yield watcher
         finally:
@@ -68,8 +71,12 @@ class EventHub:
             if not self._watchers[session_id]:
                 del self._watchers[session_id]
 
-    def close_watchers(self) -> None:
-        """Ends every watch, e.g. because this process is about to stop."""
+    def shut(self) -> None:
+        """Ends every watch, and every one that is opened from now on: this process is about to stop."""
+        self._shut = True
+        self._close_watchers()
+
+    def _close_watchers(self) -> None:
         for watchers in list(self._watchers.values()):
             for watcher in list(watchers):
                 watcher.close()
@@ -88,7 +95,7 @@ class EventHub:
             except TRANSIENT_ERRORS as error:
                 _log.warning("event stream lost, reconnecting", error=str(error))
                 position = await self._reconnected()
-                self.close_watchers()
+                self._close_watchers()
                 continue
             for entry in entries:
                 position = entry.entry_id

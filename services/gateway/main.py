@@ -58,7 +58,7 @@ async def serve(settings: Settings) -> None:
     _log.info("serving", grpc=f"{settings.host}:{port}", http=f"{settings.host}:{settings.http_port}")
     await until_stopped()
     _log.info("draining", seconds=settings.drain_seconds)
-    stores.events.close_watchers()
+    stores.events.shut()
     await server.drain()
     http.should_exit = True
     for task in background[:2]:

@@ -57,3 +57,12 @@ async def test_watches_end_when_redis_was_away_and_the_reader_goes_on(tmp_path: 
     reader.cancel()
     await connection.close()
     await server.stop()
+
+
+async def test_a_hub_that_is_shut_ends_old_and_new_watches(connection: RedisConnection) -> None:
+    hub = EventHub(connection)
+    with hub.watch("a") as old:
+        hub.shut()
+        assert await asyncio.wait_for(old.next_names(), 10) is None
+    with hub.watch("a") as new:
+        assert await asyncio.wait_for(new.next_names(), 10) is None

@@ -43,7 +43,7 @@ async def address(stores: Stores, data_dir: Path) -> AsyncIterator[str]:
     server = grpc_server(Settings(data_dir=data_dir, drain_seconds=0), stores)
     port = await server.start(0, SERVICES)
     yield f"127.0.0.1:{port}"
-    stores.events.close_watchers()
+    stores.events.shut()
     await server.drain()
     reader.cancel()
     await asyncio.gather(reader, return_exceptions=True)

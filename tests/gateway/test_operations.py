@@ -100,7 +100,7 @@ async def test_a_watch_of_another_sessions_operations_is_refused(alice: Caller) 
 
 async def test_a_watch_ends_with_unavailable_when_the_gateway_stops(alice: Caller, stores: Stores) -> None:
     operations = await watch(alice, await alice.session())
-    stores.events.close_watchers()
+    stores.events.shut()
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await soon(anext(operations))
     assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
