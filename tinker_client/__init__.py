@@ -21,6 +21,7 @@ from tinker_client.errors import (
 )
 from tinker_client.future import APIFuture
 from tinker_client.rest_client import RestClient
+from tinker_client.sample_stream import SampleStream
 from tinker_client.sampling_client import SamplingClient
 from tinker_client.service_client import ServiceClient
 from tinker_client.training_client import TrainingClient
@@ -44,6 +45,7 @@ from tinker_client.types import (
     OptimStepResponse,
     ParsedCheckpointTinkerPath,
     SampledSequence,
+    SampledToken,
     SampleResponse,
     SamplingParams,
     SaveWeightsForSamplerResponse,
@@ -90,7 +92,9 @@ __all__ = [
     "RequestFailedError",
     "RestClient",
     "SampleResponse",
+    "SampleStream",
     "SampledSequence",
+    "SampledToken",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsForSamplerResponse",

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 
+import numpy as np
+
 from tinker_client import types
 from tinker_client._tensor_data import TensorData
 from tinker_proto.tensor import from_array, to_array
@@ -92,14 +94,30 @@ def forward_output(
     return types.ForwardBackwardOutput(tensors, dict(metrics))
 
 
+def targets_to_proto(targets: Sequence[Sequence[int]]) -> data_pb2.Tensor:
+    """int64 [prompt length, K]."""
+    with naming("target_prompt_logprobs"):
+        array = np.asarray(targets)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ValueError("must be token ids, as many for each prompt token")
+        return from_array(array.astype(np.int64))
+
+
 def sample_response(response: sampling_pb2.SampleResponse) -> types.SampleResponse:
     """Completions; an empty field is one that was not asked for."""
-    sequences = [
-        types.SampledSequence(list(item.tokens), list(item.logprobs), _STOP_REASONS[item.stop_reason])
-        for item in response.sequences
-    ]
-    topk = [list(zip(row.token_ids, row.logprobs, strict=True)) or None for row in response.topk_prompt_logprobs]
-    return types.SampleResponse(sequences, prompt_logprobs(response.prompt_logprobs) or None, topk or None)
+    targets = response.target_prompt_logprobs if response.HasField("target_prompt_logprobs") else None
+    return types.SampleResponse(
+        [_sampled_sequence(item) for item in response.sequences],
+        prompt_logprobs(response.prompt_logprobs) or None,
+        [_topk(row) or None for row in response.topk_prompt_logprobs] or None,
+        TensorData.from_numpy(to_array(targets)) if targets is not None else None,
+        response.prompt_cache_hit_tokens,
+    )
+
+
+def stop_reason(reason: sampling_pb2.StopReason.ValueType) -> types.StopReason | None:
+    """None while a sequence goes on."""
+    return _STOP_REASONS.get(reason)
 
 
 def prompt_logprobs(values: Sequence[float]) -> list[float | None]:
@@ -173,6 +191,20 @@ def naming(field: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise ValueError(f"{field}: {error}") from None
+
+
+def _sampled_sequence(item: sampling_pb2.SampledSequence) -> types.SampledSequence:
+    return types.SampledSequence(
+        list(item.tokens),
+        list(item.logprobs),
+        _STOP_REASONS[item.stop_reason],
+        [_topk(row) for row in item.topk_logprobs] or None,
+        list(item.raw_logprobs) or None,
+    )
+
+
+def _topk(row: sampling_pb2.TopkLogprobs) -> types.TopkLogprobs:
+    return list(zip(row.token_ids, row.logprobs, strict=True))
 
 
 def _chunk_to_proto(chunk: types.ModelInputChunk) -> data_pb2.Chunk:

@@ -11,6 +11,9 @@ from tinker_client._tensor_data import TensorData
 from tinker_proto.path import TinkerPath
 
 StopReason = Literal["stop", "length"]
+TopkLogprobs = list[tuple[int, float]]
+"""(token id, logprob) pairs at one position, likeliest first."""
+
 CheckpointType = Literal["training", "sampler"]
 
 
@@ -57,10 +60,21 @@ class SampledSequence:
     tokens: list[int]
     logprobs: list[float]
     stop_reason: StopReason
+    topk_logprobs: list[TopkLogprobs] | None = None
+    """The likeliest tokens at each token's position, if asked for."""
+
+    raw_logprobs: list[float] | None = None
+    """Each token's logprob at temperature 1, if asked for."""
 
 
-TopkLogprobs = list[tuple[int, float]]
-"""(token id, logprob) pairs at one position, likeliest first."""
+@dataclass(frozen=True)
+class SampledToken:
+    """One token of a streamed completion; `stop_reason` is set on the last one of its sequence."""
+
+    sequence_index: int
+    token: int
+    logprob: float
+    stop_reason: StopReason | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,11 @@ class SampleResponse:
     sequences: list[SampledSequence]
     prompt_logprobs: list[float | None] | None = None
     topk_prompt_logprobs: list[TopkLogprobs | None] | None = None
+    target_prompt_logprobs: TensorData | None = None
+    """float32 in the shape of the tokens that were asked for; NaN in rows that were not scored."""
+
+    prompt_cache_hit_tokens: int = 0
+    """Prompt tokens that the platform did not have to compute."""
 
 
 @dataclass(frozen=True)

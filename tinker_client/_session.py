@@ -76,7 +76,7 @@ class Session:
                 await expected.answered.wait()
                 if submit.done():
                     submit.result()
-            return _response(operation, response)
+            return operation_response(operation, response)
         finally:
             submit.cancel()
             self._watch.forget(name)
@@ -127,7 +127,12 @@ class Session:
             self._watch.fail(name, error)
 
 
-def _response(operation: operation_pb2.Operation, response: type[R]) -> R:
+def operation_response(operation: operation_pb2.Operation, response: type[R]) -> R:
+    """What a finished operation has returned.
+
+    Raises:
+        RequestFailedError: it has failed.
+    """
     if operation.HasField("error"):
         raise from_operation_error(operation.name, operation.error)
     unpacked = response()

@@ -59,8 +59,8 @@ class APIFuture(Generic[T]):
     def cancel(self) -> bool:
         """Asks the platform to drop the operation; False if it is done already, or is a call that ends soon anyway.
 
-        An operation that has not begun then fails with a RequestFailedError of code CANCELLED; one that runs goes on
-        and finishes normally. Either way the operations after it are carried out.
+        An operation that has not begun, or that samples, then fails with a RequestFailedError of code CANCELLED; one
+        that trains goes on and finishes normally. Either way the operations after it are carried out.
         """
         if self._cancel is None or self._future.done():
             return False

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
@@ -18,6 +18,7 @@ from tinker_client._session import Session, SubmitMethod
 from tinker_client._tokenizer import get_tokenizer, get_tokenizer_async
 from tinker_client._window import Window
 from tinker_client.future import APIFuture
+from tinker_client.sample_stream import SampleStream
 from tinker_proto.v1 import sampling_pb2
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")
+
+
+class SampleOptions(TypedDict, total=False):
+    """What `sample` can return beside the tokens; see there."""
+
+    include_prompt_logprobs: bool
+    topk_prompt_logprobs: int | None
+    topk_sample_logprobs: int
+    target_prompt_logprobs: Sequence[Sequence[int]] | None
+    prompt_logprobs_last_n: int | None
+    include_raw_logprobs: bool
 
 
 class SamplingClient:
@@ -70,27 +82,66 @@ class SamplingClient:
         sampling_params: types.SamplingParams,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int | None = None,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: Sequence[Sequence[int]] | None = None,
+        prompt_logprobs_last_n: int | None = None,
+        include_raw_logprobs: bool = False,
     ) -> APIFuture[types.SampleResponse]:
         """Continues `prompt` `num_samples` times; all of them share the work on the prompt.
 
-        `include_prompt_logprobs` also returns each prompt token's logprob, `topk_prompt_logprobs` the k likeliest
-        tokens at each prompt position.
+        Args:
+            prompt: at least one token.
+            num_samples: how many completions; they differ from each other under one seed.
+            sampling_params: how tokens are drawn.
+            include_prompt_logprobs: also return each prompt token's logprob.
+            topk_prompt_logprobs: also return the k likeliest tokens at each prompt position.
+            topk_sample_logprobs: also return the k likeliest tokens at each generated token's position.
+            target_prompt_logprobs: also return the logprobs of these token ids, as many for each prompt token, where
+                that prompt token is predicted.
+            prompt_logprobs_last_n: score only the last n prompt tokens; earlier entries stay empty.
+            include_raw_logprobs: also return generated tokens' logprobs at temperature 1.
         """
-        with _convert.naming("sample"):
-            request = sampling_pb2.SampleRequest(
-                prompt=_convert.model_input_to_proto(prompt),
-                num_samples=num_samples,
-                sampling_params=_convert.sampling_params_to_proto(sampling_params),
-                include_prompt_logprobs=include_prompt_logprobs,
-                topk_prompt_logprobs=topk_prompt_logprobs or 0,
-            )
+        request = _sample_request(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs=include_prompt_logprobs,
+            topk_prompt_logprobs=topk_prompt_logprobs,
+            topk_sample_logprobs=topk_sample_logprobs,
+            target_prompt_logprobs=target_prompt_logprobs,
+            prompt_logprobs_last_n=prompt_logprobs_last_n,
+            include_raw_logprobs=include_raw_logprobs,
+        )
         method = self._session.transport.sampling.Sample
         return self._operation(method, request, sampling_pb2.SampleResponse, _convert.sample_response)
 
-    def compute_logprobs(self, prompt: types.ModelInput) -> APIFuture[list[float | None]]:
-        """Returns the logprob of each prompt token at temperature 1; the first, which nothing predicts, is None."""
-        with _convert.naming("prompt"):
-            request = sampling_pb2.ComputeLogprobsRequest(prompt=_convert.model_input_to_proto(prompt))
+    def sample_stream(
+        self,
+        prompt: types.ModelInput,
+        num_samples: int,
+        sampling_params: types.SamplingParams,
+        **options: Unpack[SampleOptions],
+    ) -> SampleStream:
+        """Like `sample`, with the same options, but hands out tokens as they come: `async for token in stream`.
+
+        A plain `for` works too. `stream.result()` is what `sample` would have returned.
+        """
+        request = _sample_request(prompt, num_samples, sampling_params, **options)
+        self._name(request)
+        place = self._window.place(request.seq_id, request.ByteSize())
+        return SampleStream(self._connection.loop, self._session, request, place)
+
+    def compute_logprobs(
+        self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> APIFuture[list[float | None]]:
+        """Returns the logprob of each prompt token at temperature 1; the first, which nothing predicts, is None.
+
+        With `prompt_logprobs_last_n` only the last n are scored, and the others are None too.
+        """
+        with _convert.naming("compute_logprobs"):
+            request = sampling_pb2.ComputeLogprobsRequest(
+                prompt=_convert.model_input_to_proto(prompt), prompt_logprobs_last_n=prompt_logprobs_last_n
+            )
         return self._operation(
             self._session.transport.sampling.ComputeLogprobs,
             request,
@@ -105,13 +156,29 @@ class SamplingClient:
         sampling_params: types.SamplingParams,
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int | None = None,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: Sequence[Sequence[int]] | None = None,
+        prompt_logprobs_last_n: int | None = None,
+        include_raw_logprobs: bool = False,
     ) -> types.SampleResponse:
         """`sample`, awaited."""
-        return await self.sample(prompt, num_samples, sampling_params, include_prompt_logprobs, topk_prompt_logprobs)
+        return await self.sample(
+            prompt,
+            num_samples,
+            sampling_params,
+            include_prompt_logprobs,
+            topk_prompt_logprobs,
+            topk_sample_logprobs,
+            target_prompt_logprobs,
+            prompt_logprobs_last_n,
+            include_raw_logprobs,
+        )
 
-    async def compute_logprobs_async(self, prompt: types.ModelInput) -> list[float | None]:
+    async def compute_logprobs_async(
+        self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> list[float | None]:
         """`compute_logprobs`, awaited."""
-        return await self.compute_logprobs(prompt)
+        return await self.compute_logprobs(prompt, prompt_logprobs_last_n)
 
     def get_base_model(self) -> str:
         """The base model's name."""
@@ -125,6 +192,12 @@ class SamplingClient:
         """`get_tokenizer`, awaited."""
         return await get_tokenizer_async(self._connection, self._base_model)
 
+    def _name(self, request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest) -> str:
+        """Gives a request its seq_id, and so its operation's name."""
+        request.sampling_session_id = self._sampling_session_id
+        request.seq_id = next(self._seq_ids)
+        return f"{request.sampling_session_id}:{request.seq_id}"
+
     def _operation(
         self,
         method: SubmitMethod,
@@ -132,9 +205,7 @@ class SamplingClient:
         response: type[R],
         convert: Callable[[R], T],
     ) -> APIFuture[T]:
-        request.sampling_session_id = self._sampling_session_id
-        request.seq_id = next(self._seq_ids)
-        name = f"{request.sampling_session_id}:{request.seq_id}"
+        name = self._name(request)
         cancelled = asyncio.Event()
 
         async def carry_out() -> T:
@@ -150,3 +221,24 @@ class SamplingClient:
             )
 
         return APIFuture(self._connection.loop, carry_out(), cancelled.set)
+
+
+def _sample_request(
+    prompt: types.ModelInput,
+    num_samples: int,
+    sampling_params: types.SamplingParams,
+    **options: Unpack[SampleOptions],
+) -> sampling_pb2.SampleRequest:
+    targets = options.get("target_prompt_logprobs")
+    with _convert.naming("sample"):
+        return sampling_pb2.SampleRequest(
+            prompt=_convert.model_input_to_proto(prompt),
+            num_samples=num_samples,
+            sampling_params=_convert.sampling_params_to_proto(sampling_params),
+            include_prompt_logprobs=options.get("include_prompt_logprobs", False),
+            topk_prompt_logprobs=options.get("topk_prompt_logprobs") or 0,
+            topk_sample_logprobs=options.get("topk_sample_logprobs", 0),
+            target_prompt_logprobs=_convert.targets_to_proto(targets) if targets is not None else None,
+            prompt_logprobs_last_n=options.get("prompt_logprobs_last_n"),
+            include_raw_logprobs=options.get("include_raw_logprobs", False),
+        )

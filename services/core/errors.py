@@ -110,7 +110,7 @@ class AbortedError(PlatformError):
 
 
 class CancelledError(PlatformError):
-    """Cancelled before it began."""
+    """Cancelled by the client."""
 
     code = code_pb2.CANCELLED
     default_reason = "CANCELLED"

@@ -6,6 +6,13 @@ PREFIX = "{tinker}:"
 
 EVENTS = PREFIX + "events"
 DEAD = PREFIX + "dead"
+
+CANCELLED = PREFIX + "cancelled"
+"""Stream of sampling operations that were cancelled while they ran; every sampler reads it."""
+
+TOKENS = PREFIX + "tokens"
+"""Channel of tokens of streamed operations as they come; nothing of it is stored."""
+
 WORKERS = PREFIX + "workers"
 WORKERS_EXPIRY = PREFIX + "workers-expiry"
 API_KEYS = PREFIX + "api-keys"

@@ -13,7 +13,7 @@ from datetime import timedelta
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 
-from services.core import keyspace
+from services.core import keyspace, streams
 from services.core.connection import RedisConnection
 from services.core.errors import CancelledError, NotFoundError, PlatformError
 from services.core.names import OperationName
@@ -87,13 +87,28 @@ class OperationStore:
         return found[0]
 
     async def cancel(self, name: OperationName) -> bool:
-        """Ends an operation that has not begun with CANCELLED; returns whether this call did it."""
-        error = CancelledError(f"operation {name} was cancelled before it began")
-        keys = [keyspace.operation(str(name)), keyspace.EVENTS]
-        if name.trains:
-            keys.append(keyspace.run_skipped(name.scope))
-        content = error.to_operation_error().SerializeToString()
-        return bool(await self._connection.run("cancel", keys, [str(name), name.seq_id, content, KEEP_FINISHED_MS]))
+        """Ends an operation with CANCELLED unless it trains or is done; returns whether this call did it."""
+        error = CancelledError(f"operation {name} was cancelled")
+        keys = [
+            keyspace.operation(str(name)),
+            keyspace.EVENTS,
+            keyspace.run_skipped(name.scope),
+            keyspace.CANCELLED,
+        ]
+        arguments: list[str | bytes | int] = [str(name), name.seq_id, error.to_operation_error().SerializeToString()]
+        kind = "trains" if name.trains else "samples"
+        return bool(await self._connection.run("cancel", keys, [*arguments, KEEP_FINISHED_MS, kind]))
+
+    async def cancelled_position(self) -> str:
+        """Where the stream of cancelled sampling operations is now."""
+        return await streams.last_id(self._connection.commands, keyspace.CANCELLED)
+
+    async def cancelled_after(self, position: str) -> tuple[str, list[str]]:
+        """Waits for sampling operations that are cancelled while they run; the new position, and their names."""
+        entries = await streams.read(
+            self._connection.blocking, {keyspace.CANCELLED: position}, count=1000, block_ms=10_000
+        )
+        return entries[-1].entry_id if entries else position, [entry.fields[b"operation"].decode() for entry in entries]
 
     async def _decode(self, name: str, record: dict[bytes, bytes]) -> operation_pb2.Operation:
         operation = accepted_operation(name, record[b"method"].decode(), record[b"state"], int(record[b"time"]))

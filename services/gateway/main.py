@@ -52,6 +52,7 @@ async def serve(settings: Settings) -> None:
     http = http_server(settings, connection)
     background = [
         asyncio.create_task(stores.events.run(position)),
+        asyncio.create_task(stores.tokens.run()),
         asyncio.create_task(_sweep(stores.blobs)),
         asyncio.create_task(http.serve()),
     ]
@@ -61,7 +62,7 @@ async def serve(settings: Settings) -> None:
     stores.events.shut()
     await server.drain()
     http.should_exit = True
-    for task in background[:2]:
+    for task in background[:3]:
         task.cancel()
     await asyncio.gather(*background, return_exceptions=True)
     await connection.close()

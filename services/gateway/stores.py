@@ -16,6 +16,7 @@ from services.core.payloads import Payloads
 from services.core.run_log import RunLogs
 from services.core.sample_queue import SampleQueues
 from services.core.sessions import Sessions
+from services.core.token_stream import TokenStream
 from services.core.workers import WorkerDirectory
 
 
@@ -32,6 +33,7 @@ class Stores:
     run_logs: RunLogs
     sample_queues: SampleQueues
     sessions: Sessions
+    tokens: TokenStream
     workers: WorkerDirectory
 
     @classmethod
@@ -49,5 +51,6 @@ class Stores:
             run_logs=RunLogs(connection, payloads),
             sample_queues=SampleQueues(connection, payloads),
             sessions=Sessions(connection),
+            tokens=TokenStream(connection),
             workers=WorkerDirectory(connection),
         )

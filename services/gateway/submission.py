@@ -16,9 +16,8 @@ from services.core.config import Settings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.gateway.stores import Stores
-from services.gateway.validation.data import check_model_input
 from services.gateway.validation.fields import check_seq_id
-from services.gateway.validation.sampling import check_sample
+from services.gateway.validation.sampling import check_compute_logprobs, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2, sampling_pb2, training_pb2
@@ -71,8 +70,8 @@ class Submission:
             except AlreadyExistsError:
                 continue  # another call took this seq_id meanwhile
 
-    async def sample(self, tenant: str, request: SamplingRequest) -> operation_pb2.Operation:
-        """Queues a generation or a scoring.
+    async def sample(self, tenant: str, request: SamplingRequest, *, streamed: bool = False) -> operation_pb2.Operation:
+        """Queues a generation or a scoring; `streamed` if its tokens are wanted as they come.
 
         Raises:
             NotFoundError: the sampling session is not this tenant's.
@@ -91,10 +90,11 @@ class Submission:
             if not request.sampling_params.HasField("seed"):
                 request.sampling_params.seed = secrets.randbits(62)
         else:
-            check_model_input("prompt", request.prompt, limits)
+            check_compute_logprobs(request, limits)
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location
+        job.streamed = streamed
         accepted = await stores.sample_queues.enqueue(
             job,
             digest=digest,

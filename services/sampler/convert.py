@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from services.core.errors import InvalidArgumentError
-from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams, TopkRow
+from services.sampler.request import GenerationRequest, GenerationResult, Piece, SampledTokens, SamplingParams, TopkRow
 from services.sampler.stop import StopRule
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.tensor import from_array, to_array
 from tinker_proto.v1 import data_pb2, sampling_pb2
 
 _STOP_REASONS = {
     "stop": sampling_pb2.StopReason.STOP_REASON_STOP,
     "length": sampling_pb2.StopReason.STOP_REASON_LENGTH,
 }
+_UNFINISHED = sampling_pb2.StopReason.STOP_REASON_UNSPECIFIED
 
 
 def to_request(
@@ -44,6 +48,7 @@ def to_request(
             params=SamplingParams(max_tokens=0),
             adapter=adapter,
             include_prompt_logprobs=True,
+            prompt_logprobs_last_n=_last_n(job.compute_logprobs),
         )
     if kind != "sample":
         raise InvalidArgumentError.at("request", f"is {kind}; a sampler takes sample and compute_logprobs")
@@ -56,26 +61,60 @@ def to_request(
         adapter=adapter,
         include_prompt_logprobs=job.sample.include_prompt_logprobs,
         topk_prompt_logprobs=job.sample.topk_prompt_logprobs,
+        target_prompt_tokens=_targets(job.sample),
+        prompt_logprobs_last_n=_last_n(job.sample),
+        topk_sample_logprobs=job.sample.topk_sample_logprobs,
+        include_raw_logprobs=job.sample.include_raw_logprobs,
+        streamed=job.streamed,
     )
 
 
 def to_sample_response(result: GenerationResult) -> sampling_pb2.SampleResponse:
     """The answer to a `sample` job."""
+    targets = result.target_prompt_logprobs
     return sampling_pb2.SampleResponse(
-        sequences=[
-            sampling_pb2.SampledSequence(
-                tokens=sampled.tokens, logprobs=sampled.logprobs, stop_reason=_STOP_REASONS[sampled.stop_reason]
-            )
-            for sampled in result.sequences
-        ],
+        sequences=[_sequence(sampled) for sampled in result.sequences],
         prompt_logprobs=result.prompt_logprobs or (),
         topk_prompt_logprobs=[_topk(row) for row in result.topk_prompt_logprobs or ()],
+        target_prompt_logprobs=from_array(np.array(targets, dtype=np.float32)) if targets is not None else None,
+        prompt_cache_hit_tokens=result.prompt_cache_hit_tokens,
+    )
+
+
+def to_piece(piece: Piece) -> sampling_pb2.SampledPiece:
+    """New tokens of a streamed job."""
+    return sampling_pb2.SampledPiece(
+        sequence_index=piece.sequence_index,
+        start=piece.start,
+        tokens=piece.tokens,
+        logprobs=piece.logprobs,
+        stop_reason=_STOP_REASONS[piece.stop_reason] if piece.stop_reason else _UNFINISHED,
     )
 
 
 def to_logprobs_response(result: GenerationResult) -> sampling_pb2.ComputeLogprobsResponse:
     """The answer to a `compute_logprobs` job."""
     return sampling_pb2.ComputeLogprobsResponse(logprobs=result.prompt_logprobs or ())
+
+
+def _last_n(request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest) -> int | None:
+    return request.prompt_logprobs_last_n if request.HasField("prompt_logprobs_last_n") else None
+
+
+def _targets(request: sampling_pb2.SampleRequest) -> tuple[tuple[int, ...], ...] | None:
+    if not request.HasField("target_prompt_logprobs"):
+        return None
+    return tuple(tuple(row) for row in to_array(request.target_prompt_logprobs).tolist())
+
+
+def _sequence(sampled: SampledTokens) -> sampling_pb2.SampledSequence:
+    return sampling_pb2.SampledSequence(
+        tokens=sampled.tokens,
+        logprobs=sampled.logprobs,
+        stop_reason=_STOP_REASONS[sampled.stop_reason],
+        topk_logprobs=[_topk(row) for row in sampled.topk_logprobs or ()],
+        raw_logprobs=sampled.raw_logprobs or (),
+    )
 
 
 def _tokens(prompt: data_pb2.ModelInput) -> tuple[int, ...]:

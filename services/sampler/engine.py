@@ -1,21 +1,22 @@
 """The sampler's engine: one call of `step` schedules, runs, and commits one packed forward for many requests at once.
 
 Called from one thread only. Requests start in order of arrival as slots become free; a request's first sequence
-prefills its prompt and the others copy it. Sampling is a pure function of logits and seed, and a step changes no
-sequence before it has succeeded. What is wrong with one request fails that request; an exception in a step fails the
-requests that were in it; in both cases the engine goes on.
+prefills its prompt and the others copy it. When the KV store is full, the youngest sequence waits for the older ones:
+it loses its slot, not what it has drawn, so the oldest always gets on and everything ends. Sampling is a pure function
+of logits and seed, and a step changes no sequence before it has succeeded. What is wrong with one request fails that
+request; an exception in a step fails the requests that were in it; in both cases the engine goes on.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from services.core.errors import AlreadyExistsError, FailedPreconditionError, InternalError, PlatformError
 from services.model.base import BaseModel
 from services.sampler.kv import KVStore, Slot
-from services.sampler.request import Finished, GenerationRequest, check_request
+from services.sampler.placement import Placement
+from services.sampler.request import Finished, GenerationRequest, Piece, check_request
 from services.sampler.residency import Residency
 from services.sampler.runner import Outcome, Runner
 from services.sampler.scheduler import Chunk, schedule
@@ -35,6 +36,9 @@ class SamplerEngine:
         max_tokens_per_step: token budget of one forward, at least `max_sequences`.
         max_cached_tokens: rows of the KV store; bounds the context if it is shorter than the base model's.
         max_adapters: most adapters on the device.
+        deterministic: on a CPU in float32, a request's log-probabilities are bitwise the same whatever else is in the
+            batch. Costs speed: prompts are cut at fixed places, prefixes are not shared between requests, and room for
+            the longest possible answer is reserved from the start.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class SamplerEngine:
         max_tokens_per_step: int,
         max_cached_tokens: int,
         max_adapters: int,
+        deterministic: bool = False,
     ) -> None:
         if not 1 <= max_sequences <= max_tokens_per_step:
             raise ValueError(
@@ -56,11 +61,15 @@ class SamplerEngine:
         self._max_sequences = max_sequences
         self._max_tokens_per_step = max_tokens_per_step
         self._store = KVStore(base, max_cached_tokens)
-        self._runner = Runner(base, self._store)
+        self._placement = Placement(self._store, deterministic=deterministic)
+        self._deterministic = deterministic
+        self._runner = Runner(base, self._store, deterministic=deterministic)
         self._residency = Residency(base, max_adapters)
         self._vocabulary = Vocabulary(base.tokenizer)
         self._groups: dict[str, Group] = {}
         """Unfinished requests by name, in order of arrival."""
+
+        self._pieces: list[Piece] = []
 
     @property
     def max_context_length(self) -> int:
@@ -113,10 +122,17 @@ class SamplerEngine:
     def step(self) -> list[Finished]:
         """One forward for all that is due; returns the requests that ended with it."""
         finished = self._admit()
-        chunks = schedule(self._sequences(), self._max_tokens_per_step)
+        self._make_room()
+        chunks = schedule(self._sequences(), self._max_tokens_per_step, aligned=self._deterministic)
         if chunks:
             finished += self._advance(chunks)
+        self._pieces += self._new_pieces()
         return finished + self._retire()
+
+    def take_pieces(self) -> list[Piece]:
+        """Tokens of streamed requests since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
 
     def _admit(self) -> list[Finished]:
         """Starts sequences in order of arrival while there are slots; returns the requests that cannot start."""
@@ -136,16 +152,31 @@ class SamplerEngine:
             if group.adapter is None:
                 return False
             group.resident = True
-        while group.can_start:
-            slot = None
-            if self.running_sequences < self._max_sequences:
-                slot = self._store.reserve(max(group.request.longest, 1))
-            if slot is None:
+        while group.paused:
+            sequence = group.paused[0]
+            placed = self._placement.resume(sequence) if self._has_free_sequence else None
+            if placed is None:
                 return False
-            if (source := group.source) is not None:
-                self._store.copy(source.slot, slot, group.prefix)
-            self._place(group, slot, computed=group.prefix if source is not None else 0)
+            sequence.slot, sequence.computed = placed
+            group.live.append(group.paused.pop(0))
+        while group.can_start:
+            placed = self._placement.start(group) if self._has_free_sequence else None
+            if placed is None:
+                return False
+            slot, computed = placed
+            self._place(group, slot, computed=computed)
         return True
+
+    def _make_room(self) -> None:
+        """Grows the slots that are full, oldest sequence first; who is younger waits if there is not enough."""
+        for sequence in self._sequences():
+            while sequence in sequence.group.live and not self._placement.grow(sequence):
+                self._pause(self._sequences()[-1])
+
+    def _pause(self, sequence: Sequence) -> None:
+        self._placement.release(sequence)
+        sequence.group.live.remove(sequence)
+        sequence.group.paused.append(sequence)
 
     def _place(self, group: Group, slot: Slot, *, computed: int) -> None:
         """Starts the group's next sequence in a slot that holds `computed` tokens of the prompt."""
@@ -160,10 +191,12 @@ class SamplerEngine:
             outcomes = self._runner.run(chunks)
         except Exception as error:
             return [self._fail(group, error) for group in _groups_of(chunks)]
-        broken = [outcome.chunk for outcome in outcomes if not all(map(math.isfinite, outcome.logprobs))]
+        broken = _groups_of(outcome.chunk for outcome in outcomes if not outcome.is_finite)
         for outcome in outcomes:
             _commit(outcome)
-        return [self._fail(group, _not_finite(group)) for group in _groups_of(broken)]
+            if outcome.drawn is not None and outcome.chunk.sequence.group not in broken:
+                self._placement.announce(outcome.chunk.sequence)
+        return [self._fail(group, _not_finite(group)) for group in broken]
 
     def _retire(self) -> list[Finished]:
         """Takes ended sequences out, gives their slots on, and returns the requests that are complete."""
@@ -173,11 +206,12 @@ class SamplerEngine:
                 group.live.remove(sequence)
                 if sequence.generates:
                     group.sampled[sequence.index] = sequence.sampled()
-                if group.waiting:
+                if group.started < group.wanted:
                     # The slot holds the prompt already: the group's next sequence carries on right there.
                     self._place(group, sequence.slot, computed=group.prefix)
+                    group.live[-1].holding = sequence.holding
                 else:
-                    self._store.release(sequence.slot)
+                    self._placement.end(sequence)
             if group.is_complete:
                 self._drop(group)
                 finished.append(Finished(group.request.name, group.result()))
@@ -195,22 +229,33 @@ class SamplerEngine:
     def _drop(self, group: Group) -> None:
         """Frees all that a group holds and forgets it."""
         for sequence in group.live:
-            self._store.release(sequence.slot)
+            self._placement.release(sequence)
         if group.resident and group.request.adapter is not None:
             self._residency.release(group.request.adapter)
         del self._groups[group.request.name]
 
+    @property
+    def _has_free_sequence(self) -> bool:
+        return self.running_sequences < self._max_sequences
+
+    def _new_pieces(self) -> Iterator[Piece]:
+        for group in self._groups.values():
+            if group.request.streamed:
+                for sequence in group.live:
+                    if (piece := sequence.take_piece()) is not None:
+                        yield piece
+
     def _sequences(self) -> list[Sequence]:
+        """Running sequences, oldest first."""
         return [sequence for group in self._groups.values() for sequence in group.live]
 
 
 def _commit(outcome: Outcome) -> None:
     sequence = outcome.chunk.sequence
     sequence.computed = outcome.chunk.end
-    sequence.group.prompt_logprobs += outcome.prompt_logprobs
-    sequence.group.topk_rows += outcome.topk_rows
-    if outcome.token is not None and outcome.logprob is not None:
-        sequence.append(outcome.token, outcome.logprob)
+    sequence.group.scores.add(outcome.scores)
+    if outcome.drawn is not None:
+        sequence.append(outcome.drawn)
 
 
 def _groups_of(chunks: Iterable[Chunk]) -> list[Group]:

@@ -1,8 +1,8 @@
 """Keys and values of every running sequence, in one store per layer whose size is fixed when the engine starts.
 
-A slot is a contiguous range of rows, reserved for a sequence's longest possible length when it starts, so a running
-sequence never runs out of memory. Attention sees a slot as one strided view and reads the rows in use and no others:
-rows of other sequences, or what an earlier one left, never enter a product.
+A slot is a contiguous range of rows. It grows with its sequence, in place while the rows behind it are free. Attention
+sees a slot as one strided view and reads the rows in use and no others: rows of other sequences, or what an earlier one
+left, never enter a product.
 """
 
 from __future__ import annotations
@@ -40,6 +40,16 @@ class Ranges:
                 middle = gap.start + rows
                 self._free[place : place + 1] = [Slot(middle, gap.end)] if middle < gap.end else []
                 return Slot(gap.start, middle)
+        return None
+
+    def extend(self, slot: Slot, rows: int) -> Slot | None:
+        """The same slot with `rows` rows in all, if those behind it are free; None if they are not."""
+        missing = slot.start + rows - slot.end
+        for place, gap in enumerate(self._free):
+            if gap.start == slot.end and gap.length >= missing:
+                left = Slot(gap.start + missing, gap.end)
+                self._free[place : place + 1] = [left] if left.length else []
+                return Slot(slot.start, slot.start + rows)
         return None
 
     def release(self, slot: Slot) -> None:
@@ -82,6 +92,16 @@ class KVStore:
     def reserve(self, rows: int) -> Slot | None:
         """A slot for a sequence of up to `rows` tokens; None while there is no room."""
         return self._ranges.reserve(rows)
+
+    def extend(self, slot: Slot, rows: int) -> Slot | None:
+        """The same slot with `rows` rows in all; None while the rows behind it are taken."""
+        return self._ranges.extend(slot, rows)
+
+    def shrink(self, slot: Slot, rows: int) -> Slot:
+        """The same slot with its first `rows` rows only; the others are free."""
+        if rows < slot.length:
+            self._ranges.release(Slot(slot.start + rows, slot.end))
+        return Slot(slot.start, slot.start + rows)
 
     def release(self, slot: Slot) -> None:
         """Gives a slot's rows to others."""

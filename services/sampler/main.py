@@ -16,6 +16,7 @@ from services.core.presence import Presence
 from services.core.sample_queue import SampleQueues
 from services.core.server import until_stopped
 from services.core.telemetry import configure_logging
+from services.core.token_stream import TokenStream
 from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
@@ -49,6 +50,7 @@ async def serve(settings: Settings, base_model: str) -> None:
         SampleQueues(connection, payloads),
         OperationStore(connection, payloads),
         CheckpointStore(settings.checkpoint_dir),
+        TokenStream(connection),
         lease_s=settings.lease_seconds,
     )
 

@@ -18,7 +18,7 @@ from services.sampler.stop import StopRule
 StopReason = Literal["stop", "length"]
 
 MAX_SAMPLES = 1024
-MAX_TOPK_PROMPT_LOGPROBS = 100
+MAX_TOPK_LOGPROBS = 100
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,38 @@ class GenerationRequest:
 
     include_prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
+    target_prompt_tokens: tuple[tuple[int, ...], ...] | None = None
+    """For each prompt token the tokens to score in its place; the first row is never scored."""
+
+    prompt_logprobs_last_n: int | None = None
+    """How many of the prompt's last tokens are scored; None for all."""
+
+    topk_sample_logprobs: int = 0
+    include_raw_logprobs: bool = False
+    streamed: bool = False
+    """Whether tokens are wanted as they come."""
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the prompt's own rows are wanted."""
-        return self.include_prompt_logprobs or self.topk_prompt_logprobs > 0
+        return self.include_prompt_logprobs or self.topk_prompt_logprobs > 0 or self.target_prompt_tokens is not None
+
+    @property
+    def first_scored_row(self) -> int:
+        """The first row that is wanted: row i predicts prompt token i + 1. Those before it need not be computed."""
+        last = len(self.prompt) - 1
+        if not self.scores_prompt:
+            return last
+        return max(last - self.prompt_logprobs_last_n, 0) if self.prompt_logprobs_last_n is not None else 0
 
     @property
     def longest(self) -> int:
         """Most tokens that one sequence of it keeps in the KV store: the last generated token is never fed back."""
         return len(self.prompt) + max(self.params.max_tokens - 1, 0)
+
+
+TopkRow = tuple[tuple[int, float], ...]
+"""(token id, log-probability) of the likeliest tokens of one position, likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +90,23 @@ class SampledTokens:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     stop_reason: StopReason
+    topk_logprobs: tuple[TopkRow, ...] | None = None
+    """One per token; None if not asked for."""
+
+    raw_logprobs: tuple[float, ...] | None = None
+    """One per token, at temperature 1; None if not asked for."""
 
 
-TopkRow = tuple[tuple[int, float], ...]
-"""(token id, log-probability) of the likeliest tokens of one position, likeliest first."""
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one sequence that a step has added, `start` tokens into the completion."""
+
+    name: str
+    sequence_index: int
+    start: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop_reason: StopReason | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,12 @@ class GenerationResult:
 
     topk_prompt_logprobs: tuple[TopkRow, ...] | None = None
     """One per prompt token, the first empty; None if not asked for."""
+
+    target_prompt_logprobs: tuple[tuple[float, ...], ...] | None = None
+    """In the shape of the request's tokens, NaN where nothing was scored; None if not asked for."""
+
+    prompt_cache_hit_tokens: int = 0
+    """Prompt tokens that were not computed for this request."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +152,16 @@ def check_request(request: GenerationRequest, *, vocab_size: int, max_context_le
             )
     if not 0 <= request.num_samples <= MAX_SAMPLES:
         raise InvalidArgumentError.at("num_samples", f"is {request.num_samples}; allowed are 0 to {MAX_SAMPLES}")
-    if not 0 <= request.topk_prompt_logprobs <= MAX_TOPK_PROMPT_LOGPROBS:
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
+        count = getattr(request, name)
+        if not 0 <= count <= MAX_TOPK_LOGPROBS:
+            raise InvalidArgumentError.at(name, f"is {count}; allowed are 0 to {MAX_TOPK_LOGPROBS}")
+    if request.prompt_logprobs_last_n is not None and not 1 <= request.prompt_logprobs_last_n <= length:
         raise InvalidArgumentError.at(
-            "topk_prompt_logprobs", f"is {request.topk_prompt_logprobs}; allowed are 0 to {MAX_TOPK_PROMPT_LOGPROBS}"
+            "prompt_logprobs_last_n", f"is {request.prompt_logprobs_last_n}; allowed are 1 to {length}"
         )
+    if request.target_prompt_tokens is not None:
+        _check_targets(request.target_prompt_tokens, length, vocab_size)
     if request.num_samples == 0:
         if not request.scores_prompt:
             raise InvalidArgumentError.at("num_samples", "is 0 and no prompt score is asked for; nothing to do")
@@ -127,6 +174,15 @@ def check_request(request: GenerationRequest, *, vocab_size: int, max_context_le
             f"is {params.max_tokens} after a prompt of {length}; allowed are 1 to {room}, because prompt and completion"
             f" together must fit the context of {max_context_length} tokens",
         )
+
+
+def _check_targets(rows: tuple[tuple[int, ...], ...], length: int, vocab_size: int) -> None:
+    if len(rows) != length or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise InvalidArgumentError.at(
+            "target_prompt_logprobs", f"must have {length} rows of one length, one for each prompt token"
+        )
+    if min(map(min, rows)) < 0 or max(map(max, rows)) >= vocab_size:
+        raise InvalidArgumentError.at("target_prompt_logprobs", f"has a token outside 0 to {vocab_size - 1}")
 
 
 def _check_params(params: SamplingParams) -> None:

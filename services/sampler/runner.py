@@ -9,6 +9,7 @@ T tokens of the step, N wanted rows, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,9 +23,10 @@ from services.model.logprobs import unembed
 from services.model.lora import Segment, install_lora
 from services.sampler.attention import SLOT_ATTENTION, PackedStep, Span
 from services.sampler.kv import KVStore
-from services.sampler.request import TopkRow
+from services.sampler.request import GenerationRequest, TopkRow
 from services.sampler.sampling import Draw, draw_tokens
 from services.sampler.scheduler import Chunk
+from services.sampler.sequence import DrawnToken, PromptScores
 
 # Rows of a prompt that are scored at once: bounds the memory of their [rows, vocabulary] logits.
 _SCORED_ROWS = 128
@@ -35,23 +37,24 @@ class Outcome:
     """What a step found for one chunk."""
 
     chunk: Chunk
-    token: int | None = None
-    logprob: float | None = None
-    prompt_logprobs: tuple[float, ...] = ()
-    topk_rows: tuple[TopkRow, ...] = ()
+    drawn: DrawnToken | None
+    scores: PromptScores
 
     @property
-    def logprobs(self) -> tuple[float, ...]:
-        """All of them; one that is not finite means that the chunk's logits were not."""
-        return self.prompt_logprobs if self.logprob is None else (*self.prompt_logprobs, self.logprob)
+    def is_finite(self) -> bool:
+        """Whether the logits were."""
+        return all(map(math.isfinite, self.scores.logprobs)) and (
+            self.drawn is None or math.isfinite(self.drawn.logprob)
+        )
 
 
 class Runner:
     """A base model that reads and writes the KV store."""
 
-    def __init__(self, base: BaseModel, store: KVStore) -> None:
+    def __init__(self, base: BaseModel, store: KVStore, *, deterministic: bool) -> None:
         self._base = base
         self._store = store
+        self._deterministic = deterministic
         self._lora = install_lora(base)
         base.module.set_attn_implementation(SLOT_ATTENTION)
 
@@ -64,9 +67,8 @@ class Runner:
         drawn = self._draw([chunk for chunk in chunks if chunk.draws], hidden_TD, last_rows)
         outcomes = []
         for chunk, span in zip(chunks, spans, strict=True):
-            token, logprob = next(drawn) if chunk.draws else (None, None)
             scores = self._score(chunk, hidden_TD[span.start : span.end])
-            outcomes.append(Outcome(chunk, token, logprob, *scores))
+            outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else None, scores))
         return outcomes
 
     def _forward(self, chunks: Sequence[Chunk], spans: tuple[Span, ...]) -> Tensor:
@@ -89,32 +91,67 @@ class Runner:
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD
 
-    def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[tuple[int, float]]:
-        """The next token of each chunk, which the row of the same place predicts, and its log-probability."""
+    def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[DrawnToken]:
+        """The next token of each chunk, which the row of the same place predicts."""
         if not drawing:
             return iter(())
         hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
         logits_NV = unembed(self._base, hidden_ND, _segments([(chunk.sequence.group.adapter, 1) for chunk in drawing]))
         tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk) for chunk in drawing])
-        return zip(tokens_N.tolist(), logprobs_N.tolist(), strict=True)
+        raw, topk = _extras(drawing, logits_NV, tokens_N)
+        columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
+        return (DrawnToken(*row) for row in zip(*columns, strict=True))
 
-    def _score(self, chunk: Chunk, hidden_ND: Tensor) -> tuple[tuple[float, ...], tuple[TopkRow, ...]]:
-        """Log-probabilities at temperature 1 of the prompt tokens that the chunk's rows predict, and the likeliest."""
-        group = chunk.sequence.group
+    def _score(self, chunk: Chunk, hidden_ND: Tensor) -> PromptScores:
+        """Log-probabilities at temperature 1 where the chunk's rows predict prompt tokens."""
+        group, scores = chunk.sequence.group, PromptScores()
+        if not group.request.scores_prompt:
+            return scores
         end = min(chunk.end, group.prefix)
-        if not group.request.scores_prompt or end <= chunk.start:
-            return (), ()
-        logprobs: list[float] = []
-        topk_rows: list[TopkRow] = []
-        for start in range(chunk.start, end, _SCORED_ROWS):
+        for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
             stop = min(start + _SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
-            targets_N = torch.tensor(group.request.prompt[start + 1 : stop + 1], device=rows_ND.device)
             logits_NV = unembed(self._base, rows_ND, _segments([(group.adapter, stop - start)]))
-            total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
-            logprobs += (logits_NV.gather(1, targets_N[:, None]) - total_N1)[:, 0].tolist()
-            topk_rows += _likeliest(logits_NV, total_N1, group.request.topk_prompt_logprobs)
-        return tuple(logprobs), tuple(topk_rows)
+            scores.add(_scores(group.request, start, logits_NV))
+        return scores
+
+
+def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> PromptScores:
+    """What is wanted of the rows that predict the prompt tokens from start + 1 on."""
+    predicted = slice(start + 1, start + 1 + len(logits_NV))
+    total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+    own_N1 = torch.tensor(request.prompt[predicted], device=logits_NV.device)[:, None]
+    scores = PromptScores((logits_NV.gather(1, own_N1) - total_N1)[:, 0].tolist())
+    scores.topk_rows = _likeliest(logits_NV, total_N1, request.topk_prompt_logprobs)
+    if request.target_prompt_tokens is not None:
+        targets_NK = torch.tensor(request.target_prompt_tokens[predicted], device=logits_NV.device)
+        scores.target_rows = [tuple(row) for row in (logits_NV.gather(1, targets_NK) - total_N1).tolist()]
+    return scores
+
+
+def _extras(
+    drawing: Sequence[Chunk], logits_NV: Tensor, tokens_N: Tensor
+) -> tuple[list[float | None], list[TopkRow | None]]:
+    """For each row the log-probability of its token and the likeliest tokens at temperature 1, where asked for."""
+    requests = [chunk.sequence.group.request for chunk in drawing]
+    raw: list[float | None] = [None] * len(requests)
+    topk: list[TopkRow | None] = [None] * len(requests)
+    asked = [
+        row for row, request in enumerate(requests) if request.include_raw_logprobs or request.topk_sample_logprobs
+    ]
+    if not asked:
+        return raw, topk
+    rows = torch.tensor(asked, device=logits_NV.device)
+    logits_RV = logits_NV[rows]
+    total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
+    drawn = (logits_RV.gather(1, tokens_N[rows][:, None]) - total_R1)[:, 0].tolist()
+    likeliest = _likeliest(logits_RV, total_R1, max(requests[row].topk_sample_logprobs for row in asked))
+    for place, row in enumerate(asked):
+        if requests[row].include_raw_logprobs:
+            raw[row] = drawn[place]
+        if count := requests[row].topk_sample_logprobs:
+            topk[row] = likeliest[place][:count]
+    return raw, topk
 
 
 def _spans(chunks: Sequence[Chunk]) -> Iterator[Span]:

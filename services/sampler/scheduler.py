@@ -37,19 +37,28 @@ class Chunk:
         return self.end - self.start
 
 
-def schedule(sequences: Iterable[Sequence], max_tokens: int) -> list[Chunk]:
+ALIGNMENT = 64
+"""Where aligned chunks may end: at multiples of this, in tokens of their sequence."""
+
+
+def schedule(sequences: Iterable[Sequence], max_tokens: int, *, aligned: bool = False) -> list[Chunk]:
     """Chunks of at most `max_tokens` tokens in all, ordered so that each adapter's are adjacent.
 
     Args:
         sequences: running sequences in order of arrival.
         max_tokens: the step's token budget, at least the number of sequences.
+        aligned: prompts are cut at multiples of `ALIGNMENT` and nowhere else, also if the budget is exceeded by one
+            such piece: what is multiplied with what is then a function of the sequence alone.
     """
     due = [sequence for sequence in sequences if sequence.due > 0]
     chunks = [Chunk.of(sequence, 1) for sequence in due if sequence.due == 1]
     left = max_tokens - len(chunks)
     for sequence in due:
         if sequence.due > 1 and left > 0:
-            chunks.append(Chunk.of(sequence, left))
+            limit = left
+            if aligned and sequence.due > left:
+                limit = max((sequence.computed + left) // ALIGNMENT * ALIGNMENT - sequence.computed, ALIGNMENT)
+            chunks.append(Chunk.of(sequence, limit))
             left -= chunks[-1].count
     rank: dict[int, int] = {}
     for chunk in chunks:

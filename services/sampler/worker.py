@@ -1,8 +1,9 @@
 """The sampler's asyncio side: takes jobs while there is room, steps the engine on the device thread, reports results.
 
-Three loops share one engine: `_take` brings jobs in, `_keep` tells the queue that they are still being worked on and
-takes over those of samplers that died, `_step` runs the engine while it has something to do. A job that cannot even
-start is reported by name like any other failure.
+Its loops share one engine: `_take` brings jobs in, `_keep` tells the queue that they are still being worked on and
+takes over those of samplers that died, `_step` runs the engine while it has something to do, `_listen_for_cancelled`
+drops what nobody wants any more; `_publish` and `_report` send tokens of streamed jobs and results, so that no step
+waits for Redis. A job that cannot even start is reported by name like any other failure.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from services.core.errors import PlatformError
 from services.core.operations import OperationStore
 from services.core.persistence import until_reached
 from services.core.sample_queue import SampleEntry, SampleQueues
+from services.core.token_stream import TokenStream
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
-from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
+from services.sampler.convert import to_logprobs_response, to_piece, to_request, to_sample_response
 from services.sampler.engine import SamplerEngine
-from services.sampler.request import Finished, GenerationRequest
+from services.sampler.request import Finished, GenerationRequest, Piece
 from tinker_proto.internal.v1 import job_pb2
+
+REPORTED_AT_ONCE = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +43,7 @@ class SamplerWorker:
         queues: SampleQueues,
         operations: OperationStore,
         checkpoints: CheckpointStore,
+        tokens: TokenStream,
         *,
         lease_s: float,
     ) -> None:
@@ -48,6 +53,7 @@ class SamplerWorker:
         self._queues = queues
         self._operations = operations
         self._checkpoints = checkpoints
+        self._tokens = tokens
         self._lease_s = lease_s
         self._device = DeviceThread()
         self._entries: dict[str, SampleEntry] = {}
@@ -59,6 +65,14 @@ class SamplerWorker:
         self._room = engine.free_sequences
         self._has_room = asyncio.Event()
         self._has_work = asyncio.Event()
+        self._pieces: list[Piece] = []
+        """Tokens of streamed jobs that are not published yet."""
+
+        self._has_pieces = asyncio.Event()
+        self._ended: list[Finished] = []
+        """Results that are not reported yet."""
+
+        self._has_ended = asyncio.Event()
 
         self.sequences_used = 0
         """Sequences that were running after the last step."""
@@ -66,11 +80,15 @@ class SamplerWorker:
     async def run(self) -> None:
         """Serves until cancelled; what is unfinished then is taken over by another sampler."""
         await until_reached(lambda: self._queues.join(self._base.name))
+        position = await until_reached(self._operations.cancelled_position)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._take())
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
+                tasks.create_task(self._listen_for_cancelled(position))
+                tasks.create_task(self._publish())
+                tasks.create_task(self._report())
         finally:
             self._device.close()
 
@@ -101,30 +119,64 @@ class SamplerWorker:
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
 
-    async def _start_all(self, entries: list[SampleEntry]) -> None:
-        for entry in entries:
-            self._entries[entry.operation] = entry
+    async def _listen_for_cancelled(self, position: str) -> None:
+        while True:
             try:
-                await self._start(entry)
-            except PlatformError as error:
-                await self._report(entry.operation, error)
+                position, names = await self._operations.cancelled_after(position)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("queue unreachable, trying again", error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            for name in names:
+                await self._cancel(name)
 
-    async def _start(self, entry: SampleEntry) -> None:
-        """Hands a job to the engine, or drops it if it has its result already.
-
-        Raises:
-            PlatformError: it cannot start.
-        """
-        if not await until_reached(lambda: self._queues.begin(entry)):
-            del self._entries[entry.operation]
+    async def _cancel(self, name: str) -> None:
+        """Frees what a job holds, between two steps; its record has its end already."""
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self._scoring.discard(name)
+            self._room = await self._device.run(self._forget, name)
+            self._has_room.set()
             await until_reached(lambda: self._queues.drop(self._base.name, entry))
-            return
-        job = await self._queues.read_job(entry)
-        request = self._request(job)
-        self._room = await self._device.run(self._submit, request)
-        if job.WhichOneof("request") == "compute_logprobs":
-            self._scoring.add(entry.operation)
-        self._has_work.set()
+
+    async def _publish(self) -> None:
+        """Sends tokens of streamed jobs; those of several steps together when Redis is slower than the engine."""
+        while True:
+            await self._has_pieces.wait()
+            self._has_pieces.clear()
+            pieces, self._pieces = self._pieces, []
+            tokens = job_pb2.StreamedTokens()
+            for piece in pieces:
+                tokens.operations.add(operation=piece.name, pieces=[to_piece(piece)])
+            try:
+                await self._tokens.publish(tokens)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("tokens lost on their way, their results will have them", error=str(error))
+
+    async def _start_all(self, entries: list[SampleEntry]) -> None:
+        """Hands jobs to the engine, all of them between the same two steps."""
+        self._entries |= {entry.operation: entry for entry in entries}
+        prepared = await asyncio.gather(*(self._prepare(entry) for entry in entries))
+        requests = [request for request in prepared if request is not None and request.name in self._entries]
+        if requests:
+            refused, self._room = await self._device.run(self._submit, requests)
+            self._has_work.set()
+            self._end(refused)
+
+    async def _prepare(self, entry: SampleEntry) -> GenerationRequest | None:
+        """Begins a job; None if it has its result already, or cannot be carried out and is reported so."""
+        if not await until_reached(lambda: self._queues.begin(entry)):
+            self._entries.pop(entry.operation, None)
+            await until_reached(lambda: self._queues.drop(self._base.name, entry))
+            return None
+        try:
+            job = await self._queues.read_job(entry)
+            if job.WhichOneof("request") == "compute_logprobs":
+                self._scoring.add(entry.operation)
+            return self._request(job)
+        except PlatformError as error:
+            self._end([Finished(entry.operation, error)])
+            return None
 
     def _request(self, job: job_pb2.Job) -> GenerationRequest:
         adapter = self._checkpoints.open(job.checkpoint_location) if job.checkpoint_location else None
@@ -141,23 +193,35 @@ class SamplerWorker:
             self._has_work.clear()
             idle = False
             while not idle:
-                finished, idle = await self._device.run(self._advance)
-                for end in finished:
-                    await self._report(end.name, self._response(end))
+                finished, pieces, idle = await self._device.run(self._advance)
+                if pieces:
+                    self._pieces += pieces
+                    self._has_pieces.set()
+                self._end(finished)
                 if self._room:
                     self._has_room.set()
 
-    def _submit(self, request: GenerationRequest) -> int:
-        """On the device thread: queues a request; returns the room that is left."""
-        self._engine.submit(request)
+    def _submit(self, requests: list[GenerationRequest]) -> tuple[list[Finished], int]:
+        """On the device thread: queues requests; returns those that are refused, and the room that is left."""
+        refused = []
+        for request in requests:
+            try:
+                self._engine.submit(request)
+            except PlatformError as error:
+                refused.append(Finished(request.name, error))
+        return refused, self._engine.free_sequences
+
+    def _forget(self, name: str) -> int:
+        """On the device thread: cancels a request; returns the room that is left."""
+        self._engine.cancel(name)
         return self._engine.free_sequences
 
-    def _advance(self) -> tuple[list[Finished], bool]:
-        """On the device thread: one step; returns the requests that ended and whether there is nothing left to do."""
+    def _advance(self) -> tuple[list[Finished], list[Piece], bool]:
+        """On the device thread: one step; returns what ended, new streamed tokens, and whether it is idle."""
         finished = self._engine.step()
         self._room = self._engine.free_sequences
         self.sequences_used = self._engine.running_sequences
-        return finished, self._engine.idle
+        return finished, self._engine.take_pieces(), self._engine.idle
 
     def _response(self, finished: Finished) -> Message | PlatformError:
         if isinstance(finished.outcome, PlatformError):
@@ -166,8 +230,25 @@ class SamplerWorker:
             return to_logprobs_response(finished.outcome)
         return to_sample_response(finished.outcome)
 
-    async def _report(self, operation: str, outcome: Message | PlatformError) -> None:
-        entry = self._entries.pop(operation)
-        self._scoring.discard(operation)
-        result = await self._operations.result(outcome)
+    def _end(self, finished: list[Finished]) -> None:
+        """Leaves results to `_report`, so that the next step need not wait for Redis."""
+        self._ended += finished
+        if finished:
+            self._has_ended.set()
+
+    async def _report(self) -> None:
+        while True:
+            await self._has_ended.wait()
+            self._has_ended.clear()
+            while self._ended:
+                ended, self._ended = self._ended[:REPORTED_AT_ONCE], self._ended[REPORTED_AT_ONCE:]
+                await asyncio.gather(*(self._complete(end) for end in ended))
+
+    async def _complete(self, finished: Finished) -> None:
+        entry = self._entries.get(finished.name)
+        if entry is None:
+            return  # cancelled meanwhile
+        result = await self._operations.result(self._response(finished))
         await until_reached(lambda: self._queues.complete(self._base.name, entry, result))
+        self._entries.pop(finished.name, None)
+        self._scoring.discard(finished.name)

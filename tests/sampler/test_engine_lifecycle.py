@@ -30,6 +30,7 @@ def assert_all_is_free(engine: SamplerEngine) -> None:
     assert engine.idle
     assert engine.running_sequences == 0
     assert engine.free_sequences == 16
+    engine._placement.clear()
     whole = engine._store.reserve(engine._store.rows)
     assert whole is not None
     engine._store.release(whole)

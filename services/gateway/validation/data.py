@@ -48,7 +48,7 @@ def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_
         if content is None:
             raise InvalidArgumentError.at(f"{field}.chunks[{i}]", "has no content; allowed is encoded_text")
         tokens = np.array(chunk.encoded_text.tokens, dtype=np.int64)
-        _check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", tokens, limits.vocab_size)
+        check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", tokens, limits.vocab_size)
         length += len(tokens)
     if not 1 <= length <= limits.max_context_length:
         allowed = f"allowed are 1 to {limits.max_context_length}, the context of {limits.base_model!r}"
@@ -76,28 +76,34 @@ def _check_loss_inputs(
             f"has shape {list(targets.shape)}; allowed are [{length}] and [{length}, K], one row per input position"
         )
         raise InvalidArgumentError.at(path, message, reason="BAD_SHAPE")
-    _check_vocabulary(path, targets, vocab_size)
+    check_vocabulary(path, targets, vocab_size)
     for name, array in arrays.items():
         if array.shape != targets.shape:
             message = f"has shape {list(array.shape)}; allowed is {list(targets.shape)}, the shape of target_tokens"
             raise InvalidArgumentError.at(f'{field}["{name}"]', message, reason="BAD_SHAPE")
 
 
-def _array(field: str, tensor: data_pb2.Tensor, *, integers: bool) -> npt.NDArray[Any]:
+def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Refuses a broken tensor and one of another dtype; returns its array."""
     try:
         array = to_array(tensor)
     except ValueError as error:
         raise InvalidArgumentError.at(field, str(error), reason="BAD_TENSOR") from None
-    wanted = np.int64 if integers else np.float32
-    if array.dtype != wanted:
-        message = f"has dtype {array.dtype}; allowed is {np.dtype(wanted)}"
+    if array.dtype != dtype:
+        message = f"has dtype {array.dtype}; allowed is {np.dtype(dtype)}"
         raise InvalidArgumentError.at(field, message, reason="BAD_DTYPE")
+    return array
+
+
+def _array(field: str, tensor: data_pb2.Tensor, *, integers: bool) -> npt.NDArray[Any]:
+    array = check_tensor(field, tensor, np.int64 if integers else np.float32)
     if not integers and not np.isfinite(array).all():
         raise InvalidArgumentError.at(field, "has NaN or infinity; allowed are finite numbers", reason="NOT_FINITE")
     return array
 
 
-def _check_vocabulary(field: str, tokens: npt.NDArray[np.int64], vocab_size: int) -> None:
+def check_vocabulary(field: str, tokens: npt.NDArray[np.int64], vocab_size: int) -> None:
+    """Refuses token ids outside the vocabulary."""
     outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if outside.size:
         at, token = outside[0], tokens.reshape(-1)[outside[0]]

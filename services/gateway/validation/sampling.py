@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from services.core.errors import InvalidArgumentError
-from services.gateway.validation.data import check_model_input
+from services.gateway.validation.data import check_model_input, check_tensor, check_vocabulary
 from services.gateway.validation.fields import check_range
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.v1 import sampling_pb2
+from tinker_proto.v1 import data_pb2, sampling_pb2
 
 MAX_SAMPLES = 1024
 MAX_TOPK_LOGPROBS = 100
+MAX_TARGETS = 1024
 MAX_STOPS = 64
 MAX_STOP_BYTES = 256
 MAX_TEMPERATURE = 1e6
@@ -20,7 +23,31 @@ def check_sample(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStat
     length = check_model_input("prompt", request.prompt, limits)
     check_range("num_samples", request.num_samples, 0, MAX_SAMPLES)
     check_range("topk_prompt_logprobs", request.topk_prompt_logprobs, 0, min(MAX_TOPK_LOGPROBS, limits.vocab_size))
+    check_range("topk_sample_logprobs", request.topk_sample_logprobs, 0, min(MAX_TOPK_LOGPROBS, limits.vocab_size))
+    if request.HasField("target_prompt_logprobs"):
+        _check_targets("target_prompt_logprobs", request.target_prompt_logprobs, length, limits.vocab_size)
+    if request.HasField("prompt_logprobs_last_n"):
+        check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
+        scored = request.include_prompt_logprobs or request.topk_prompt_logprobs
+        if not scored and not request.HasField("target_prompt_logprobs"):
+            message = "is set without include_prompt_logprobs, topk_prompt_logprobs or target_prompt_logprobs"
+            raise InvalidArgumentError.at("prompt_logprobs_last_n", f"{message}; allowed is one of them beside it")
     _check_sampling_params(request.sampling_params, length, limits)
+
+
+def check_compute_logprobs(request: sampling_pb2.ComputeLogprobsRequest, limits: job_pb2.WorkerStatus) -> None:
+    """Refuses a request that no sampler could carry out, by the path of the field at fault."""
+    length = check_model_input("prompt", request.prompt, limits)
+    if request.HasField("prompt_logprobs_last_n"):
+        check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
+
+
+def _check_targets(field: str, tensor: data_pb2.Tensor, length: int, vocab_size: int) -> None:
+    array = check_tensor(field, tensor, np.int64)
+    if array.ndim != 2 or array.shape[0] != length or not 1 <= array.shape[1] <= MAX_TARGETS:
+        allowed = f"allowed is [{length}, K], a row for each prompt token and K from 1 to {MAX_TARGETS}"
+        raise InvalidArgumentError.at(field, f"has shape {list(array.shape)}; {allowed}", reason="BAD_SHAPE")
+    check_vocabulary(field, array, vocab_size)
 
 
 def _check_sampling_params(

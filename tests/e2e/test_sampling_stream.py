@@ -1,0 +1,117 @@
+"""Streams and cancellation through the whole platform: tokens as they come, one result, and slots free at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import pytest
+
+import tinker_client as tinker
+from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from tests.gateway.caller import open_caller, tokens
+from tinker_client import types
+from tinker_proto.v1 import operation_pb2, sampling_pb2, session_pb2
+
+PROMPT = types.ModelInput.from_ints(tokens=[5, 6, 7])
+PARAMS = types.SamplingParams(max_tokens=40, seed=3, stop=[])
+ENDLESS = types.SamplingParams(max_tokens=120, seed=3, stop=[])
+
+
+@pytest.fixture
+def sampling(service: tinker.ServiceClient) -> tinker.SamplingClient:
+    return service.create_sampling_client(base_model=BASE_MODEL)
+
+
+def joined(streamed: list[types.SampledToken], index: int) -> tuple[list[int], list[float]]:
+    mine = [item for item in streamed if item.sequence_index == index]
+    return [item.token for item in mine], [item.logprob for item in mine]
+
+
+def test_streamed_tokens_are_those_of_the_result(sampling: tinker.SamplingClient) -> None:
+    whole = sampling.sample(PROMPT, 3, PARAMS).result(60)
+    stream = sampling.sample_stream(PROMPT, 3, PARAMS)
+    streamed = list(stream)
+    result = stream.result()
+    assert [sequence.tokens for sequence in result.sequences] == [sequence.tokens for sequence in whole.sequences]
+    for index, sequence in enumerate(result.sequences):
+        assert joined(streamed, index) == (sequence.tokens, sequence.logprobs)
+    ends = [item for item in streamed if item.stop_reason is not None]
+    assert sorted(item.sequence_index for item in ends) == [0, 1, 2]
+
+
+async def test_tokens_come_before_the_end(sampling: tinker.SamplingClient) -> None:
+    stream = sampling.sample_stream(PROMPT, 1, ENDLESS, topk_sample_logprobs=2)
+    first = await anext(stream)
+    assert stream._response is None, "the first token is here and the result is not"
+    rest = [item async for item in stream]
+    result = await stream.result_async()
+    assert [first.token, *(item.token for item in rest)] == result.sequences[0].tokens
+    topk = result.sequences[0].topk_logprobs
+    assert topk is not None
+    assert [len(row) for row in topk] == [2] * 120
+
+
+def test_a_refused_stream_fails_by_field(sampling: tinker.SamplingClient) -> None:
+    stream = sampling.sample_stream(PROMPT, 1, types.SamplingParams(max_tokens=4, top_p=0.0))
+    with pytest.raises(tinker.BadRequestError, match="top_p"):
+        next(stream)
+    with pytest.raises(tinker.BadRequestError, match="top_p"):
+        stream.result()
+
+
+def fill(sampling: tinker.SamplingClient) -> tinker.APIFuture[types.SampleResponse]:
+    """Takes every slot of the sampler for a while."""
+    return sampling.sample(PROMPT, 1024, ENDLESS)
+
+
+def test_cancelling_a_future_frees_its_slots(sampling: tinker.SamplingClient) -> None:
+    big = fill(sampling)
+    quick = types.SamplingParams(max_tokens=1, seed=1)
+    sampling.sample(PROMPT, 1, quick)
+    assert big.cancel()
+    with pytest.raises(tinker.RequestFailedError, match="cancelled"):
+        big.result(30)
+    start = time.monotonic()
+    sampling.sample(PROMPT, 1, quick).result(30)
+    assert time.monotonic() - start < 5, "1,024 x 120 tokens would have taken much longer"
+
+
+def test_cancelling_a_stream_ends_it(sampling: tinker.SamplingClient) -> None:
+    with sampling.sample_stream(PROMPT, 1000, ENDLESS) as stream:
+        next(stream)
+    with pytest.raises(tinker.RequestFailedError, match="cancelled"):
+        stream.result()
+
+
+async def test_a_caller_that_goes_away_cancels_its_stream(platform: Platform) -> None:
+    async with open_caller(platform.address, API_KEY) as caller:
+        session = (await caller.sessions.CreateSession(session_pb2.CreateSessionRequest())).session_id
+        opened = await caller.sampling.CreateSamplingSession(
+            sampling_pb2.CreateSamplingSessionRequest(session_id=session, base_model=BASE_MODEL)
+        )
+        generation = sampling_pb2.SampleRequest(
+            sampling_session_id=opened.sampling_session_id,
+            seq_id=0,
+            prompt=tokens(5, 6, 7),
+            num_samples=1000,
+            sampling_params=sampling_pb2.SamplingParams(max_tokens=120, seed=1, stop=sampling_pb2.Stop()),
+        )
+        call = caller.sampling.SampleStream(sampling_pb2.SampleStreamRequest(request=generation))
+        async for message in call:
+            if message.pieces:
+                break
+        call.cancel()
+        name = f"{opened.sampling_session_id}:0"
+
+        async def cancelled() -> bool:
+            operation = await caller.operations.GetOperation(operation_pb2.GetOperationRequest(name=name))
+            return bool(operation.state == operation_pb2.OPERATION_STATE_CANCELLED)
+
+        async with asyncio.timeout(20):
+            while not await cancelled():
+                await asyncio.sleep(0.02)
+        again = caller.sampling.SampleStream(sampling_pb2.SampleStreamRequest(request=generation))
+        last = [message async for message in again][-1]
+        assert last.operation.error.code == grpc.StatusCode.CANCELLED.value[0], "a resend joins the same operation"

@@ -1,0 +1,183 @@
+"""SampleStream: a generation whose tokens are handed out as they come.
+
+Nothing is fetched before it is asked for: a slow reader holds the platform back and not its own memory. When the
+connection breaks the stream is opened again under the same seq_id; what was missed comes with the result, so every
+token is handed out exactly once and in order. It can be read in any event loop or thread, by one reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from tinker_client import _convert, types
+from tinker_client._loop import BackgroundLoop
+from tinker_client._session import Session, operation_response
+from tinker_client.errors import TinkerError
+from tinker_proto.v1 import operation_pb2, sampling_pb2
+
+_REOPEN_S = 0.1
+
+Messages = AsyncIterator[sampling_pb2.SampleStreamResponse]
+
+
+class SampleStream:
+    """Tokens of one `sample_stream` call; `with` or `async with` cancels what is not read to the end."""
+
+    def __init__(
+        self,
+        loop: BackgroundLoop,
+        session: Session,
+        request: sampling_pb2.SampleRequest,
+        place: AbstractAsyncContextManager[None],
+    ) -> None:
+        self._loop = loop
+        self._session = session
+        self._request = request
+        self._name = f"{request.sampling_session_id}:{request.seq_id}"
+        self._place: AbstractAsyncContextManager[None] | None = place
+        self._messages: Messages | None = None
+        self._outage = session.transport.outage()
+        self._handed_out: defaultdict[int, int] = defaultdict(int)
+        self._waiting: deque[types.SampledToken] = deque()
+        self._response: types.SampleResponse | None = None
+        self._error: TinkerError | None = None
+        self._fetching = asyncio.Lock()
+        loop.start(self._begin())
+
+    def __iter__(self) -> Iterator[types.SampledToken]:
+        return self
+
+    def __next__(self) -> types.SampledToken:
+        while not self._waiting:
+            if self._response is not None:
+                raise StopIteration
+            self._loop.run(self._fetch())
+        return self._waiting.popleft()
+
+    def __aiter__(self) -> AsyncIterator[types.SampledToken]:
+        return self
+
+    async def __anext__(self) -> types.SampledToken:
+        while not self._waiting:
+            if self._response is not None:
+                raise StopAsyncIteration
+            await asyncio.wrap_future(self._loop.start(self._fetch()))
+        return self._waiting.popleft()
+
+    def result(self) -> types.SampleResponse:
+        """Waits for the end and returns what `sample` would have; tokens that were not read stay readable.
+
+        Raises:
+            TinkerError: the operation failed, or was cancelled.
+        """
+        return self._loop.run(self._read_all())
+
+    async def result_async(self) -> types.SampleResponse:
+        """`result`, awaited."""
+        return await asyncio.wrap_future(self._loop.start(self._read_all()))
+
+    def cancel(self) -> None:
+        """Asks the platform to drop the generation; what it holds is free at once. Nothing happens if it is done."""
+        self._loop.start(self._cancel())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def _begin(self) -> None:
+        """Has the generation accepted, so that it runs whether or not somebody reads already."""
+        try:
+            await self._fetch()
+        except TinkerError:
+            return  # kept for the reader
+
+    async def _read_all(self) -> types.SampleResponse:
+        while self._response is None:
+            await self._fetch()
+        return self._response
+
+    async def _fetch(self) -> None:
+        """Takes the next message."""
+        async with self._fetching:
+            if self._error is not None:
+                raise self._error
+            if self._response is not None:
+                return
+            try:
+                self._take(await self._next_message())
+            except TinkerError as error:
+                self._error = error
+                raise
+
+    async def _next_message(self) -> sampling_pb2.SampleStreamResponse:
+        while True:
+            try:
+                if self._place is not None:
+                    async with self._place:
+                        self._place = None
+                        return await anext(self._opened())
+                return await anext(self._opened())
+            except grpc.aio.AioRpcError as error:
+                self._messages = None
+                await asyncio.sleep(self._outage.pause_after(error))
+            except StopAsyncIteration:  # ended without a result: this server is going away, another takes over
+                self._messages = None
+                await asyncio.sleep(_REOPEN_S)
+
+    def _opened(self) -> Messages:
+        if self._messages is None:
+            request = sampling_pb2.SampleStreamRequest(request=self._request)
+            self._messages = self._session.transport.stream(self._session.transport.sampling.SampleStream, request)
+        return self._messages
+
+    def _take(self, message: sampling_pb2.SampleStreamResponse) -> None:
+        self._outage.end()
+        for piece in message.pieces:
+            if piece.start <= self._handed_out[piece.sequence_index]:  # else one was lost: the result has it
+                self._hand_out(piece.sequence_index, piece.start, piece.tokens, piece.logprobs, piece.stop_reason)
+        if message.operation.done:
+            response = operation_response(message.operation, sampling_pb2.SampleResponse)
+            for index, item in enumerate(response.sequences):
+                self._hand_out(index, 0, item.tokens, item.logprobs, item.stop_reason)
+            self._response = _convert.sample_response(response)
+
+    def _hand_out(
+        self,
+        index: int,
+        start: int,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        reason: sampling_pb2.StopReason.ValueType,
+    ) -> None:
+        known, end = self._handed_out[index] - start, start + len(tokens)
+        for place in range(known, len(tokens)):
+            is_last = start + place + 1 == end
+            stop_reason = _convert.stop_reason(reason) if is_last else None
+            self._waiting.append(types.SampledToken(index, tokens[place], logprobs[place], stop_reason))
+        self._handed_out[index] = max(self._handed_out[index], end)
+
+    async def _cancel(self) -> None:
+        if self._response is None and self._error is None:
+            await self._session.transport.call(
+                self._session.transport.operations.CancelOperation,
+                operation_pb2.CancelOperationRequest(name=self._name),
+            )
