@@ -56,7 +56,7 @@ def demo(directory: Path) -> None:
 
     with child([*up, *ports], environment, stdout=subprocess.PIPE) as platform:
         wait_until_ready(platform)
-        run([PYTHON, str(EXAMPLES / "sft.py")], environment)
+        run([PYTHON, str(EXAMPLES / "sft.py")], environment, needs=platform)
         print(f"""
 Done in {time.monotonic() - started:.0f} s. While the platform runs, try in another terminal:
 
@@ -76,10 +76,19 @@ The platform has stopped. Start it again, with the same key and checkpoints, or 
   {PLATFORM} up --base-model Qwen/Qwen3-0.6B""")
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Runs a command to its end; raises CalledProcessError if it fails."""
+def run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    needs: subprocess.Popen[str] | None = None,
+) -> None:
+    """Runs a command to its end; raises CalledProcessError if it fails, or what it needs ends before it."""
     with child(command, environment or {}) as process:
-        if process.wait():
+        while process.poll() is None:
+            if needs is not None and needs.poll() is not None:
+                raise subprocess.CalledProcessError(needs.returncode, needs.args)
+            time.sleep(0.1)
+        if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, command)
 
 

@@ -10,6 +10,7 @@ better than the rest of its group likelier (REINFORCE with a group baseline, cor
 import argparse
 import asyncio
 import re
+from dataclasses import dataclass
 from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,15 @@ def reward(text: str) -> float:
     return fmean(max(0.0, 1 - abs(length - WANTED_WORDS) / WANTED_WORDS) for length in lengths or [0])
 
 
+@dataclass(frozen=True)
+class Group:
+    """What was sampled from one prompt: training data, its mean reward, and one of the texts."""
+
+    data: list[types.Datum]
+    mean_reward: float
+    text: str
+
+
 async def main() -> None:
     arguments = parse_arguments()
     async with tinker.ServiceClient() as service:
@@ -40,11 +50,11 @@ async def main() -> None:
             groups = await asyncio.gather(
                 *(sample_group(sampling, tokenizer, prompt, arguments.group_size) for prompt in PROMPTS)
             )
-            data = [datum for group, _, _ in groups for datum in group]
-            mean_reward = fmean(reward for _, rewards, _ in groups for reward in rewards)
-            print(f"iteration {iteration:>2}   reward {mean_reward:.3f}   {groups[0][2]}", flush=True)
+            mean_reward = fmean(group.mean_reward for group in groups)
+            print(f"iteration {iteration:>2}   reward {mean_reward:.3f}   {groups[0].text}", flush=True)
 
             # Both are under way before either is waited for.
+            data = [datum for group in groups for datum in group.data]
             forward_backward = training.forward_backward(data, "importance_sampling")
             optim_step = training.optim_step(types.AdamParams(learning_rate=arguments.learning_rate))
             await forward_backward
@@ -53,19 +63,17 @@ async def main() -> None:
 
 async def sample_group(
     sampling: tinker.SamplingClient, tokenizer: PreTrainedTokenizerBase, prompt: str, size: int
-) -> tuple[list[types.Datum], list[float], str]:
-    """Several continuations of one prompt, as training data; their rewards, and the text of the first."""
+) -> Group:
+    """Samples several continuations of one prompt and compares them with each other."""
     tokens = tokenizer.encode(prompt)
     params = types.SamplingParams(max_tokens=40)
     response = await sampling.sample(types.ModelInput.from_ints(tokens), size, params)
     texts = [tokenizer.decode(tokens + sequence.tokens, skip_special_tokens=True) for sequence in response.sequences]
     rewards = [reward(text) for text in texts]
-    baseline = fmean(rewards)
-    data = [
-        make_datum(tokens, sequence, advantage=reward - baseline)
-        for sequence, reward in zip(response.sequences, rewards, strict=True)
-    ]
-    return data, rewards, texts[0]
+    mean_reward = fmean(rewards)
+    advantages = [value - mean_reward for value in rewards]
+    data = [make_datum(tokens, *pair) for pair in zip(response.sequences, advantages, strict=True)]
+    return Group(data, mean_reward, texts[0])
 
 
 def make_datum(prompt: list[int], sequence: types.SampledSequence, advantage: float) -> types.Datum:
@@ -91,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=15)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="for a real model try a hundredth of this")
     return parser.parse_args()
 
 

@@ -18,7 +18,7 @@ import tinker_client as tinker
 from tinker_client import types
 
 LOGBOOK = Path(__file__).resolve().parent / "data" / "logbook.txt"
-PROMPTS = ("Day 61.", "Day 62. Wind south,", "Day 63. Wind west, force 9.")
+PROMPTS = ("Day 61. Wind", "Day 62. Wind south,", "Day 63. Wind west, force 9. Sea")
 
 
 def main() -> None:
@@ -92,7 +92,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=8e-3, help="falls linearly to zero")
+    parser.add_argument(
+        "--learning-rate", type=float, default=8e-3, help="falls to zero; for a real model try a hundredth of this"
+    )
     parser.add_argument("--save-name", default="logbook")
     return parser.parse_args()
 
