@@ -10,6 +10,7 @@ import structlog
 from services.core.blobs import BlobStore
 from services.core.config import Settings
 from services.core.connection import RedisConnection
+from services.core.errors import InternalError
 from services.core.operations import KEEP_FINISHED
 from services.core.server import GrpcServer, until_stopped
 from services.core.telemetry import configure_logging
@@ -50,22 +51,26 @@ async def serve(settings: Settings) -> None:
     server = grpc_server(settings, stores)
     port = await server.start(settings.grpc_port, SERVICES)
     http = http_server(settings, connection)
-    background = [
+    loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
         asyncio.create_task(_sweep(stores.blobs)),
         asyncio.create_task(http.serve()),
     ]
+    stopped = asyncio.create_task(until_stopped())
     _log.info("serving", grpc=f"{settings.host}:{port}", http=f"{settings.host}:{settings.http_port}")
-    await until_stopped()
+    await asyncio.wait({stopped, *loops}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("draining", seconds=settings.drain_seconds)
     stores.events.shut()
     await server.drain()
     http.should_exit = True
-    for task in background[:3]:
+    failures = [loop.exception() for loop in loops if loop.done()]
+    for task in (stopped, *loops[:-1]):
         task.cancel()
-    await asyncio.gather(*background, return_exceptions=True)
+    await asyncio.gather(stopped, *loops, return_exceptions=True)
     await connection.close()
+    if failures:
+        raise InternalError("a loop of the gateway ended, and the gateway with it") from failures[0]
 
 
 def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
