@@ -67,6 +67,4 @@ class Fuzzer:
                 return self._random.random() < 0.5
             case FieldDescriptor.CPPTYPE_ENUM:
                 return self._random.randint(0, 5)
-            case FieldDescriptor.CPPTYPE_INT64:
-                return self.choose(LARGE_INTEGERS)
-        return self.choose(INTEGERS)
+        return self.choose(LARGE_INTEGERS if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else INTEGERS)
