@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from services.core import keyspace, streams
 from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
@@ -40,6 +41,14 @@ class LogEntry:
 
     seq_id: int
     packed_job: bytes
+
+
+class Beginning(Enum):
+    """What became of `begin_together`."""
+
+    BEGUN = "run"
+    MUST_RUN_ALONE = "alone"
+    FINISHED_ALREADY = "skip"
 
 
 class FencedError(Exception):
@@ -160,6 +169,22 @@ class RunLogs:
         if reply == b"fenced":
             raise FencedError(lease.run)
         return bool(reply == b"run")
+
+    async def begin_together(self, lease: Lease, seq_id: int) -> Beginning:
+        """Marks an operation as begun together with operations of other runs.
+
+        If the worker dies now, nobody knows whose fault it was: none of them is blamed, and each is begun on its own
+        the next time, as this one must be if it has been begun before.
+
+        Raises:
+            FencedError: the lease has moved.
+        """
+        name = OperationName(lease.run, seq_id)
+        keys = [keyspace.run_own(lease.run), keyspace.operation(str(name))]
+        reply = await self._connection.run("begin_together", keys, [lease.epoch])
+        if reply == b"fenced":
+            raise FencedError(lease.run)
+        return Beginning(reply.decode())
 
     async def pass_over(self, lease: Lease, seq_id: int) -> None:
         """Moves the log's mark behind an operation that has its result already.

@@ -1,8 +1,8 @@
 """The engine: training runs on one base model, on one device. Torch only; called from one thread.
 
 A pass takes jobs of one or several runs, lays their examples end to end in packed rows, and sends each row through the
-model once. A job's gradient grows in a scratch buffer of its own and is added to its run's when the whole job has
-succeeded, so a job that fails leaves no trace.
+model once. A job's gradient grows in a scratch buffer of its own and is added to its run's when the whole pass has
+succeeded, so neither a job nor a pass that fails leaves a trace.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrainerEngine:
             row_tokens: most tokens of a packed row; a longer example gets a row of its own.
         """
         self.base = base
-        self._row_tokens = row_tokens
+        self.row_tokens = row_tokens
         self._lora = install_lora(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)
@@ -93,12 +93,27 @@ class TrainerEngine:
             raise outcome
         return outcome
 
-    def run_pass(self, work: Sequence[Work]) -> list[Outcome | PlatformError]:
-        """Carries out jobs of any runs together; a job that fails has its error in its place and changes nothing."""
+    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
+        """Carries out jobs of any runs together; a job that fails has its error in its place and changes nothing.
+
+        Rows of jobs without a gradient are apart from the others and build no graph.
+
+        Args:
+            work: the jobs.
+            row_tokens: in place of the engine's.
+
+        Raises:
+            Exception: anything that goes wrong with the pass as a whole; no job has changed anything.
+        """
         jobs = [JobUnderWay(item, self.run(item.training_run_id)) for item in work]
-        for row in fill_rows(jobs, self._row_tokens):
-            self._run_row(row)
-        return [job.finish() for job in jobs]
+        for backward in (True, False):
+            for row in fill_rows([job for job in jobs if job.work.backward == backward], row_tokens or self.row_tokens):
+                self._run_row(row)
+        outcomes = [job.outcome() for job in jobs]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Outcome):
+                job.commit()
+        return outcomes
 
     def _run_row(self, row: Row) -> None:
         """One packed row through the model: trunk, head, and back where a job wants a gradient."""

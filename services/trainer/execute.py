@@ -1,4 +1,4 @@
-"""Carries out one job: from the request in the queue to the response that its operation returns.
+"""Carries out jobs: from the request in the queue to the response that its operation returns.
 
 Runs on the engine's thread. Jobs arrive validated by the gateway; tinker paths arrive with the places that the worker
 looked up for them. Carrying a job out again after a crash gives the same result: a checkpoint that an earlier attempt
@@ -7,7 +7,7 @@ of the same operation has written is taken as written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import Message
@@ -20,6 +20,7 @@ from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine import TrainerEngine
+from services.trainer.isolation import run_isolated
 from services.trainer.lora_config import read_lora_config, write_lora_config
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams
@@ -90,23 +91,40 @@ def _created(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> Mess
     return training_pb2.CreateTrainingRunResponse(training_run=run)
 
 
-def _forward(call: _Call) -> Message:
-    outcome = _outcome(call.engine, call.job.forward, backward=False)
-    return training_pb2.ForwardResponse(loss_fn_outputs=_outputs(outcome), metrics=outcome.metrics)
+def execute_together(engine: TrainerEngine, jobs: Sequence[job_pb2.Job]) -> list[Message | Exception]:
+    """Carries out forward and forward_backward jobs of any runs in one pass; each has its response or its error."""
+    work = [_read(job) for job in jobs]
+    outcomes = iter(run_isolated(engine, [item for item in work if isinstance(item, Work)]))
+    return [
+        _response(job, next(outcomes)) if isinstance(item, Work) else item for job, item in zip(jobs, work, strict=True)
+    ]
 
 
-def _forward_backward(call: _Call) -> Message:
-    outcome = _outcome(call.engine, call.job.forward_backward, backward=True)
-    return training_pb2.ForwardBackwardResponse(loss_fn_outputs=_outputs(outcome), metrics=outcome.metrics)
+def _read(job: job_pb2.Job) -> Work | Exception:
+    """What a pass asks."""
+    backward = job.WhichOneof("request") == "forward_backward"
+    request = job.forward_backward if backward else job.forward
+    try:
+        spec = LOSSES[request.loss_fn]
+        examples = [read_example(datum, spec) for datum in request.data]
+        return Work(request.training_run_id, examples, resolve_loss(request.loss_fn, request.loss_fn_config), backward)
+    except Exception as error:
+        return error
 
 
-def _outcome(
-    engine: TrainerEngine, request: training_pb2.ForwardRequest | training_pb2.ForwardBackwardRequest, *, backward: bool
-) -> Outcome:
-    spec = LOSSES[request.loss_fn]
-    examples = [read_example(datum, spec) for datum in request.data]
-    loss = resolve_loss(request.loss_fn, request.loss_fn_config)
-    return engine.run_alone(Work(request.training_run_id, examples, loss, backward))
+def _response(job: job_pb2.Job, outcome: Outcome | Exception) -> Message | Exception:
+    if isinstance(outcome, Exception):
+        return outcome
+    backward = job.WhichOneof("request") == "forward_backward"
+    response = training_pb2.ForwardBackwardResponse if backward else training_pb2.ForwardResponse
+    return response(loss_fn_outputs=_outputs(outcome), metrics=outcome.metrics)
+
+
+def _pass(call: _Call) -> Message:
+    (result,) = execute_together(call.engine, [call.job])
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _outputs(outcome: Outcome) -> list[training_pb2.LossFnOutput]:
@@ -154,8 +172,8 @@ def _load_state(call: _Call) -> Message:
 _CARRY_OUT: Mapping[str, Callable[[_Call], Message]] = {
     "create_training_run": _create,
     "create_training_run_from_checkpoint": _create_from_checkpoint,
-    "forward": _forward,
-    "forward_backward": _forward_backward,
+    "forward": _pass,
+    "forward_backward": _pass,
     "optim_step": _optim_step,
     "save_state": _save_state,
     "load_state": _load_state,

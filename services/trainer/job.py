@@ -1,4 +1,4 @@
-"""One job from the log to its outcome: finds its checkpoints, has the device thread execute it, enters what it saved.
+"""Jobs from the log to their outcomes: finds their checkpoints, has them executed, enters what they saved.
 
 Whatever goes wrong becomes the operation's error and changes nothing in the run. A save writes to a location that holds
 its seq_id, so carrying it out a second time, after a crash between writing and reporting, finds its own files there.
@@ -19,15 +19,12 @@ from services.core.names import OperationName
 from services.core.run_log import Write
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations, execute
+from services.trainer.execute import Locations, execute, execute_together
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
 
 _log = structlog.get_logger(__name__)
-
-WITHOUT_EFFECT = frozenset({"forward", "save_state", "save_weights_for_sampler"})
-"""Requests that leave a run as it was: a replay passes over them."""
 
 JobOutcome = tuple[Message | PlatformError, Sequence[Write]]
 """What an operation ends with, and the writes that must become visible with it."""
@@ -55,12 +52,16 @@ class JobRunner:
             target = await self._target(job)
             response = await self._execute(job, target)
             return response, await self._entry(job, target) if target else ()
-        except PlatformError as error:
-            return error, ()
         except Exception as error:
-            _log.error("operation failed", operation=job.operation, exc_info=error)
-            message = f"operation {job.operation} failed in the trainer, whose log has the details"
-            return InternalError(message, reason="OPERATION_FAILED"), ()
+            return _failure(job, error), ()
+
+    async def run_together(self, jobs: Sequence[job_pb2.Job]) -> list[JobOutcome]:
+        """Carries out forward and forward_backward jobs of any runs in one pass."""
+        results = await self._device.run(execute_together, self._engine, jobs)
+        return [
+            (_failure(job, result) if isinstance(result, Exception) else result, ())
+            for job, result in zip(jobs, results, strict=True)
+        ]
 
     async def replay(self, job: job_pb2.Job) -> None:
         """Does again, in memory, what a finished job did to its run.
@@ -68,8 +69,7 @@ class JobRunner:
         Raises:
             PlatformError: it cannot be done again.
         """
-        if job.WhichOneof("request") not in WITHOUT_EFFECT:
-            await self._execute(job, None)
+        await self._execute(job, None)
 
     async def _execute(self, job: job_pb2.Job, target: TinkerPath | None) -> Message:
         locations = Locations(
@@ -130,6 +130,15 @@ class JobRunner:
         )
         checkpoint.time.FromDatetime(datetime.now(UTC))
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location))
+
+
+def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:
+    """What a client is told; a fault of ours goes to the log with its traceback."""
+    if isinstance(error, PlatformError):
+        return error
+    _log.error("operation failed", operation=job.operation, exc_info=error)
+    message = f"operation {job.operation} failed in the trainer, whose log has the details"
+    return InternalError(message, reason="OPERATION_FAILED")
 
 
 def _location(job: job_pb2.Job, path: TinkerPath) -> str:

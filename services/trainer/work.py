@@ -1,7 +1,7 @@
 """Forward and forward_backward jobs: what they ask, what they return, and a job while its rows run.
 
 A job's examples may share packed rows with other jobs' and may need several rows. What it has gathered becomes its
-result, and its gradient its run's, in one step at the end, or not at all.
+result, and its gradient its run's, at the end of the pass or not at all.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class JobUnderWay:
         gradient_TK = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
         return lambda rows, _: gradient_TK[rows]
 
-    def finish(self) -> Outcome | PlatformError:
-        """The job's result; its gradient becomes part of its run's unless something is not finite."""
+    def outcome(self) -> Outcome | PlatformError:
+        """The job's result, or its error if something is not finite."""
         if not all(logprobs.isfinite().all() for logprobs, _ in self._pieces):
             return FailedPreconditionError(
                 f"the log-probabilities of training run {self.work.training_run_id} are not finite: its weights have "
@@ -98,9 +98,12 @@ class JobUnderWay:
             return InvalidArgumentError.at(
                 "data", f"{loss}; allowed are loss_fn_inputs that keep both finite", reason="NOT_FINITE"
             )
+        return Outcome(self._logprobs, metrics)
+
+    def commit(self) -> None:
+        """Makes the job's gradient part of its run's."""
         if self.scratch:
             self.run.gradient.add_(self.scratch.flat)
-        return Outcome(self._logprobs, metrics)
 
 
 Row = list[tuple[JobUnderWay, list[Example]]]

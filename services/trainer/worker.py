@@ -1,7 +1,8 @@
-"""The trainer's asyncio side: holds leases on runs, reads their logs, and carries out one operation after another.
+"""The trainer's asyncio side: holds leases on runs, reads their logs, and carries out one cycle after another.
 
-`_place` takes runs that want a trainer, `_read` is one blocking read over the logs of all of them, `_work` asks the
-planner what comes next and has it done, `_renew` keeps the leases, and `_let_go` gives back runs whose client is gone.
+`_place` takes runs that want a trainer, `_read` is one blocking read over the logs of all of them, `_load` brings jobs
+into memory, `_work` asks the planner for a cycle and has it done, `_renew` keeps the leases, and `_let_go` gives back
+runs whose client is gone.
 Entries that were finished before this worker took a run are replayed in silence: that rebuilds in memory what the run
 was, and then the log goes on.
 """
@@ -9,52 +10,29 @@ was, and then the log goes on.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import dataclass, field
 
 import structlog
 
 from services.core import keyspace, streams
 from services.core.connection import TRANSIENT_ERRORS, RedisConnection
-from services.core.errors import DataLossError, PlatformError
+from services.core.errors import PlatformError
 from services.core.names import session_of
 from services.core.operations import OperationStore
 from services.core.persistence import until_reached
-from services.core.run_log import FencedError, Lease, LogEntry, RunLogs, decode_entry, entry_position
+from services.core.run_log import LogEntry, RunLogs, decode_entry, entry_position
 from services.core.sessions import Sessions
 from services.model.device import DeviceThread
+from services.trainer.cycle import carry_out
 from services.trainer.engine import TrainerEngine
-from services.trainer.job import JobOutcome, JobRunner
-from services.trainer.planner import plan
-
-READ_AHEAD = 32
-"""A run's log is read on while fewer of its entries than this wait here."""
+from services.trainer.held_run import READ_AHEAD, HeldRun
+from services.trainer.job import JobRunner
+from services.trainer.planner import BACKWARD_COST, Shares, plan
+from tinker_proto.internal.v1 import job_pb2
 
 BLOCK_MS = 5000
 LET_GO_EVERY_S = 2.0
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass
-class HeldRun:
-    """A run whose lease this worker holds."""
-
-    lease: Lease
-
-    replay_until: int
-    """Everything up to this seq_id had its result before this worker took the run."""
-
-    skipped: frozenset[int]
-    """What of that changed nothing."""
-
-    position: int = -1
-    """seq_id of the newest entry that has been read."""
-
-    waiting: deque[LogEntry] = field(default_factory=deque)
-
-    lost: PlatformError | None = None
-    """Why its past cannot be rebuilt; its operations fail with this."""
 
 
 class TrainerWorker:
@@ -87,10 +65,12 @@ class TrainerWorker:
         self._max_runs = max_runs
         self._lease_ms = int(lease_s * 1000)
         self._held: dict[str, HeldRun] = {}
-        self._current: str | None = None
-        """The run whose operation is under way, or was last."""
+        self._cycle_budget = BACKWARD_COST * engine.row_tokens
+        self._in_cycle: frozenset[str] = frozenset()
+        """Runs of the cycle under way."""
 
         self._has_work = asyncio.Event()
+        self._wants_jobs = asyncio.Event()
         self._stopping = False
 
     @property
@@ -99,14 +79,19 @@ class TrainerWorker:
         return len(self._held)
 
     async def run(self) -> None:
-        """Serves until `stop`; then finishes the operation under way and gives every lease back."""
+        """Serves until `stop`; then finishes the cycle under way and gives every lease back."""
         place = keyspace.place(self._base_model)
         await until_reached(lambda: streams.make_group(self._connection.commands, keyspace.TRAINERS_GROUP, place))
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(loop()) for loop in (self._place, self._read, self._renew, self._let_go)]
+            loops = [
+                tasks.create_task(loop()) for loop in (self._place, self._read, self._load, self._renew, self._let_go)
+            ]
             await self._work()
-            for loop in loops:
-                loop.cancel()
+            # More than once: the Redis client may take a cancellation for a failed connection of its own.
+            while running := [loop for loop in loops if not loop.done()]:
+                for loop in running:
+                    loop.cancel()
+                await asyncio.wait(running, timeout=0.5)
         for run in list(self._held):
             await self._give_back(run)
 
@@ -116,61 +101,49 @@ class TrainerWorker:
         self._has_work.set()
 
     async def _work(self) -> None:
+        shares = Shares()
         while not self._stopping:
-            run = plan([run for run, held in self._held.items() if held.waiting], self._current)
-            self._current = run
-            if run is None:
+            waiting = {run: [item.waiting for item in held.ready] for run, held in self._held.items()}
+            cycle, shares = plan(waiting, shares, self._cycle_budget)
+            if not cycle:
                 self._has_work.clear()
                 await self._has_work.wait()
                 continue
-            held = self._held[run]
-            entry = held.waiting.popleft()
-            if len(held.waiting) == READ_AHEAD - 1:
+            self._in_cycle = frozenset((*cycle.single, *cycle.joint))
+            await carry_out(cycle, self._held, self._jobs, self._logs, self._operations, self._forget)
+            self._in_cycle = frozenset()
+            self._wants_jobs.set()
+            if any(held.is_full and held.entries_here < READ_AHEAD for held in self._held.values()):
                 await self._wake_reader()
-            try:
-                await self._advance(held, entry)
-            except FencedError:
-                await self._forget(run)
 
-    async def _advance(self, held: HeldRun, entry: LogEntry) -> None:
-        """Carries out one entry of a run's log, or replays it if it was finished before.
+    async def _load(self) -> None:
+        """Reads the jobs of entries that will soon be wanted, also while the device is busy."""
+        while True:
+            self._wants_jobs.clear()
+            for run, held in list(self._held.items()):
+                while held.wants_job(self._cycle_budget) and self._held.get(run) is held:
+                    entry = held.unread[0]
+                    job = await self._job(entry)
+                    held.unread.popleft()
+                    held.add_job(entry, job)
+                    self._has_work.set()
+            await self._wants_jobs.wait()
 
-        Raises:
-            FencedError: the lease has moved.
-        """
-        lease, seq_id = held.lease, entry.seq_id
-        if seq_id <= held.replay_until:
-            if seq_id not in held.skipped and held.lost is None:
-                await self._replay(held, entry)
-        elif not await until_reached(lambda: self._logs.begin(lease, seq_id)):
-            await until_reached(lambda: self._logs.pass_over(lease, seq_id))
-        else:
-            outcome, writes = await self._carry_out(held, entry)
-            result = await self._operations.result(outcome)
-            await until_reached(lambda: self._logs.complete(lease, seq_id, result, writes))
-
-    async def _replay(self, held: HeldRun, entry: LogEntry) -> None:
+    async def _job(self, entry: LogEntry) -> job_pb2.Job | PlatformError | None:
+        if not entry.packed_job:
+            return None
         try:
-            await self._jobs.replay(await self._logs.read_job(entry))
+            return await self._logs.read_job(entry)
         except PlatformError as error:
-            message = f"the run cannot be rebuilt: operation {entry.seq_id} of its log failed: {error.message}"
-            _log.error("replay failed", run=held.lease.run, seq_id=entry.seq_id, error=error.message)
-            held.lost = DataLossError(message, reason="RUN_LOST")
-
-    async def _carry_out(self, held: HeldRun, entry: LogEntry) -> JobOutcome:
-        if held.lost is not None:
-            return held.lost, ()
-        try:
-            job = await self._logs.read_job(entry)
-        except PlatformError as error:
-            return error, ()
-        return await self._jobs.run(job)
+            return error
 
     async def _read(self) -> None:
         wake = keyspace.wake(self._worker)
         woken = "0-0"
         while True:
-            logs = {keyspace.run_log(run): held for run, held in self._held.items() if len(held.waiting) < READ_AHEAD}
+            for held in self._held.values():
+                held.is_full = held.entries_here >= READ_AHEAD
+            logs = {keyspace.run_log(run): held for run, held in self._held.items() if not held.is_full}
             positions = {key: entry_position(held.position) for key, held in logs.items()}
             try:
                 entries = await streams.read(
@@ -186,8 +159,8 @@ class TrainerWorker:
                     continue
                 decoded = decode_entry(entry)
                 logs[entry.stream].position = decoded.seq_id
-                logs[entry.stream].waiting.append(decoded)
-                self._has_work.set()
+                logs[entry.stream].unread.append(decoded)
+                self._wants_jobs.set()
 
     async def _wake_reader(self) -> None:
         """Makes `_read` look again at which logs it reads."""
@@ -245,15 +218,18 @@ class TrainerWorker:
     async def _let_go(self) -> None:
         while True:
             await asyncio.sleep(LET_GO_EVERY_S)
-            for run, held in list(self._held.items()):
-                if held.waiting or run == self._current:
+            for run in list(self._held):
+                if self._is_busy(run):
                     continue
                 try:
                     alive = await self._sessions.is_alive(session_of(run))
                 except TRANSIENT_ERRORS:
                     break
-                if not alive and not held.waiting and run != self._current:
+                if not alive and not self._is_busy(run):
                     await self._give_back(run)
+
+    def _is_busy(self, run: str) -> bool:
+        return run in self._in_cycle or self._held[run].entries_here > 0
 
     async def _give_back(self, run: str) -> None:
         held = self._held.pop(run)

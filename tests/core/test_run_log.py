@@ -15,7 +15,7 @@ from services.core.errors import (
     from_operation_error,
 )
 from services.core.names import OperationName
-from services.core.run_log import FencedError, Lease
+from services.core.run_log import Beginning, FencedError, Lease
 from tests.core.queue_parts import BASE, LEASE_MS, RUN, Queues
 from tinker_proto.v1 import operation_pb2, training_pb2
 
@@ -232,3 +232,23 @@ async def test_the_mark_of_done_follows_completion(queues: Queues) -> None:
     await queues.finish(lease, 0)
     assert await queues.logs.done_seq_id(RUN) == 0
     assert await seq_ids(queues) == [0, 1], "finished entries stay: they are what a replay needs"
+
+
+async def test_what_was_begun_together_is_never_blamed_and_must_run_alone_next(queues: Queues) -> None:
+    await queues.enqueue(0)
+    for _ in range(5):
+        lease = await lease_of(queues)
+        assert await queues.logs.begin_together(lease, 0) is (
+            Beginning.BEGUN if lease.epoch == 1 else Beginning.MUST_RUN_ALONE
+        )
+    assert await queues.state(0) == operation_pb2.OPERATION_STATE_RUNNING
+    assert [await queues.logs.begin(lease, 0) for _ in range(3)] == [True, True, False], "its own deaths count"
+    assert await queues.logs.begin_together(lease, 0) is Beginning.FINISHED_ALREADY
+
+
+async def test_a_fenced_worker_begins_nothing(queues: Queues) -> None:
+    await queues.enqueue(0)
+    old = await lease_of(queues)
+    await lease_of(queues)
+    with pytest.raises(FencedError):
+        await queues.logs.begin_together(old, 0)

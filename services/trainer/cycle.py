@@ -1,0 +1,143 @@
+"""Carries out a cycle: each run's single operation in turn, then one pass for all that may share it.
+
+Results are reported in each run's own order. Operations in a pass are begun together, so if the worker dies there,
+none is blamed; whoever finds one that was begun before carries it out on its own. A run whose lease has moved is
+forgotten, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from services.core.errors import DataLossError, PlatformError
+from services.core.operations import OperationStore
+from services.core.persistence import until_reached
+from services.core.run_log import Beginning, FencedError, RunLogs
+from services.trainer.held_run import HeldRun, Ready
+from services.trainer.job import JobOutcome, JobRunner
+from services.trainer.planner import Cycle
+from tinker_proto.internal.v1 import job_pb2
+
+_log = structlog.get_logger(__name__)
+
+Forget = Callable[[str], Awaitable[None]]
+"""Drops a run that another worker has taken."""
+
+
+async def carry_out(
+    cycle: Cycle,
+    held_runs: Mapping[str, HeldRun],
+    jobs: JobRunner,
+    logs: RunLogs,
+    operations: OperationStore,
+    forget: Forget,
+) -> None:
+    """Carries out a cycle; what fails does so in its operation's result."""
+    reports = _Reports(logs, operations, forget)
+    runs = {run: held_runs[run] for run in (*cycle.single, *cycle.joint)}
+
+    def still_held(names: Iterable[str]) -> Iterator[tuple[str, HeldRun]]:
+        return ((run, runs[run]) for run in names if held_runs.get(run) is runs[run])
+
+    single, joint = list(cycle.single), dict(cycle.joint)
+    if sum(joint.values()) == 1:
+        single += joint
+        joint.clear()
+    for run, held in still_held(single):
+        await reports.unless_fenced(run, _advance(held, jobs, reports))
+    begun: dict[str, list[Ready]] = {run: [] for run in joint}
+    await asyncio.gather(
+        *(reports.unless_fenced(run, _begin(held, joint[run], reports, begun[run])) for run, held in still_held(joint))
+    )
+    together = [(run, item) for run, _ in still_held(joint) for item in begun[run]]
+    if not together:
+        return
+    outcomes = await jobs.run_together([item.job for _, item in together if isinstance(item.job, job_pb2.Job)])
+    results: dict[str, list[tuple[int, JobOutcome]]] = {run: [] for run in joint}
+    for (run, item), outcome in zip(together, outcomes, strict=True):
+        results[run].append((item.seq_id, outcome))
+    await asyncio.gather(
+        *(reports.unless_fenced(run, reports.complete(held, results[run])) for run, held in still_held(joint))
+    )
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """Where beginnings and results go."""
+
+    logs: RunLogs
+    operations: OperationStore
+    forget: Forget
+
+    async def complete(self, held: HeldRun, outcomes: Sequence[tuple[int, JobOutcome]]) -> None:
+        """Stores results of a run's operations in order, however long that takes.
+
+        Raises:
+            FencedError: the lease has moved.
+        """
+        for seq_id, (content, writes) in outcomes:
+            complete = partial(self.logs.complete, held.lease, seq_id, await self.operations.result(content), writes)
+            await until_reached(complete)
+
+    async def unless_fenced(self, run: str, step: Awaitable[None]) -> None:
+        """Awaits a step of a run; forgets the run if its lease has moved."""
+        try:
+            await step
+        except FencedError:
+            await self.forget(run)
+
+
+async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
+    """Carries out a run's first ready operation, or replays it if it was finished before.
+
+    Raises:
+        FencedError: the lease has moved.
+    """
+    item = held.ready.popleft()
+    lease, seq_id = held.lease, item.seq_id
+    if item.replay:
+        await _replay(held, item, jobs)
+    elif not await until_reached(lambda: reports.logs.begin(lease, seq_id)):
+        await until_reached(lambda: reports.logs.pass_over(lease, seq_id))
+    elif held.lost is not None:
+        await reports.complete(held, [(seq_id, (held.lost, ()))])
+    elif isinstance(item.job, job_pb2.Job):
+        await reports.complete(held, [(seq_id, await jobs.run(item.job))])
+    else:
+        missing = item.job or DataLossError(f"the job of operation {seq_id} of run {lease.run} is missing")
+        await reports.complete(held, [(seq_id, (missing, ()))])
+
+
+async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
+    if held.lost is not None:
+        return
+    try:
+        if not isinstance(item.job, job_pb2.Job):
+            raise item.job or DataLossError("its job is missing")
+        await jobs.replay(item.job)
+    except PlatformError as error:
+        message = f"the run cannot be rebuilt: operation {item.seq_id} of its log failed: {error.message}"
+        _log.error("replay failed", run=held.lease.run, seq_id=item.seq_id, error=error.message)
+        held.lost = DataLossError(message, reason="RUN_LOST")
+
+
+async def _begin(held: HeldRun, count: int, reports: _Reports, begun: list[Ready]) -> None:
+    """Begins a run's first ready operations together with those of others; what cannot join waits for its turn.
+
+    Raises:
+        FencedError: the lease has moved.
+    """
+    for _ in range(count):
+        lease, seq_id = held.lease, held.ready[0].seq_id
+        beginning = Beginning.MUST_RUN_ALONE
+        if held.lost is None:
+            beginning = await until_reached(partial(reports.logs.begin_together, lease, seq_id))
+        if beginning is not Beginning.BEGUN:
+            held.run_head_alone()
+            return
+        begun.append(held.ready.popleft())
