@@ -1,0 +1,34 @@
+"""Entry point of `tinker-platform`: says which extra to install when a part of the platform is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+EXTRAS = {
+    "grpc_health": "gateway",
+    "grpc_reflection": "gateway",
+    "prometheus_client": "gateway",
+    "pydantic_settings": "gateway",
+    "redis": "gateway",
+    "rich": "gateway",
+    "starlette": "gateway",
+    "structlog": "gateway",
+    "typer": "gateway",
+    "uvicorn": "gateway",
+    "peft": "worker",
+    "safetensors": "worker",
+    "torch": "worker",
+}
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        from services.cli.main import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        sys.exit(f"Error: this needs {error.name}, which is not installed: pip install 'tinker-platform[{extra}]'")
