@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     max_tokens_per_step: Annotated[int, Field(ge=64)] = 2048
     max_cached_tokens: Annotated[int, Field(ge=64)] = 65_536
     max_adapters: Annotated[int, Field(ge=1)] = 64
+    deterministic: bool = Field(
+        default=False, description="samplers on a CPU: bitwise the same logprobs whatever else is in the batch; slower"
+    )
 
     def with_redis(self) -> Settings:
         """These settings, if they say where Redis is: a service on its own has no embedded one.

@@ -57,23 +57,23 @@ def slot_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
-    keys_RGD, values_RGD = step.store.layer(cast(int, module.layer_idx))
-    keys_RGD.index_copy_(0, step.rows, key[0].transpose(0, 1))
-    values_RGD.index_copy_(0, step.rows, value[0].transpose(0, 1))
-    attended_1HTD = torch.empty_like(query)
+    keys_1GRD, values_1GRD = step.store.layer(cast(int, module.layer_idx))
+    keys_1GRD.index_copy_(2, step.rows, key)
+    values_1GRD.index_copy_(2, step.rows, value)
+    tokens, heads, head_dim = query.shape[2], query.shape[1], query.shape[3]
+    # One token sees every row of its slot, so the heads that share a key head can be its queries: no mask.
+    grouped_TGHD = query[0].transpose(0, 1).reshape(tokens, keys_1GRD.shape[1], -1, head_dim)
+    attended = []
     for span in step.spans:
-        query_1HND = query[:, :, span.start : span.end]
-        rows = slice(span.slot_start, span.slot_end)
-        keys_1GRD, values_1GRD = keys_RGD[rows].transpose(0, 1)[None], values_RGD[rows].transpose(0, 1)[None]
-        attend = _attend_one if span.end - span.start == 1 else _attend_chunk
-        attended_1HTD[:, :, span.start : span.end] = attend(query_1HND, keys_1GRD, values_1GRD, scaling)
-    return attended_1HTD.transpose(1, 2), None
-
-
-def _attend_one(query_1H1D: Tensor, keys_1GRD: Tensor, values_1GRD: Tensor, scaling: float | None) -> Tensor:
-    """One token sees every row, so the heads that share a key head can be its queries: no mask, no repeated keys."""
-    grouped = query_1H1D.reshape(1, keys_1GRD.shape[1], -1, query_1H1D.shape[-1])
-    return F.scaled_dot_product_attention(grouped, keys_1GRD, values_1GRD, scale=scaling).view_as(query_1H1D)
+        keys, values = (store[:, :, span.slot_start : span.slot_end] for store in (keys_1GRD, values_1GRD))
+        if span.end - span.start == 1:
+            query_1GHD = grouped_TGHD[span.start : span.end]
+            attended_1GHD = F.scaled_dot_product_attention(query_1GHD, keys, values, scale=scaling)
+            attended.append(attended_1GHD.reshape(1, heads, head_dim))
+        else:
+            query_1HND = query[:, :, span.start : span.end]
+            attended.append(_attend_chunk(query_1HND, keys, values, scaling)[0].transpose(0, 1))
+    return torch.cat(attended)[None], None
 
 
 def _attend_chunk(query_1HND: Tensor, keys_1GRD: Tensor, values_1GRD: Tensor, scaling: float | None) -> Tensor:

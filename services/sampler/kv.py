@@ -65,29 +65,29 @@ class Ranges:
 
 
 class KVStore:
-    """Keys and values [rows, key heads, head_dim] per layer, and which rows are taken."""
+    """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and which rows are taken."""
 
     def __init__(self, base: BaseModel, rows: int) -> None:
         config = base.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, head_dim)
-        self.keys_LRGD = torch.zeros(shape, dtype=base.dtype, device=base.device)
-        self.values_LRGD = torch.zeros_like(self.keys_LRGD)
+        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, rows, head_dim)
+        self.keys_L1GRD = torch.zeros(shape, dtype=base.dtype, device=base.device)
+        self.values_L1GRD = torch.zeros_like(self.keys_L1GRD)
         self._ranges = Ranges(rows)
 
     @property
     def rows(self) -> int:
         """Tokens that it can hold."""
-        return self.keys_LRGD.shape[1]
+        return self.keys_L1GRD.shape[3]
 
     @property
     def size_bytes(self) -> int:
         """Memory that it takes, from the start."""
-        return self.keys_LRGD.nbytes + self.values_LRGD.nbytes
+        return self.keys_L1GRD.nbytes + self.values_L1GRD.nbytes
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each [rows, key heads, head_dim]; writing to them writes to the store."""
-        return self.keys_LRGD[index], self.values_LRGD[index]
+        """Keys and values of one layer, each [1, key heads, rows, head_dim]; writing to them writes to the store."""
+        return self.keys_L1GRD[index], self.values_L1GRD[index]
 
     def reserve(self, rows: int) -> Slot | None:
         """A slot for a sequence of up to `rows` tokens; None while there is no room."""
@@ -109,6 +109,6 @@ class KVStore:
 
     def copy(self, source: Slot, target: Slot, rows: int) -> None:
         """Copies the first `rows` rows of a slot into another, in every layer."""
-        for store_LRGD in (self.keys_LRGD, self.values_LRGD):
-            copied = store_LRGD[:, source.start : source.start + rows]
-            store_LRGD[:, target.start : target.start + rows].copy_(copied)
+        for store_L1GRD in (self.keys_L1GRD, self.values_L1GRD):
+            copied = store_L1GRD[..., source.start : source.start + rows, :]
+            store_L1GRD[..., target.start : target.start + rows, :].copy_(copied)

@@ -39,6 +39,7 @@ async def serve(settings: Settings, base_model: str) -> None:
         max_tokens_per_step=settings.max_tokens_per_step,
         max_cached_tokens=settings.max_cached_tokens,
         max_adapters=settings.max_adapters,
+        deterministic=settings.deterministic,
     )
     connection = RedisConnection.open(settings.redis_url)
     payloads = Payloads(BlobStore(settings.blob_dir))

@@ -20,12 +20,13 @@ from torch import Tensor
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.logprobs import unembed
-from services.model.lora import Segment, install_lora
+from services.model.lora import LoraContext, Segment, install_lora
 from services.sampler.attention import SLOT_ATTENTION, PackedStep, Span
 from services.sampler.kv import KVStore
+from services.sampler.linears import Routes, install_linears
 from services.sampler.request import GenerationRequest, TopkRow
 from services.sampler.sampling import Draw, draw_tokens
-from services.sampler.scheduler import Chunk
+from services.sampler.scheduler import ALIGNMENT, Chunk
 from services.sampler.sequence import DrawnToken, PromptScores
 
 # Rows of a prompt that are scored at once: bounds the memory of their [rows, vocabulary] logits.
@@ -55,7 +56,12 @@ class Runner:
         self._base = base
         self._store = store
         self._deterministic = deterministic
-        self._lora = install_lora(base)
+        self._plain = base.device.type == "cpu" and base.dtype == torch.float32
+        self._lora: LoraContext | Routes
+        if deterministic or self._plain:
+            self._lora = install_linears(base, deterministic=deterministic)
+        else:
+            self._lora = install_lora(base)
         base.module.set_attn_implementation(SLOT_ATTENTION)
 
     @torch.inference_mode()
@@ -86,7 +92,7 @@ class Runner:
                 input_ids=tokens_T[None],
                 position_ids=positions_T[None],
                 use_cache=False,
-                step=PackedStep(self._store, spans, rows_T),
+                step=PackedStep(self._store, tuple(_aligned(spans)) if self._deterministic else spans, rows_T),
             )
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD
@@ -96,11 +102,20 @@ class Runner:
         if not drawing:
             return iter(())
         hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
-        logits_NV = unembed(self._base, hidden_ND, _segments([(chunk.sequence.group.adapter, 1) for chunk in drawing]))
+        logits_NV = self._logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
         tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk) for chunk in drawing])
         raw, topk = _extras(drawing, logits_NV, tokens_N)
         columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
         return (DrawnToken(*row) for row in zip(*columns, strict=True))
+
+    def _logits(self, hidden_ND: Tensor, adapters: Sequence[tuple[AdapterWeights | None, int]]) -> Tensor:
+        """float32 [N, V] of rows in ranges of these adapters and lengths."""
+        segments = _segments(adapters)
+        if not self._plain:
+            return unembed(self._base, hidden_ND, segments)
+        with self._lora.segments(segments):
+            logits_NV: Tensor = self._base.module.get_submodule("lm_head")(hidden_ND)
+        return logits_NV
 
     def _score(self, chunk: Chunk, hidden_ND: Tensor) -> PromptScores:
         """Log-probabilities at temperature 1 where the chunk's rows predict prompt tokens."""
@@ -111,7 +126,7 @@ class Runner:
         for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
             stop = min(start + _SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
-            logits_NV = unembed(self._base, rows_ND, _segments([(group.adapter, stop - start)]))
+            logits_NV = self._logits(rows_ND, [(group.adapter, stop - start)])
             scores.add(_scores(group.request, start, logits_NV))
         return scores
 
@@ -161,6 +176,18 @@ def _spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
         slot = chunk.sequence.slot
         yield Span(start, start + chunk.count, slot.start, slot.start + chunk.end)
         start += chunk.count
+
+
+def _aligned(spans: Sequence[Span]) -> Iterator[Span]:
+    """The spans in pieces that end where aligned chunks may, so that attention does not see how a prompt was cut."""
+    for span in spans:
+        start, slot_end = span.start, span.slot_end - (span.end - span.start)
+        while start < span.end:
+            position = slot_end - span.slot_start
+            count = min(span.end - start, ALIGNMENT - position % ALIGNMENT)
+            slot_end += count
+            yield Span(start, start + count, span.slot_start, slot_end)
+            start += count
 
 
 def _segments(adapters: Sequence[tuple[AdapterWeights | None, int]]) -> list[Segment]:

@@ -31,9 +31,9 @@ def checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, AdapterWeights]]:
     return written
 
 
-def make_engine(base: BaseModel, **limits: int) -> SamplerEngine:
+def make_engine(base: BaseModel, *, deterministic: bool = False, **limits: int) -> SamplerEngine:
     defaults = {"max_sequences": 16, "max_tokens_per_step": 64, "max_cached_tokens": 2048, "max_adapters": 8}
-    return SamplerEngine(base, **(defaults | limits))
+    return SamplerEngine(base, deterministic=deterministic, **(defaults | limits))
 
 
 def ask(name: str, prompt: Iterable[int], *, num_samples: int = 1, **options: Any) -> GenerationRequest:

@@ -1,0 +1,159 @@
+"""Cached prefixes and growing slots: what is found is right, and a store that is too small only costs time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.model.adapters import AdapterWeights
+from services.model.base import BaseModel
+from services.sampler import placement
+from services.sampler.prefix_cache import BLOCK, chain
+from services.sampler.request import GenerationResult
+from tests.model.rows import random_tokens
+from tests.sampler.fixtures import ask, finish, make_engine, run
+from tests.sampler.oracle import Oracle
+from tests.sampler.test_engine_lifecycle import assert_all_is_free
+
+Load = Callable[..., BaseModel]
+Source = Callable[..., Path]
+Checkpoint = Callable[..., tuple[Path, AdapterWeights]]
+
+
+def tokens_of(result: GenerationResult) -> list[tuple[int, ...]]:
+    return [sampled.tokens for sampled in result.sequences]
+
+
+def test_a_digest_names_the_adapter_and_every_token_before() -> None:
+    tokens = list(range(3 * BLOCK + 5))
+    digests = chain(None, tokens)
+    assert len(digests) == 3
+    assert chain(None, tokens, digests[:2]) == digests == chain(None, tokens[: 3 * BLOCK])
+    changed = [0 if index == 1 else token for index, token in enumerate(tokens)]
+    for other in (chain(Path("/a"), tokens), chain(Path("/b" + "x" * 100), tokens), chain(None, changed)):
+        assert not set(other) & set(digests)
+    long = [Path(f"/run-{run}/" + "x" * 100) for run in range(2)]
+    assert not set(chain(long[0], tokens)) & set(chain(long[1], tokens))
+
+
+def test_hits_give_the_same_tokens_and_logprobs(load: Load, source: Source, checkpoint: Checkpoint) -> None:
+    base = load()
+    adapters = [checkpoint(base, seed) for seed in range(2)]
+    shared, *tails = random_tokens(base, [40, 1, 9, 20, 33], seed=1)
+    engine = make_engine(base, max_tokens_per_step=24)
+    hits, answers = [], {}
+    for index, tail in enumerate(tails):
+        for location, weights in adapters:
+            prompt = [*shared, *tail]
+            request = ask(f"{index}-{location}", prompt, num_samples=2, adapter=location, seed=index, max_tokens=12)
+            (result,) = run(engine, request)
+            hits.append(result.prompt_cache_hit_tokens)
+            oracle = Oracle(source(), weights)
+            for sampled in result.sequences:
+                expected = oracle.of_tokens(prompt, sampled.tokens)
+                torch.testing.assert_close(torch.tensor(sampled.logprobs), expected, atol=1e-4, rtol=0)
+            answers[request] = tokens_of(result)
+    assert hits == [0, 0, *[32] * 6], "each adapter's first request computes, the others find two blocks"
+    for request, tokens in answers.items():
+        assert tokens_of(run(make_engine(base), request)[0]) == tokens, "and a fresh sampler says the same"
+
+
+def test_an_answer_is_found_by_the_next_turn(load: Load) -> None:
+    engine = make_engine(load())
+    (prompt,) = random_tokens(load(), [20])
+    (answer,) = run(engine, ask("turn-1", prompt, max_tokens=40))
+    (turn_2,) = run(engine, ask("turn-2", [*prompt, *answer.sequences[0].tokens, 5, 6]))
+    assert turn_2.prompt_cache_hit_tokens == 48, "59 tokens were computed: three whole blocks"
+
+
+def test_a_prompt_is_found_while_its_first_request_still_runs(load: Load) -> None:
+    engine = make_engine(load())
+    (prompt,) = random_tokens(load(), [40])
+    engine.submit(ask("first", prompt, max_tokens=30))
+    engine.step()
+    engine.submit(ask("second", prompt, max_tokens=2))
+    outcomes = finish(engine)
+    assert isinstance(outcomes["second"], GenerationResult)
+    assert outcomes["second"].prompt_cache_hit_tokens == 32
+
+
+@pytest.mark.parametrize("growth", [1, 7, 64])
+def test_a_store_too_small_for_all_changes_no_token(
+    load: Load, checkpoint: Checkpoint, growth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences grow, move, and are paused and computed again; the answers are those of a large store."""
+    base = load()
+    locations = [None, checkpoint(base, 1)[0]]
+    prompts = random_tokens(base, [3, 30, 17, 50, 8, 33, 21, 60], seed=2)
+    requests = [
+        ask(
+            f"r{index}",
+            prompt,
+            num_samples=1 + index % 3,
+            adapter=locations[index % 2],
+            seed=index,
+            max_tokens=128 - len(prompt),
+            include_prompt_logprobs=True,
+            streamed=True,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    expected = run(make_engine(base, max_cached_tokens=8192), *requests)
+    monkeypatch.setattr(placement, "_LEAST_GROWTH", growth)
+    engine = make_engine(base, max_cached_tokens=300, max_tokens_per_step=40)
+    pauses = []
+    pause = engine._pause
+    monkeypatch.setattr(engine, "_pause", lambda sequence: (pauses.append(sequence), pause(sequence)))
+    actual = run(engine, *requests)
+    assert pauses, "the store was too small"
+    for one, other in zip(expected, actual, strict=True):
+        assert tokens_of(one) == tokens_of(other)
+        assert one.prompt_logprobs is not None
+        assert other.prompt_logprobs is not None
+        scores = torch.tensor(one.prompt_logprobs[1:]), torch.tensor(other.prompt_logprobs[1:])
+        torch.testing.assert_close(*scores, atol=2e-5, rtol=0)
+    assert_all_is_free(engine)
+
+
+def test_requests_without_a_limit_do_not_starve_each_other(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four requests that could fill the context run side by side in a store of one and a half contexts."""
+    monkeypatch.setattr(placement, "_LEAST_GROWTH", 16)
+    engine = make_engine(load(), max_cached_tokens=192)
+    for index in range(4):
+        engine.submit(ask(f"r{index}", [5, 6], max_tokens=126, seed=index))
+    engine.step()
+    assert engine.running_sequences == 4
+    assert len(finish(engine)) == 4
+
+
+def test_random_traffic_leaves_the_store_whole(
+    load: Load, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_LEAST_GROWTH", 5)
+    base = load()
+    locations = [None, checkpoint(base, 1)[0]]
+    shared = random_tokens(base, [50], seed=4)[0]
+    choose = random.Random(5)
+    engine = make_engine(base, max_cached_tokens=400, max_tokens_per_step=48)
+    for index in range(60):
+        prompt = [*shared[: choose.randint(1, 50)], *(choose.randint(3, 88) for _ in range(choose.randint(0, 30)))]
+        engine.submit(
+            ask(
+                f"r{index}",
+                prompt,
+                num_samples=choose.choice([1, 1, 2, 5]),
+                max_tokens=choose.randint(1, 128 - len(prompt)),
+                adapter=choose.choice(locations),
+                seed=index,
+            )
+        )
+        for _ in range(choose.randint(0, 3)):
+            engine.step()
+        if choose.random() < 0.2:
+            engine.cancel(f"r{choose.randint(0, index)}")
+    finish(engine, max_steps=20_000)
+    assert_all_is_free(engine)
