@@ -33,12 +33,21 @@ class PackedSequences:
     boundaries: Tensor
     """int32 [sequences + 1]: 0, then the end of each sequence."""
 
+    prefixes: tuple[tuple[int, int], ...]
+    """(start, length) in the row of what each sequence continues, of length 0 for none; empty if none continues any."""
+
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> PackedSequences:
-        """Lays sequences of the given lengths end to end."""
-        positions = torch.cat([torch.arange(length) for length in lengths])
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, prefixes: Sequence[tuple[int, int]] = ()
+    ) -> PackedSequences:
+        """Lays sequences of the given lengths end to end; a sequence may continue a stretch before it."""
+        firsts = [length for _, length in prefixes] or [0] * len(lengths)
+        positions = torch.cat(
+            [torch.arange(first, first + length) for first, length in zip(firsts, lengths, strict=True)]
+        )
         boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(lengths), positions[None].to(device), boundaries.to(device))
+        kept = tuple(prefixes) if any(firsts) else ()
+        return cls(tuple(lengths), positions[None].to(device), boundaries.to(device), kept)
 
 
 def packed_attention(
@@ -53,16 +62,22 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
-    if query.is_cuda and query.dtype != torch.float32:
+    if query.is_cuda and query.dtype != torch.float32 and not sequences.prefixes:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         longest = max(sequences.lengths)
         return varlen_causal(query, key, value, sequences.boundaries, longest, scale=scaling)[None], None
     grouped = query.shape[1] != key.shape[1]
     by_sequence = (torch.split_with_sizes(tensor, sequences.lengths, dim=2) for tensor in (query, key, value))
-    pieces = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*by_sequence, strict=True)
-    ]
+    prefixes = sequences.prefixes or ((0, 0),) * len(sequences.lengths)
+    pieces = []
+    for q, k, v, (start, length) in zip(*by_sequence, prefixes, strict=True):
+        if length == 0:
+            pieces.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped))
+            continue
+        keys, values = (torch.cat([t[:, :, start : start + length], own], dim=2) for t, own in ((key, k), (value, v)))
+        visible = torch.ones(q.shape[2], keys.shape[2], dtype=torch.bool, device=q.device).tril(length)
+        attended = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=scaling, enable_gqa=grouped)
+        pieces.append(attended)
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 

@@ -17,6 +17,7 @@ from services.model.adapters import AdapterConfig, init_adapter
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
 from services.model.lora import Segment, install_lora
+from services.model.recompute import Recompute
 from services.trainer.batch import Batch
 from services.trainer.optimizer import AdamParams, adamw_step
 from services.trainer.run_state import RunState
@@ -28,15 +29,18 @@ ROW_TOKENS = 8192
 class TrainerEngine:
     """The runs of one process and the passes over them."""
 
-    def __init__(self, base: BaseModel, *, row_tokens: int = ROW_TOKENS) -> None:
+    def __init__(self, base: BaseModel, *, row_tokens: int = ROW_TOKENS, recompute_above: int = ROW_TOKENS) -> None:
         """
         Args:
             base: the base model; the engine takes it over.
             row_tokens: most tokens of a packed row; a longer example gets a row of its own.
+            recompute_above: rows with more tokens keep no activations but recompute them.
         """
         self.base = base
         self.row_tokens = row_tokens
+        self.recompute_above = recompute_above
         self._lora = install_lora(base)
+        self._recompute = Recompute(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)
 
@@ -117,9 +121,19 @@ class TrainerEngine:
 
     def _run_row(self, row: Row) -> None:
         """One packed row through the model: trunk, head, and back where a job wants a gradient."""
-        batches = [Batch.of(examples, self.base.device) for _, examples in row]
-        packed = PackedSequences.of([length for batch in batches for length in batch.lengths], self.base.device)
+        may_share = self.base.device.type == "cpu"
+        batches = [Batch.of(examples, self.base.device, may_share=may_share) for _, examples in row]
         ends = list(accumulate(len(batch.tokens) for batch in batches))
+        packed = PackedSequences.of(
+            [length for batch in batches for length in batch.stretches],
+            self.base.device,
+            [
+                (start + end - len(batch.tokens), length)
+                for batch, end in zip(batches, ends, strict=True)
+                for start, length in batch.prefixes
+            ],
+        )
+        self._recompute.on = ends[-1] > self.recompute_above
         segments = [
             Segment(end - len(batch.tokens), end, job.run.weights, job.scratch)
             for (job, _), batch, end in zip(row, batches, ends, strict=True)

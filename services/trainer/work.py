@@ -52,36 +52,47 @@ class JobUnderWay:
         self._logprobs: list[Tensor] = []
         self._pieces: list[Piece] = []
 
-    def head(self, base: BaseModel, hidden_TD: Tensor, examples: Sequence[Example], batch: Batch) -> Tensor:
+    def head(self, base: BaseModel, hidden_PD: Tensor, examples: Sequence[Example], batch: Batch) -> Tensor:
         """Log-probabilities of the job's part of a row; returns dL/dhidden, zero for a job without a gradient."""
+        shared = batch.shared
+        hidden_UD = hidden_PD[shared.hidden_rows] if shared else hidden_PD
         if self.scratch is None:
-            logprobs_TK = target_logprobs(base, hidden_TD, batch.targets, self.run.weights)
-            d_hidden_TD = torch.zeros_like(hidden_TD)
+            logprobs_UK = target_logprobs(base, hidden_UD, batch.targets, self.run.weights)
+            d_hidden_PD = torch.zeros_like(hidden_PD)
         else:
-            logprobs_TK, d_hidden_TD = target_logprobs_and_gradient(
+            logprobs_UK, d_hidden_PD = target_logprobs_and_gradient(
                 base,
-                hidden_TD,
+                hidden_UD,
                 batch.targets,
                 adapter=self.run.weights,
                 gradient=self.scratch,
-                loss_gradient=self._loss_gradient(base, hidden_TD, batch),
+                loss_gradient=self._loss_gradient(base, hidden_UD, batch),
             )
+            if shared:
+                d_hidden_PD = torch.zeros_like(hidden_PD).index_add_(0, shared.hidden_rows, d_hidden_PD)
+        logprobs_TK = logprobs_UK[shared.head_rows] if shared else logprobs_UK
         by_example = torch.split_with_sizes(logprobs_TK.cpu(), batch.lengths)
         for example, logprobs_NK in zip(examples, by_example, strict=True):
             self._logprobs.append(logprobs_NK[:, : example.targets.shape[1]].reshape(example.shape))
         self._pieces += self.work.loss.pieces(logprobs_TK, batch.inputs, batch.lengths)
-        return d_hidden_TD
+        return d_hidden_PD
 
-    def _loss_gradient(self, base: BaseModel, hidden_TD: Tensor, batch: Batch) -> LossGradient:
-        """What the head calls for each chunk; a loss that couples the elements of a datum sees all of them first."""
-        loss = self.work.loss
-        if not loss.spec.per_sequence:
+    def _loss_gradient(self, base: BaseModel, hidden_UD: Tensor, batch: Batch) -> LossGradient:
+        """What the head calls for each chunk of rows.
+
+        A loss that couples the elements of a datum, and tokens that share rows of the head, need all logprobs first.
+        """
+        loss, shared = self.work.loss, batch.shared
+        if not (loss.spec.per_sequence or shared):
             return lambda rows, logprobs: loss.gradient(
                 [(logprobs, {name: values[rows] for name, values in batch.inputs.items()})]
             )
-        logprobs_TK = target_logprobs(base, hidden_TD, batch.targets, self.run.weights)
-        gradient_TK = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
-        return lambda rows, _: gradient_TK[rows]
+        logprobs_UK = target_logprobs(base, hidden_UD, batch.targets, self.run.weights)
+        logprobs_TK = logprobs_UK[shared.head_rows] if shared else logprobs_UK
+        gradient = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
+        if shared:
+            gradient = torch.zeros_like(logprobs_UK).index_add_(0, shared.head_rows, gradient)
+        return lambda rows, _: gradient[rows]
 
     def outcome(self) -> Outcome | PlatformError:
         """The job's result, or its error if something is not finite."""

@@ -1,0 +1,96 @@
+"""Common beginnings go through the trunk once, and no number changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from services.core.losses import LOSSES
+from services.model.adapters import AdapterConfig
+from services.model.base import BaseModel
+from services.trainer.batch import Batch, read_example
+from services.trainer.engine import TrainerEngine
+from services.trainer.sharing import Group, find_groups, share
+from tests.trainer.data import datum, random_data, work
+from tinker_proto.v1 import data_pb2
+
+
+def group(loss: str, prompt: int, completions: tuple[int, ...], *, seed: int = 0) -> list[data_pb2.Datum]:
+    """Samples of one prompt as a client sends them: shifted, and trained on the completion alone."""
+    data = []
+    (shared,) = random_data(loss, (prompt,), seed=seed)
+    start = list(shared.model_input.chunks[0].encoded_text.tokens)
+    for index, length in enumerate(completions):
+        (item,) = random_data(loss, (prompt + length,), seed=100 * seed + index + 1)
+        tokens = start + list(item.model_input.chunks[0].encoded_text.tokens)[:length] + [7]
+        arrays = read_example(item, LOSSES[loss]).inputs
+        trained = [0.0] * (prompt - 1) + [1.0] * (length + 1)
+        inputs = {name: values[:, 0].tolist() for name, values in arrays.items() if name != "mask"}
+        data.append(datum(tokens[:-1], tokens[1:], **inputs, mask=trained))
+    return data
+
+
+def sequences(*texts: str) -> list[torch.Tensor]:
+    return [torch.tensor([ord(letter) for letter in text]) for text in texts]
+
+
+def test_neighbours_with_a_common_beginning_form_groups() -> None:
+    assert find_groups(sequences("abcx", "abcy", "abcz")) == [Group(3, (0, 1, 2))]
+    assert find_groups(sequences("abcx", "abcy", "pqr", "pqs")) == [Group(3, (0, 1)), Group(2, (2, 3))]
+    assert find_groups(sequences("ab", "cd")) == [Group(0, (0,)), Group(0, (1,))]
+    assert find_groups(sequences("aaa", "aaa")) == [Group(2, (0, 1))], "each keeps a token of its own"
+    assert find_groups(sequences("abcdefx", "abcdefy", "az")) == [Group(6, (0, 1)), Group(0, (2,))]
+
+
+def test_little_is_not_worth_it() -> None:
+    targets = [torch.zeros(10, 1, dtype=torch.int64)] * 2
+    assert share(sequences("abbbbbbbbb", "accccccccc"), targets) is None
+    assert share(sequences("abcdefghij", "abcdefghxx"), targets) is not None
+
+
+def test_the_prompt_is_laid_out_once_and_its_head_rows_are_shared() -> None:
+    data = [read_example(item, LOSSES["cross_entropy"]) for item in group("cross_entropy", 10, (3, 4, 3))]
+    batch = Batch.of(data, torch.device("cpu"))
+    assert len(batch.tokens) == 10 + 3 + 4 + 3
+    assert batch.stretches == (10, 3, 4, 3)
+    assert batch.prefixes == ((0, 0), (0, 10), (0, 10), (0, 10))
+    assert len(batch.targets) == 20 + 2, "only the prompt's last position has a target for each"
+    assert batch.inputs["weights"].shape == (40, 1)
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("backward", [True, False])
+def test_no_number_changes(load: Callable[..., BaseModel], loss: str, backward: bool) -> None:
+    engine = TrainerEngine(load())
+    for index in range(2):
+        engine.create_run(f"r{index}", AdapterConfig(4 + index, seed=index)).weights.flat.add_(0.02)
+    data = group(loss, 20, (4, 7, 1, 5), seed=1) + random_data(loss, (6,), seed=3) + group(loss, 12, (3, 3), seed=2)
+    jobs = [work("r0", data, loss, backward=backward), work("r1", data[2:], loss, backward=backward)]
+    outcomes = engine.run_pass(jobs)
+    gradients = [engine.run(f"r{index}").gradient.clone() for index in range(2)]
+    assert all(bool(gradient.any()) == backward for gradient in gradients)
+    for index, job in enumerate(jobs):
+        state = engine.run(f"r{index}")
+        state.gradient.zero_()
+        singly = [
+            engine.run_alone(work(f"r{index}", [item], loss, backward=backward)) for item in (data, data[2:])[index]
+        ]
+        for got, alone in zip(outcomes[index].logprobs, singly, strict=True):
+            torch.testing.assert_close(got, alone.logprobs[0], rtol=1e-6, atol=2e-6)
+        if backward:
+            assert float((state.gradient - gradients[index]).norm() / gradients[index].norm()) < 2e-6
+        assert job.backward == backward
+
+
+def test_recomputed_activations_change_no_bit(load: Callable[..., BaseModel]) -> None:
+    results = []
+    for recompute_above in (8192, 1):
+        engine = TrainerEngine(load(), recompute_above=recompute_above)
+        state = engine.create_run("run", AdapterConfig(4, seed=0))
+        state.weights.flat.add_(0.02)
+        outcome = engine.run_alone(work("run", random_data("cross_entropy", (30, 12))))
+        results.append((state.gradient, torch.cat(outcome.logprobs)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
