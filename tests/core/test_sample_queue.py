@@ -82,6 +82,24 @@ async def test_a_running_job_can_be_cancelled_and_its_late_result_is_dropped(que
     assert not await queues.samples.begin(entry)
 
 
+async def test_samplers_hear_of_what_is_cancelled_while_it_runs_and_of_nothing_else(queues: Queues) -> None:
+    position = await queues.operations.cancelled_position()
+    for seq_id in range(3):
+        await enqueue(queues, seq_id)
+    entries = await take(queues, "s1")
+    await queues.samples.begin(entries[1])
+    await queues.samples.begin(entries[2])
+    await queues.samples.complete(BASE, entries[2], await queues.operations.result(sampling_pb2.SampleResponse()))
+    assert [await queues.operations.cancel(OperationName(SAMPLING, seq_id)) for seq_id in range(3)] == [
+        True,
+        True,
+        False,
+    ]
+    later, names = await queues.operations.cancelled_after(position)
+    assert names == [f"{SAMPLING}:1"], "the first had not begun, the last was done"
+    assert await queues.operations.cancelled_position() == later
+
+
 async def test_a_job_that_kills_its_samplers_is_given_up_by_name(queues: Queues) -> None:
     await enqueue(queues, 0)
     (entry,) = await take(queues, "s1")

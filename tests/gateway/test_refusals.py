@@ -20,6 +20,7 @@ from tests.gateway.caller import (
     open_caller,
     tokens,
 )
+from tinker_proto.tensor import from_array
 from tinker_proto.v1 import (
     capability_pb2,
     checkpoint_pb2,
@@ -178,6 +179,10 @@ async def test_an_unknown_base_model_is_refused_with_those_that_are_served(alice
     assert BASE in str(refused.value.details())
 
 
+def targets(*rows: list[int]) -> dict[str, Any]:
+    return {"target_prompt_logprobs": from_array(np.array(rows, dtype=np.int64))}
+
+
 BAD_SAMPLES = {
     "empty prompt": ({"prompt": tokens()}, "prompt"),
     "image": ({"prompt": IMAGE}, "prompt.chunks[0].image"),
@@ -197,6 +202,19 @@ BAD_SAMPLES = {
     "num_samples": ({"num_samples": 1025}, "num_samples"),
     "negative num_samples": ({"num_samples": -1}, "num_samples"),
     "topk": ({"topk_prompt_logprobs": 101}, "topk_prompt_logprobs"),
+    "topk of samples": ({"topk_sample_logprobs": 101}, "topk_sample_logprobs"),
+    "negative topk": ({"topk_sample_logprobs": -1}, "topk_sample_logprobs"),
+    "last 0": ({"include_prompt_logprobs": True, "prompt_logprobs_last_n": 0}, "prompt_logprobs_last_n"),
+    "last 4 of 3": ({"include_prompt_logprobs": True, "prompt_logprobs_last_n": 4}, "prompt_logprobs_last_n"),
+    "last of nothing": ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n"),
+    "targets of 2 rows": (targets([1], [2]), "target_prompt_logprobs"),
+    "flat targets": ({"target_prompt_logprobs": from_array(np.arange(3))}, "target_prompt_logprobs"),
+    "targets of floats": (
+        {"target_prompt_logprobs": from_array(np.ones((3, 1), np.float32))},
+        "target_prompt_logprobs",
+    ),
+    "no targets": ({"target_prompt_logprobs": from_array(np.ones((3, 0), np.int64))}, "target_prompt_logprobs"),
+    "unknown target": (targets([1], [2], [100]), "target_prompt_logprobs"),
     "seq_id": ({"seq_id": -1}, "seq_id"),
 }
 
