@@ -1,4 +1,4 @@
-"""Several samplers on one queue: one is killed with SIGKILL in the middle of its work, and nobody notices."""
+"""A sampler or a gateway is killed with SIGKILL in the middle of its work, and nobody notices."""
 
 from __future__ import annotations
 
@@ -59,3 +59,18 @@ def test_requests_of_a_killed_sampler_run_again_with_the_same_tokens(crowded: Pl
             answer = future.result(120)
             tokens = [sequence.tokens for sequence in answer.sequences]
             assert tokens == [sequence.tokens for sequence in expected[index // 4].sequences]
+
+
+def test_a_stream_goes_on_after_its_gateway_was_killed(crowded: Platform) -> None:
+    with tinker.ServiceClient(base_url=crowded.url, api_key=API_KEY) as client:
+        sampling = client.create_sampling_client(base_model=BASE_MODEL)
+        params = types.SamplingParams(max_tokens=120, seed=5, stop=[])
+        expected = sampling.sample(PROMPT, 300, params).result(60)
+        stream = sampling.sample_stream(PROMPT, 300, params)
+        streamed = [next(stream)]
+        crowded.kill("gateway")
+        streamed += stream
+        assert stream.result() == expected
+        for index, sequence in enumerate(expected.sequences):
+            tokens = [item.token for item in streamed if item.sequence_index == index]
+            assert tokens == sequence.tokens, "every token once and in order"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
+from services.sampler.prefix_cache import BLOCK
 from services.trainer.checkpoint_files import write_checkpoint
 from services.trainer.engine import TrainerEngine
 from tests.model.rows import random_tokens
@@ -70,8 +72,21 @@ def test_sampler_and_trainer_agree(load: Load, tmp_path: Path, family: str, tied
         for place, prompt in enumerate(prompts)
         for index, location in enumerate(locations)
     ]
-    results = run(make_engine(base, max_tokens_per_step=budget), *requests)
+    engine = make_engine(base, max_tokens_per_step=budget)
+    results = run(engine, *requests)
+    # Again, now with every prompt's last tokens alone to compute.
+    short = [dataclasses.replace(one, name=f"{one.name}-again", prompt_logprobs_last_n=1) for one in requests]
+    again = run(engine, *short)
+    assert [result.prompt_cache_hit_tokens for result in again] == [
+        max(len(request.prompt) - 2, 0) // BLOCK * BLOCK for request in requests
+    ]
     worst = 0.0
+    for request, cached in zip(requests, again, strict=True):
+        run_id = f"run-{request.name[0]}"
+        sequences = [[*request.prompt, *sampled.tokens] for sampled in cached.sequences]
+        for sampled, expected in zip(cached.sequences, trainer_logprobs(trainer, run_id, sequences), strict=True):
+            difference = torch.tensor(sampled.logprobs) - expected[len(request.prompt) - 1 :]
+            worst = max(worst, float(difference.abs().max()))
     for request, result in zip(requests, results, strict=True):
         assert result.prompt_logprobs is not None
         sequences = [[*request.prompt, *sampled.tokens] for sampled in result.sequences]

@@ -62,6 +62,20 @@ def test_a_seeded_request_is_the_same_alone_and_in_a_batch(
             assert difference.abs().max() < 2e-5
 
 
+def test_a_seeded_request_is_the_same_alone_and_among_32_with_8_adapters(load: Load, checkpoint: Checkpoint) -> None:
+    base = load()
+    locations = [checkpoint(base, seed)[0] for seed in range(8)]
+    prompts = random_tokens(base, range(3, 99, 3), seed=11)
+    requests = [
+        ask(f"r{index}", prompt, adapter=locations[index % 8], max_tokens=12, seed=index)
+        for index, prompt in enumerate(prompts)
+    ]
+    together = run(make_engine(base, max_sequences=32, max_cached_tokens=8192), *requests)
+    restarted = make_engine(base)
+    for request, result in zip(requests, together, strict=True):
+        assert tokens_of(run(restarted, request)[0]) == tokens_of(result)
+
+
 def test_the_deterministic_mode_gives_the_same_bits_alone_and_in_any_batch(
     sixteen: tuple[BaseModel, list[GenerationRequest]],
 ) -> None:
