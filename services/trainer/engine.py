@@ -23,22 +23,28 @@ from services.trainer.optimizer import AdamParams, adamw_step
 from services.trainer.run_state import RunState
 from services.trainer.work import JobUnderWay, Outcome, Row, Work, fill_rows
 
-ROW_TOKENS = 8192
+ROW_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Most tokens of a packed row. On a CPU longer rows gain nothing: their activations no longer fit its caches."""
+
+RECOMPUTE_ABOVE = 8192
 
 
 class TrainerEngine:
     """The runs of one process and the passes over them."""
 
-    def __init__(self, base: BaseModel, *, row_tokens: int = ROW_TOKENS, recompute_above: int = ROW_TOKENS) -> None:
+    def __init__(
+        self, base: BaseModel, *, row_tokens: int | None = None, recompute_above: int = RECOMPUTE_ABOVE
+    ) -> None:
         """
         Args:
             base: the base model; the engine takes it over.
-            row_tokens: most tokens of a packed row; a longer example gets a row of its own.
+            row_tokens: most tokens of a packed row, the device's if None; a longer example gets a row of its own.
             recompute_above: rows with more tokens keep no activations but recompute them.
         """
         self.base = base
-        self.row_tokens = row_tokens
+        self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
         self.recompute_above = recompute_above
+        self.share_prefixes = base.device.type == "cpu"  # flash attention has no kernel for it yet
         self._lora = install_lora(base)
         self._recompute = Recompute(base)
         self._runs: dict[str, RunState] = {}
@@ -121,8 +127,7 @@ class TrainerEngine:
 
     def _run_row(self, row: Row) -> None:
         """One packed row through the model: trunk, head, and back where a job wants a gradient."""
-        may_share = self.base.device.type == "cpu"
-        batches = [Batch.of(examples, self.base.device, may_share=may_share) for _, examples in row]
+        batches = [Batch.of(examples, self.base.device, may_share=self.share_prefixes) for _, examples in row]
         ends = list(accumulate(len(batch.tokens) for batch in batches))
         packed = PackedSequences.of(
             [length for batch in batches for length in batch.stretches],

@@ -53,7 +53,7 @@ def find_groups(sequences: Sequence[Tensor]) -> list[Group]:
     for index, tokens in enumerate(sequences):
         if groups:
             prefix, members = groups[-1].prefix, groups[-1].members
-            common = _common(sequences[members[0]], tokens)
+            common = common_beginning(sequences[members[0]], tokens)
             common = min(common, prefix) if prefix else common
             if common * len(members) > prefix * (len(members) - 1):
                 groups[-1] = Group(common, (*members, index))
@@ -109,7 +109,7 @@ def share(sequences: Sequence[Tensor], targets: Sequence[Tensor]) -> SharedLayou
     )
 
 
-def _common(one: Tensor, other: Tensor) -> int:
+def common_beginning(one: Tensor, other: Tensor) -> int:
     """Length of the common beginning, at most all but one token of either."""
     most = min(len(one), len(other)) - 1
     different = (one[:most] != other[:most]).nonzero()

@@ -20,6 +20,7 @@ from services.trainer.batch import Batch, Example
 from services.trainer.losses import Loss, Piece
 from services.trainer.optimizer import global_norm
 from services.trainer.run_state import RunState
+from services.trainer.sharing import common_beginning
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,22 @@ Row = list[tuple[JobUnderWay, list[Example]]]
 
 
 def fill_rows(jobs: Sequence[JobUnderWay], limit: int) -> Iterator[Row]:
-    """Fills rows of at most `limit` tokens with the examples of all jobs in order; an example is never divided."""
+    """Fills rows of at most `limit` tokens with the examples of all jobs in order; an example is never divided.
+
+    What an example has in common with the one before counts once, since it is laid out once if that is worth it.
+    """
     row: Row = []
     used = 0
     for job in jobs:
         for example in job.work.examples:
-            if row and used + len(example.tokens) > limit:
+            same_job = row and row[-1][0] is job
+            common = common_beginning(row[-1][1][-1].tokens, example.tokens) if same_job else 0
+            if row and used + len(example.tokens) - common > limit:
                 yield row
-                row, used = [], 0
+                row, used, common = [], 0, 0
             if not row or row[-1][0] is not job:
                 row.append((job, []))
             row[-1][1].append(example)
-            used += len(example.tokens)
+            used += len(example.tokens) - common
     if row:
         yield row

@@ -41,10 +41,15 @@ def tiny_config(family: str, *, tied: bool = True) -> PreTrainedConfig:
 
 def save_tiny_model(directory: Path, family: str, *, tied: bool = True) -> Path:
     """Writes a base model with its tokenizer, as a user has it on disk."""
+    return save_model(directory, tiny_config(family, tied=tied))
+
+
+def save_model(directory: Path, config: PreTrainedConfig) -> Path:
+    """Writes a base model with random weights, and a tokenizer of one word per token."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        AutoModelForCausalLM.from_config(tiny_config(family, tied=tied)).save_pretrained(directory)
-    words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{index}": index for index in range(3, VOCAB_SIZE)}
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{index}": index for index in range(3, config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>").save_pretrained(directory)
