@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import signal
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +11,7 @@ from pathlib import Path
 BAD_REQUEST_EXIT_CODE = 2
 """A process ends with this if what it was asked to do cannot be done: starting it again does not help."""
 
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when its parent ends (Linux); runs between fork and exec."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 
 
 async def start(
@@ -28,13 +21,12 @@ async def start(
     output = open(log, "ab") if log is not None else None  # noqa: SIM115, ASYNC230
     try:
         return await asyncio.create_subprocess_exec(
-            *command,
+            *(sys.executable, _DIE_WITH_PARENT, str(os.getpid()), *command),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
     finally:
         if output is not None:
