@@ -115,3 +115,38 @@ async def test_a_caller_that_goes_away_cancels_its_stream(platform: Platform) ->
         again = caller.sampling.SampleStream(sampling_pb2.SampleStreamRequest(request=generation))
         last = [message async for message in again][-1]
         assert last.operation.error.code == grpc.StatusCode.CANCELLED.value[0], "a resend joins the same operation"
+
+
+def test_every_extra_comes_back_to_the_client(sampling: tinker.SamplingClient) -> None:
+    tokens = list(range(5, 45))
+    prompt = types.ModelInput.from_ints(tokens)
+    params = types.SamplingParams(max_tokens=5, seed=2, stop=[], temperature=0.5)
+    whole = sampling.compute_logprobs(prompt).result(60)
+    answer = sampling.sample(
+        prompt,
+        2,
+        params,
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=3,
+        topk_sample_logprobs=2,
+        target_prompt_logprobs=[[token, 7] for token in tokens],
+        prompt_logprobs_last_n=4,
+        include_raw_logprobs=True,
+    ).result(60)
+    assert answer.prompt_logprobs is not None
+    assert answer.topk_prompt_logprobs is not None
+    assert answer.target_prompt_logprobs is not None
+    assert answer.prompt_logprobs[:36] == [None] * 36
+    assert answer.prompt_logprobs[36:] == pytest.approx(whole[36:], abs=1e-5)
+    assert answer.topk_prompt_logprobs[:36] == [None] * 36
+    assert [len(row or []) for row in answer.topk_prompt_logprobs[36:]] == [3] * 4
+    targets = answer.target_prompt_logprobs.to_numpy()
+    assert targets.shape == (40, 2)
+    assert targets[36:, 0] == pytest.approx(answer.prompt_logprobs[36:], abs=1e-6)
+    assert answer.prompt_cache_hit_tokens == 32, "compute_logprobs has left the prompt in the cache"
+    for sequence in answer.sequences:
+        assert sequence.raw_logprobs is not None
+        assert sequence.topk_logprobs is not None
+        scored = sampling.compute_logprobs(types.ModelInput.from_ints(tokens + sequence.tokens), 5).result(60)
+        assert scored[40:] == pytest.approx(sequence.raw_logprobs, abs=1e-5)
+        assert [len(row) for row in sequence.topk_logprobs] == [2] * 5
