@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -102,13 +101,6 @@ class FailedPreconditionError(PlatformError):
     default_reason = "FAILED_PRECONDITION"
 
 
-class AbortedError(PlatformError):
-    """Someone else took over; this process must let go."""
-
-    code = code_pb2.ABORTED
-    default_reason = "ABORTED"
-
-
 class CancelledError(PlatformError):
     """Cancelled by the client."""
 
@@ -163,11 +155,6 @@ def from_operation_error(error: operation_pb2.OperationError) -> PlatformError:
     return raised
 
 
-def grpc_code(error: PlatformError) -> grpc.StatusCode:
-    """The gRPC status code of an error."""
-    return _GRPC_CODES[error.code]
-
-
 def _packed(
     detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
 ) -> any_pb2.Any:
@@ -176,5 +163,4 @@ def _packed(
     return packed
 
 
-_GRPC_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _BY_CODE = {kind.code: kind for kind in PlatformError.__subclasses__()}
