@@ -24,7 +24,6 @@ def test_every_error_of_the_platform_arrives_as_its_class_with_all_details(
         platform_errors.UnauthenticatedError: tinker.AuthenticationError,
         platform_errors.NotFoundError: tinker.NotFoundError,
         platform_errors.AlreadyExistsError: tinker.ConflictError,
-        platform_errors.AbortedError: tinker.ConflictError,
         platform_errors.DataLossError: tinker.InternalServerError,
         platform_errors.InternalError: tinker.InternalServerError,
     }
