@@ -103,6 +103,14 @@ class Queue:
         return job.operation
 
 
+def loss_of(operation: operation_pb2.Operation) -> float:
+    """The loss that a forward_backward which succeeded reports."""
+    assert not operation.HasField("error"), operation.error.message
+    response = training_pb2.ForwardBackwardResponse()
+    assert operation.response.Unpack(response)
+    return response.metrics["loss:sum"]
+
+
 def open_queue(connection: RedisConnection, base: BaseModel, data_dir: Path) -> Queue:
     payloads = Payloads(BlobStore(data_dir / "blobs"))
     return Queue(base.name, RunLogs(connection, payloads), OperationStore(connection, payloads))

@@ -11,8 +11,7 @@ from services.core.connection import RedisConnection
 from services.model.base import BaseModel
 from tests.model.tiny import VOCAB_SIZE
 from tests.trainer.data import datum
-from tests.trainer.serving import Queue, WatchedEngine, open_queue, serving, until
-from tinker_proto.v1 import operation_pb2, training_pb2
+from tests.trainer.serving import Queue, WatchedEngine, loss_of, open_queue, serving, until
 
 RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(5)}
 
@@ -27,13 +26,6 @@ def queue(connection: RedisConnection, watched: WatchedEngine, data_dir: Path) -
     return open_queue(connection, watched.base, data_dir)
 
 
-def loss(operation: operation_pb2.Operation) -> float:
-    assert not operation.HasField("error"), operation.error.message
-    response = training_pb2.ForwardBackwardResponse()
-    assert operation.response.Unpack(response)
-    return response.metrics["loss:sum"]
-
-
 async def test_runs_of_many_tenants_share_passes_and_learn_as_each_would_alone(
     connection: RedisConnection, watched: WatchedEngine, queue: Queue, data_dir: Path
 ) -> None:
@@ -46,7 +38,7 @@ async def test_runs_of_many_tenants_share_passes_and_learn_as_each_would_alone(
     async with serving(connection, watched, queue, data_dir):
         for tenant in RUNS.values():
             await queue.result(last.replace(last.partition(":")[0], f"s{tenant[-1]}"), tenant)
-        found = [[loss(await queue.result(name, RUNS[run])) for name in names] for run, names in losses.items()]
+        found = [[loss_of(await queue.result(name, RUNS[run])) for name in names] for run, names in losses.items()]
     assert all(alike == pytest.approx(found[0], rel=1e-5) for alike in found), "same seed and data, same losses"
     assert found[0][-1] < found[0][0]
     assert len(watched.passes) < 12, "20 passes of 5 runs share cycles"
@@ -61,7 +53,7 @@ async def test_consecutive_passes_of_one_run_share_a_cycle_and_report_in_order(
     names = [await queue.forward_backward(run, "t", (5,)) for _ in range(8)]
     async with serving(connection, watched, queue, data_dir):
         results = [await queue.result(name, "t") for name in names]
-        assert len({loss(result) for result in results}) <= 2, "one gradient accumulates, the weights stand still"
+        assert len({loss_of(result) for result in results}) <= 2, "one gradient accumulates, the weights stand still"
         assert await queue.logs.done_seq_id(run) == 8
     assert len(watched.passes) <= 3
 
@@ -100,9 +92,9 @@ async def test_a_job_that_breaks_the_pass_fails_alone(
     async with serving(connection, watched, queue, data_dir):
         results = {run: await queue.result(name, RUNS[run]) for run, name in names.items()}
         assert results[bad_run].error.reason == "OPERATION_FAILED"
-        alone = [loss(result) for run, result in results.items() if run != bad_run]
+        alone = [loss_of(result) for run, result in results.items() if run != bad_run]
         assert alone == [alone[0]] * 4
-        assert loss(await queue.result(after, RUNS[bad_run])) == pytest.approx(alone[0], rel=1e-5), "the run goes on"
+        assert loss_of(await queue.result(after, RUNS[bad_run])) == pytest.approx(alone[0], rel=1e-5), "the run goes on"
 
 
 async def test_operations_whose_worker_died_in_a_shared_pass_run_alone_and_are_not_blamed(
@@ -117,7 +109,7 @@ async def test_operations_whose_worker_died_in_a_shared_pass_run_alone_and_are_n
         await queue.logs.begin_together(lease, 1)
     async with serving(connection, watched, queue, data_dir):
         for run, name in names.items():
-            loss(await queue.result(name, RUNS[run]))
+            loss_of(await queue.result(name, RUNS[run]))
     assert sorted(watched.passes) == sorted([run] for run in RUNS)
 
 
@@ -132,7 +124,7 @@ async def test_a_new_holder_rebuilds_a_run_and_goes_on_where_it_was(
         for _ in range(count):
             names.append(await queue.forward_backward(run, "t"))
             await queue.optim_step(run, "t")
-        return [loss(await queue.result(name, "t")) for name in names]
+        return [loss_of(await queue.result(name, "t")) for name in names]
 
     async with serving(connection, watched, queue, data_dir, name="first"):
         first = await steps(3)
