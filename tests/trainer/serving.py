@@ -118,7 +118,13 @@ def open_queue(connection: RedisConnection, base: BaseModel, data_dir: Path) -> 
 
 @asynccontextmanager
 async def serving(
-    connection: RedisConnection, engine: TrainerEngine, queue: Queue, data_dir: Path, *, name: str = "worker"
+    connection: RedisConnection,
+    engine: TrainerEngine,
+    queue: Queue,
+    data_dir: Path,
+    *,
+    name: str = "worker",
+    lease_s: float = 10,
 ) -> AsyncIterator[None]:
     """Serves until the block ends, then stops as a trainer stops."""
     device = DeviceThread()
@@ -134,7 +140,7 @@ async def serving(
         queue.operations,
         Sessions(connection),
         max_runs=64,
-        lease_s=10,
+        lease_s=lease_s,
     )
     task = asyncio.create_task(worker.run())
     try:
