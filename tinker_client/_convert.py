@@ -8,22 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC
 
 import numpy as np
 
 from tinker_client import types
 from tinker_client._tensor_data import TensorData
 from tinker_proto.tensor import from_array, to_array
-from tinker_proto.v1 import capability_pb2, checkpoint_pb2, data_pb2, sampling_pb2, training_pb2
+from tinker_proto.v1 import capability_pb2, data_pb2, sampling_pb2, training_pb2
 
 _STOP_REASONS: dict[int, types.StopReason] = {
     sampling_pb2.STOP_REASON_STOP: "stop",
     sampling_pb2.STOP_REASON_LENGTH: "length",
-}
-_CHECKPOINT_TYPES: dict[int, types.CheckpointType] = {
-    checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
-    checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER: "sampler",
 }
 
 
@@ -52,6 +47,19 @@ def adam_params_to_proto(adam_params: types.AdamParams) -> training_pb2.AdamPara
             weight_decay=adam_params.weight_decay,
             grad_clip_norm=adam_params.grad_clip_norm,
         )
+
+
+def set_lifetime_and_labels(
+    request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest,
+    ttl_seconds: int | None,
+    user_metadata: Mapping[str, str] | None,
+) -> None:
+    """What a checkpoint is to be kept for, and under which labels."""
+    with naming("ttl_seconds"):
+        if ttl_seconds is not None:
+            request.ttl_seconds = ttl_seconds
+    with naming("user_metadata"):
+        request.user_metadata.update(user_metadata or {})
 
 
 def lora_config_to_proto(config: types.LoraConfig) -> training_pb2.LoraConfig:
@@ -143,47 +151,6 @@ def capabilities(response: capability_pb2.GetServerCapabilitiesResponse) -> type
     )
 
 
-def training_run(run: training_pb2.TrainingRun) -> types.TrainingRun:
-    """A run; times are in UTC."""
-    return types.TrainingRun(
-        training_run_id=run.training_run_id,
-        base_model=run.base_model,
-        is_lora=True,
-        lora_rank=run.lora_config.rank,
-        lora_config=_lora_config(run.lora_config),
-        user_metadata=dict(run.user_metadata),
-        create_time=run.create_time.ToDatetime(UTC),
-        last_request_time=run.last_request_time.ToDatetime(UTC),
-    )
-
-
-def info(run: training_pb2.TrainingRun) -> types.GetInfoResponse:
-    """What a training client says about itself."""
-    return types.GetInfoResponse(
-        model_id=run.training_run_id,
-        model_name=run.base_model,
-        model_data=types.ModelData(model_name=run.base_model, tokenizer_id=run.base_model),
-        is_lora=True,
-        lora_rank=run.lora_config.rank,
-        lora_config=_lora_config(run.lora_config),
-    )
-
-
-def checkpoint(item: checkpoint_pb2.Checkpoint) -> types.Checkpoint:
-    """A checkpoint; times are in UTC."""
-    return types.Checkpoint(
-        checkpoint_id=item.checkpoint_id,
-        checkpoint_type=_CHECKPOINT_TYPES[item.checkpoint_type],
-        time=item.time.ToDatetime(UTC),
-        tinker_path=item.tinker_path,
-        size_bytes=item.size_bytes,
-        public=item.public,
-        training_run_id=item.training_run_id,
-        base_model=item.base_model,
-        lora_config=_lora_config(item.lora_config),
-    )
-
-
 @contextmanager
 def naming(field: str) -> Iterator[None]:
     """Turns what a message's constructor says about a wrong value into a ValueError that names the field."""
@@ -228,20 +195,3 @@ def _stop_to_proto(stop: str | Sequence[str] | Sequence[int] | None) -> sampling
         else:
             message.token_ids.append(item)
     return message
-
-
-def _lora_config(config: training_pb2.LoraConfig) -> types.LoraConfig:
-    seed = config.seed if config.HasField("seed") else None
-    alpha, use_rslora = config.alpha or types.LoraConfig.alpha, config.use_rslora
-    if config.target_modules:
-        targets = list(config.target_modules)
-        return types.LoraConfig(config.rank, seed, alpha=alpha, use_rslora=use_rslora, target_modules=targets)
-    return types.LoraConfig(
-        rank=config.rank,
-        seed=seed,
-        train_unembed=config.train_unembed,
-        train_mlp=config.train_mlp,
-        train_attn=config.train_attn,
-        alpha=alpha,
-        use_rslora=use_rslora,
-    )

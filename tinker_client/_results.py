@@ -1,20 +1,16 @@
-"""What comes out of the API: frozen values, nothing that acts."""
+"""What operations and capabilities return: frozen values, nothing that acts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 from tinker_client._inputs import LoraConfig
 from tinker_client._tensor_data import TensorData
-from tinker_proto.path import TinkerPath
 
 StopReason = Literal["stop", "length"]
 TopkLogprobs = list[tuple[int, float]]
 """(token id, logprob) pairs at one position, likeliest first."""
-
-CheckpointType = Literal["training", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -129,68 +125,3 @@ class GetInfoResponse:
     is_lora: bool
     lora_rank: int
     lora_config: LoraConfig
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A saved adapter: "training" with optimizer, "sampler" without."""
-
-    checkpoint_id: str
-    checkpoint_type: CheckpointType
-    time: datetime
-    tinker_path: str
-    size_bytes: int
-    public: bool
-    training_run_id: str
-    base_model: str
-    lora_config: LoraConfig
-
-
-@dataclass(frozen=True)
-class CheckpointsListResponse:
-    """A page of checkpoints, newest first; an empty token means the last page."""
-
-    checkpoints: list[Checkpoint]
-    next_page_token: str
-    total_size: int
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """A LoRA adapter in training."""
-
-    training_run_id: str
-    base_model: str
-    is_lora: bool
-    lora_rank: int
-    lora_config: LoraConfig
-    user_metadata: dict[str, str]
-    create_time: datetime
-    last_request_time: datetime
-
-
-@dataclass(frozen=True)
-class TrainingRunsResponse:
-    """A page of training runs, newest first; an empty token means the last page."""
-
-    training_runs: list[TrainingRun]
-    next_page_token: str
-    total_size: int
-
-
-@dataclass(frozen=True)
-class ParsedCheckpointTinkerPath:
-    """The parts of a checkpoint's path."""
-
-    tinker_path: str
-    training_run_id: str
-    checkpoint_type: CheckpointType
-    checkpoint_id: str
-
-    @classmethod
-    def from_tinker_path(cls, tinker_path: str) -> ParsedCheckpointTinkerPath:
-        """Reads a path; the two-part form is that of save_state. ValueError with what is allowed otherwise."""
-        path = TinkerPath.parse(tinker_path)
-        kind = path.kind or "weights"
-        checkpoint_type: CheckpointType = "training" if kind == "weights" else "sampler"
-        return cls(tinker_path, path.training_run_id, checkpoint_type, f"{kind}/{path.name}")

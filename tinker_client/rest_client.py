@@ -1,4 +1,4 @@
-"""RestClient: looks at training runs and checkpoints, and deletes checkpoints. It needs no session.
+"""RestClient: looks at runs, checkpoints and sessions; shares and deletes checkpoints. It needs no session.
 
 The name is the API's; like everything here it speaks gRPC. Every method returns an APIFuture; its `_async` twin
 returns the value.
@@ -10,18 +10,17 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from tinker_client import _convert, types
+from tinker_client._catalog_calls import LARGEST_PAGE, CatalogCalls
 from tinker_client._connection import Connection
 from tinker_client.future import APIFuture
 from tinker_proto.path import TinkerPath
-from tinker_proto.v1 import checkpoint_pb2, training_pb2
+from tinker_proto.v1 import checkpoint_pb2
 
 T = TypeVar("T")
 
-_LARGEST_PAGE = 1000
-
 
 class RestClient:
-    """Reads and deletes what the API key's owner has made."""
+    """Reads, shares and deletes what the API key's owner has made; reads what others have published."""
 
     def __init__(
         self, *, base_url: str | None = None, api_key: str | None = None, connection: Connection | None = None
@@ -29,44 +28,99 @@ class RestClient:
         """Address and key as ServiceClient, whose `connection` is shared if it made this client."""
         self._shares = connection is not None
         self._connection = connection or Connection(base_url, api_key)
+        self._calls = CatalogCalls(self._connection.transport)
+
+    def get_server_capabilities(self) -> APIFuture[types.GetServerCapabilitiesResponse]:
+        """The base models that are served at this moment, and their limits."""
+        return self._start(self._calls.server_capabilities())
 
     def get_training_run(self, training_run_id: str) -> APIFuture[types.TrainingRun]:
         """One training run."""
-        return self._start(self._training_run(training_run_id))
+        return self._start(self._calls.training_run(training_run_id))
+
+    def get_training_run_by_tinker_path(self, tinker_path: str) -> APIFuture[types.TrainingRun]:
+        """The training run that wrote a checkpoint."""
+        return self.get_training_run(TinkerPath.parse(tinker_path).training_run_id)
 
     def list_training_runs(self, limit: int = 20, page_token: str = "") -> APIFuture[types.TrainingRunsResponse]:
         """A page of training runs, newest first; `page_token` is the `next_page_token` of the page before."""
-        request = training_pb2.ListTrainingRunsRequest(page_size=_page_size(limit), page_token=page_token)
-        return self._start(self._training_runs(request))
+        return self._start(self._calls.training_runs(_page_size(limit), page_token))
+
+    def list_training_metrics(
+        self, training_run_id: str, limit: int = LARGEST_PAGE, page_token: str = ""
+    ) -> APIFuture[types.TrainingMetricsResponse]:
+        """A page of what a run's operations have measured, oldest first."""
+        return self._start(self._calls.training_metrics(training_run_id, _page_size(limit), page_token))
 
     def list_checkpoints(self, training_run_id: str) -> APIFuture[types.CheckpointsListResponse]:
         """All checkpoints of one training run, newest first."""
-        return self._start(self._all_checkpoints(training_run_id))
+        return self._start(self._calls.all_checkpoints(training_run_id))
 
     def list_user_checkpoints(self, limit: int = 100, page_token: str = "") -> APIFuture[types.CheckpointsListResponse]:
         """A page of all checkpoints, newest first; `page_token` is the `next_page_token` of the page before."""
-        request = checkpoint_pb2.ListCheckpointsRequest(page_size=_page_size(limit), page_token=page_token)
-        return self._start(self._checkpoints(request))
+        return self._start(self._calls.checkpoints(_page_size(limit), page_token))
 
     def get_checkpoint(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
-        """One checkpoint."""
-        return self._start(self._checkpoint(tinker_path))
+        """One checkpoint; the two-part form of a path means the only one of that name."""
+        return self._start(self._calls.checkpoint(_path(tinker_path)))
+
+    def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[types.WeightsInfoResponse]:
+        """What a checkpoint's weights are for: base model and adapter shape."""
+        return self._start(self._weights_info(_path(tinker_path)))
+
+    def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
+        """Lets every user of the platform read, load, sample and download a checkpoint; only its owner changes it."""
+        return self._start(self._calls.publish(_path(tinker_path)))
+
+    def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
+        """Takes a publication back; sampling clients that are open keep the checkpoint."""
+        return self._start(self._calls.unpublish(_path(tinker_path)))
+
+    def set_checkpoint_ttl_from_tinker_path(
+        self, tinker_path: str, ttl_seconds: int | None
+    ) -> APIFuture[types.Checkpoint]:
+        """Has a checkpoint delete itself so many seconds from now; None: never."""
+        with _convert.naming("ttl_seconds"):
+            request = checkpoint_pb2.SetCheckpointTtlRequest(tinker_path=_path(tinker_path), ttl_seconds=ttl_seconds)
+        return self._start(self._calls.set_ttl(request))
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
         """Deletes a checkpoint, e.g. of id "weights/step-100"."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
-        """Deletes a checkpoint."""
-        return self._start(self._delete(str(TinkerPath.parse(tinker_path))))
+        """Deletes a checkpoint; sampling clients that are open keep it."""
+        return self._start(self._calls.delete(_path(tinker_path)))
+
+    def get_session(self, session_id: str) -> APIFuture[types.Session]:
+        """A session with the ids of what was made in it."""
+        return self._start(self._calls.session(session_id))
+
+    def list_sessions(self, limit: int = 20, page_token: str = "") -> APIFuture[types.ListSessionsResponse]:
+        """A page of sessions, newest first; `page_token` is the `next_page_token` of the page before."""
+        return self._start(self._calls.sessions(_page_size(limit), page_token))
+
+    async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
+        """`get_server_capabilities`, awaited."""
+        return await self.get_server_capabilities()
 
     async def get_training_run_async(self, training_run_id: str) -> types.TrainingRun:
         """`get_training_run`, awaited."""
         return await self.get_training_run(training_run_id)
 
+    async def get_training_run_by_tinker_path_async(self, tinker_path: str) -> types.TrainingRun:
+        """`get_training_run_by_tinker_path`, awaited."""
+        return await self.get_training_run_by_tinker_path(tinker_path)
+
     async def list_training_runs_async(self, limit: int = 20, page_token: str = "") -> types.TrainingRunsResponse:
         """`list_training_runs`, awaited."""
         return await self.list_training_runs(limit, page_token)
+
+    async def list_training_metrics_async(
+        self, training_run_id: str, limit: int = LARGEST_PAGE, page_token: str = ""
+    ) -> types.TrainingMetricsResponse:
+        """`list_training_metrics`, awaited."""
+        return await self.list_training_metrics(training_run_id, limit, page_token)
 
     async def list_checkpoints_async(self, training_run_id: str) -> types.CheckpointsListResponse:
         """`list_checkpoints`, awaited."""
@@ -82,6 +136,24 @@ class RestClient:
         """`get_checkpoint`, awaited."""
         return await self.get_checkpoint(tinker_path)
 
+    async def get_weights_info_by_tinker_path_async(self, tinker_path: str) -> types.WeightsInfoResponse:
+        """`get_weights_info_by_tinker_path`, awaited."""
+        return await self.get_weights_info_by_tinker_path(tinker_path)
+
+    async def publish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> types.Checkpoint:
+        """`publish_checkpoint_from_tinker_path`, awaited."""
+        return await self.publish_checkpoint_from_tinker_path(tinker_path)
+
+    async def unpublish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> types.Checkpoint:
+        """`unpublish_checkpoint_from_tinker_path`, awaited."""
+        return await self.unpublish_checkpoint_from_tinker_path(tinker_path)
+
+    async def set_checkpoint_ttl_from_tinker_path_async(
+        self, tinker_path: str, ttl_seconds: int | None
+    ) -> types.Checkpoint:
+        """`set_checkpoint_ttl_from_tinker_path`, awaited."""
+        return await self.set_checkpoint_ttl_from_tinker_path(tinker_path, ttl_seconds)
+
     async def delete_checkpoint_async(self, training_run_id: str, checkpoint_id: str) -> None:
         """`delete_checkpoint`, awaited."""
         await self.delete_checkpoint(training_run_id, checkpoint_id)
@@ -89,6 +161,14 @@ class RestClient:
     async def delete_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
         """`delete_checkpoint_from_tinker_path`, awaited."""
         await self.delete_checkpoint_from_tinker_path(tinker_path)
+
+    async def get_session_async(self, session_id: str) -> types.Session:
+        """`get_session`, awaited."""
+        return await self.get_session(session_id)
+
+    async def list_sessions_async(self, limit: int = 20, page_token: str = "") -> types.ListSessionsResponse:
+        """`list_sessions`, awaited."""
+        return await self.list_sessions(limit, page_token)
 
     def close(self) -> None:
         """Closes the connection, unless a ServiceClient shares it."""
@@ -98,45 +178,19 @@ class RestClient:
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> APIFuture[T]:
         return APIFuture(self._connection.loop, coroutine)
 
-    async def _training_run(self, training_run_id: str) -> types.TrainingRun:
-        transport = self._connection.transport
-        request = training_pb2.GetTrainingRunRequest(training_run_id=training_run_id)
-        return _convert.training_run(await transport.call(transport.training.GetTrainingRun, request))
-
-    async def _training_runs(self, request: training_pb2.ListTrainingRunsRequest) -> types.TrainingRunsResponse:
-        transport = self._connection.transport
-        page = await transport.call(transport.training.ListTrainingRuns, request)
-        runs = [_convert.training_run(run) for run in page.training_runs]
-        return types.TrainingRunsResponse(runs, page.next_page_token, page.total_size)
-
-    async def _checkpoints(self, request: checkpoint_pb2.ListCheckpointsRequest) -> types.CheckpointsListResponse:
-        transport = self._connection.transport
-        page = await transport.call(transport.checkpoints.ListCheckpoints, request)
-        checkpoints = [_convert.checkpoint(item) for item in page.checkpoints]
-        return types.CheckpointsListResponse(checkpoints, page.next_page_token, page.total_size)
-
-    async def _all_checkpoints(self, training_run_id: str) -> types.CheckpointsListResponse:
-        checkpoints: list[types.Checkpoint] = []
-        request = checkpoint_pb2.ListCheckpointsRequest(training_run_id=training_run_id, page_size=_LARGEST_PAGE)
-        while True:
-            page = await self._checkpoints(request)
-            checkpoints += page.checkpoints
-            if not page.next_page_token:
-                return types.CheckpointsListResponse(checkpoints, "", page.total_size)
-            request.page_token = page.next_page_token
-
-    async def _checkpoint(self, tinker_path: str) -> types.Checkpoint:
-        transport = self._connection.transport
-        request = checkpoint_pb2.GetCheckpointRequest(tinker_path=tinker_path)
-        return _convert.checkpoint(await transport.call(transport.checkpoints.GetCheckpoint, request))
-
-    async def _delete(self, tinker_path: str) -> None:
-        transport = self._connection.transport
-        request = checkpoint_pb2.DeleteCheckpointRequest(tinker_path=tinker_path)
-        await transport.call(transport.checkpoints.DeleteCheckpoint, request)
+    async def _weights_info(self, tinker_path: str) -> types.WeightsInfoResponse:
+        checkpoint = await self._calls.checkpoint(tinker_path)
+        return types.WeightsInfoResponse(
+            checkpoint.base_model, True, checkpoint.lora_config.rank, checkpoint.lora_config
+        )
 
 
 def _page_size(limit: int) -> int:
-    if not 1 <= limit <= _LARGEST_PAGE:
-        raise ValueError(f"limit is {limit}; allowed are 1 to {_LARGEST_PAGE}")
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise ValueError(f"limit is {limit}; allowed are 1 to {LARGEST_PAGE}")
     return limit
+
+
+def _path(tinker_path: str) -> str:
+    """A path as it was given, once it is known to be one; ValueError with what is allowed otherwise."""
+    return str(TinkerPath.parse(tinker_path))

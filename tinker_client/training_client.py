@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinker_client import _convert, types
+from tinker_client import _catalog_convert, _convert, types
 from tinker_client._connection import Connection
 from tinker_client._loss_calls import compute_custom_loss, compute_loss
 from tinker_client._run_log import (
@@ -44,7 +44,7 @@ class TrainingClient:
     def __init__(self, connection: Connection, session: Session, training_run: training_pb2.TrainingRun) -> None:
         self._connection = connection
         self._session = session
-        self._info = _convert.info(training_run)
+        self._info = _catalog_convert.info(training_run)
         self._log = RunLog(connection.loop, session, training_run.training_run_id)
 
     @property
@@ -81,10 +81,20 @@ class TrainingClient:
         request = training_pb2.OptimStepRequest(adam_params=_convert.adam_params_to_proto(adam_params))
         return self._operation(OPTIM_STEP, request, lambda reply: types.OptimStepResponse(dict(reply.metrics)))
 
-    def save_state(self, name: str, overwrite: bool = False) -> APIFuture[types.SaveWeightsResponse]:
-        """Saves weights and optimizer as checkpoint `name`; a name in use fails unless `overwrite`."""
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> APIFuture[types.SaveWeightsResponse]:
+        """Saves weights and optimizer as checkpoint `name`; a name in use fails unless `overwrite`.
+
+        The checkpoint deletes itself `ttl_seconds` after it was written; None: never. `user_metadata` are its labels.
+        """
         with _convert.naming("name"):
             request = training_pb2.SaveStateRequest(name=name, overwrite=overwrite)
+        _convert.set_lifetime_and_labels(request, ttl_seconds, user_metadata)
         return self._operation(SAVE_STATE, request, lambda reply: types.SaveWeightsResponse(reply.path))
 
     def load_state(self, path: str) -> APIFuture[types.LoadWeightsResponse]:
@@ -95,10 +105,13 @@ class TrainingClient:
         """Loads a checkpoint's weights and optimizer: training goes on as if it had not stopped."""
         return self._load(path, restore_optimizer=True)
 
-    def save_weights_for_sampler(self, name: str) -> APIFuture[types.SaveWeightsForSamplerResponse]:
-        """Saves the weights alone, for sampling; they never change afterwards."""
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None, user_metadata: Mapping[str, str] | None = None
+    ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
+        """Saves the weights alone, for sampling; they never change afterwards. The rest is as in `save_state`."""
         with _convert.naming("name"):
             request = training_pb2.SaveWeightsForSamplerRequest(name=name)
+        _convert.set_lifetime_and_labels(request, ttl_seconds, user_metadata)
         return self._operation(
             SAVE_WEIGHTS_FOR_SAMPLER, request, lambda reply: types.SaveWeightsForSamplerResponse(reply.path)
         )
@@ -137,9 +150,15 @@ class TrainingClient:
         """`optim_step`, already called."""
         return self.optim_step(adam_params)
 
-    async def save_state_async(self, name: str, overwrite: bool = False) -> APIFuture[types.SaveWeightsResponse]:
+    async def save_state_async(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: Mapping[str, str] | None = None,
+    ) -> APIFuture[types.SaveWeightsResponse]:
         """`save_state`, already called."""
-        return self.save_state(name, overwrite)
+        return self.save_state(name, ttl_seconds, overwrite, user_metadata)
 
     async def load_state_async(self, path: str) -> APIFuture[types.LoadWeightsResponse]:
         """`load_state`, already called."""
@@ -149,9 +168,11 @@ class TrainingClient:
         """`load_state_with_optimizer`, already called."""
         return self.load_state_with_optimizer(path)
 
-    async def save_weights_for_sampler_async(self, name: str) -> APIFuture[types.SaveWeightsForSamplerResponse]:
+    async def save_weights_for_sampler_async(
+        self, name: str, ttl_seconds: int | None = None, user_metadata: Mapping[str, str] | None = None
+    ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
         """`save_weights_for_sampler`, already called."""
-        return self.save_weights_for_sampler(name)
+        return self.save_weights_for_sampler(name, ttl_seconds, user_metadata)
 
     async def save_weights_and_get_sampling_client_async(self, name: str | None = None) -> SamplingClient:
         """`save_weights_and_get_sampling_client`, awaited."""

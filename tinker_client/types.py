@@ -1,5 +1,18 @@
 """Every type of the API: inputs, results, and the tensors in both."""
 
+from tinker_client._catalog_types import (
+    Checkpoint,
+    CheckpointsListResponse,
+    CheckpointType,
+    ListSessionsResponse,
+    ParsedCheckpointTinkerPath,
+    Session,
+    TrainingMetrics,
+    TrainingMetricsResponse,
+    TrainingRun,
+    TrainingRunsResponse,
+    WeightsInfoResponse,
+)
 from tinker_client._inputs import (
     AdamParams,
     Datum,
@@ -12,16 +25,12 @@ from tinker_client._inputs import (
     SamplingParams,
 )
 from tinker_client._results import (
-    Checkpoint,
-    CheckpointsListResponse,
-    CheckpointType,
     ForwardBackwardOutput,
     GetInfoResponse,
     GetServerCapabilitiesResponse,
     LoadWeightsResponse,
     ModelData,
     OptimStepResponse,
-    ParsedCheckpointTinkerPath,
     SampledSequence,
     SampledToken,
     SampleResponse,
@@ -30,8 +39,6 @@ from tinker_client._results import (
     StopReason,
     SupportedModel,
     TopkLogprobs,
-    TrainingRun,
-    TrainingRunsResponse,
 )
 from tinker_client._tensor_data import TensorData
 
@@ -46,6 +53,7 @@ __all__ = [
     "GetInfoResponse",
     "GetServerCapabilitiesResponse",
     "ImageChunk",
+    "ListSessionsResponse",
     "LoadWeightsResponse",
     "LoraConfig",
     "LossFnInput",
@@ -60,10 +68,14 @@ __all__ = [
     "SamplingParams",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
+    "Session",
     "StopReason",
     "SupportedModel",
     "TensorData",
     "TopkLogprobs",
+    "TrainingMetrics",
+    "TrainingMetricsResponse",
     "TrainingRun",
     "TrainingRunsResponse",
+    "WeightsInfoResponse",
 ]

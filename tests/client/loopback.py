@@ -22,13 +22,12 @@ from services.core.errors import (
     PlatformError,
     UnauthenticatedError,
 )
+from tests.client.toy_catalog import ToyCatalog
 from tests.client.toy_operations import MODEL, Operations
-from tinker_proto.path import TinkerPath
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import (
     capability_pb2,
     capability_pb2_grpc,
-    checkpoint_pb2,
     checkpoint_pb2_grpc,
     operation_pb2,
     operation_pb2_grpc,
@@ -45,11 +44,10 @@ Fault = PlatformError | grpc.StatusCode
 
 
 class LoopbackPlatform(
+    ToyCatalog,
     training_pb2_grpc.TrainingServiceServicer,
     sampling_pb2_grpc.SamplingServiceServicer,
     operation_pb2_grpc.OperationServiceServicer,
-    session_pb2_grpc.SessionServiceServicer,
-    checkpoint_pb2_grpc.CheckpointServiceServicer,
     capability_pb2_grpc.CapabilityServiceServicer,
 ):
     """All services."""
@@ -62,6 +60,8 @@ class LoopbackPlatform(
         self.ended: list[str] = []
         self.session_metadata: dict[str, dict[str, str]] = {}
         self.deleted: list[str] = []
+        self.public: set[str] = set()
+        self.lifetimes: dict[str, int | None] = {}
         self.refuse_before: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.lose_reply: defaultdict[str, int] = defaultdict(int)
         self.refuse_late_s = 0.0
@@ -240,26 +240,6 @@ class LoopbackPlatform(
     async def ComputeLogprobs(self, request: Any, context: Any) -> Any:
         return await self._submit(request.sampling_session_id, request.seq_id, "ComputeLogprobs", request, context)
 
-    async def GetCheckpoint(self, request: Any, context: Any) -> Any:
-        await self._enter("GetCheckpoint", context)
-        return checkpoint_of(request.tinker_path)
-
-    async def ListCheckpoints(self, request: Any, context: Any) -> Any:
-        """Three checkpoints a run, two a page."""
-        await self._enter("ListCheckpoints", context)
-        run = request.training_run_id or "any"
-        everything = [checkpoint_of(f"tinker://{run}/weights/{index}") for index in (2, 1, 0)]
-        first = int(request.page_token or 0)
-        token = str(first + 2) if first + 2 < len(everything) else ""
-        return checkpoint_pb2.ListCheckpointsResponse(
-            checkpoints=everything[first : first + 2], next_page_token=token, total_size=len(everything)
-        )
-
-    async def DeleteCheckpoint(self, request: Any, context: Any) -> Any:
-        await self._enter("DeleteCheckpoint", context)
-        self.deleted.append(request.tinker_path)
-        return checkpoint_of(request.tinker_path)
-
     async def GetServerCapabilities(self, request: Any, context: Any) -> Any:
         await self._enter("GetServerCapabilities", context)
         model = capability_pb2.SupportedModel(
@@ -273,21 +253,6 @@ class LoopbackPlatform(
         assert self.tokenizer_directory is not None
         for path in sorted(self.tokenizer_directory.iterdir()):
             yield capability_pb2.GetTokenizerResponse(file_name=path.name, content=path.read_bytes())
-
-
-def checkpoint_of(tinker_path: str) -> checkpoint_pb2.Checkpoint:
-    path = TinkerPath.parse(tinker_path)
-    checkpoint = checkpoint_pb2.Checkpoint(
-        checkpoint_id=path.checkpoint_id,
-        checkpoint_type=1 if path.kind == "weights" else 2,
-        tinker_path=tinker_path,
-        size_bytes=123,
-        training_run_id=path.training_run_id,
-        base_model=MODEL,
-        lora_config=training_pb2.LoraConfig(rank=4, seed=1),
-    )
-    checkpoint.time.FromJsonString("2025-01-02T03:04:05Z")
-    return checkpoint
 
 
 def check_content(request: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tinker_client import _convert, types
+from tinker_client import _catalog_convert, _convert, types
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import training_pb2
 
@@ -190,7 +190,7 @@ def test_a_lora_config_travels_whole_and_says_its_targets_in_one_way() -> None:
         types.LoraConfig(8, target_modules=("q_proj", "lm_head")),
     ):
         sent = _convert.lora_config_to_proto(config)
-        assert _convert.training_run(training_pb2.TrainingRun(lora_config=sent)).lora_config == config
+        assert _catalog_convert.training_run(training_pb2.TrainingRun(lora_config=sent)).lora_config == config
     assert not sent.HasField("train_mlp")
     with pytest.raises(ValueError, match="not both"):
         types.LoraConfig(8, train_mlp=False, target_modules=["q_proj"])

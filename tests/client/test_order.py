@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import numpy as np
@@ -194,6 +195,10 @@ def test_arguments_that_cannot_be_sent_take_no_place(
         training.optim_step(types.AdamParams(learning_rate="small"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name"):
         training.save_state(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ttl_seconds"):
+        training.save_state("a", 1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="user_metadata"):
+        training.save_weights_for_sampler("a", None, {"k": 1})  # type: ignore[dict-item]
     training.optim_step(ADAM).result(10)
     assert platform.operations.carried_out[-1] == f"{training.model_id}:1"
 
@@ -217,3 +222,19 @@ def test_creation_that_fails_raises_and_the_next_creation_works(service: tinker.
         service.create_sampling_client()
     with pytest.raises(ValueError, match="give either model_path or base_model"):
         service.create_sampling_client("tinker://r/weights/a", MODEL)
+
+
+def test_labels_and_lifetime_of_a_checkpoint_travel_with_its_save(
+    platform: LoopbackPlatform, training: tinker.TrainingClient
+) -> None:
+    training.save_state("a", ttl_seconds=3600, overwrite=True, user_metadata={"k": "v"}).result()
+    training.save_weights_for_sampler("b", ttl_seconds=7200, user_metadata={"k": "w"}).result()
+    training.save_state("c").result()
+    first, second, third = (_request(platform, training, n) for n in (1, 2, 3))
+    assert (first.ttl_seconds, first.overwrite, dict(first.user_metadata)) == (3600, True, {"k": "v"})
+    assert (second.ttl_seconds, dict(second.user_metadata)) == (7200, {"k": "w"})
+    assert not third.HasField("ttl_seconds")
+
+
+def _request(platform: LoopbackPlatform, training: tinker.TrainingClient, seq_id: int) -> Any:
+    return platform.operations.requests[f"{training.model_id}:{seq_id}"]
