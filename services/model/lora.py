@@ -3,24 +3,25 @@
 `install_lora` puts it in place of every adaptable linear once. Inside `with context.segments([...])` a linear computes
 x W + s (x A^T) B^T per contiguous token range; outside it computes x W alone. Ranges never mix, forward or backward, so
 what one adapter holds (a NaN, say) stays in its own rows. Gradients of A and B go straight into the segment's buffer.
+Where the products with W are row-wise (see services.model.rowwise) a segment's bits do not depend on its neighbours.
 
 T tokens of the row, N tokens of a segment, I and O the linear's features, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.precision import addmm_fp32_
+from services.model.rowwise import FrozenProducts, RowwiseSiLU, addmm_rows_, aligned_rows, frozen_products, is_rowwise
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ class LoraContext:
     A plain attribute, not a context variable: recomputation during a backward pass may run on a thread of autograd's.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, rowwise: bool) -> None:
         self.current: tuple[Segment, ...] = ()
+        self.rowwise = rowwise
+        """Whether a segment's results have the same bits whatever lies beside it."""
+
         # The embedding is frozen, so nothing that enters the first layer requires a gradient; this makes autograd
         # record the adapters there all the same.
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -62,31 +66,46 @@ class LoraContext:
 class MultiLoraLinear(nn.Linear):
     """A frozen linear that adds each segment's adapter. Shares the weight of the linear that it replaces."""
 
-    def __init__(self, linear: nn.Linear, name: str, context: LoraContext) -> None:
+    def __init__(self, linear: nn.Linear, name: str, context: LoraContext, products: FrozenProducts) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.products = products
         self._name = name
         self._context = context
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., T, I] to [..., T, O]; leading dimensions are 1 while segments are set."""
-        output = F.linear(input, self.weight, self.bias)
         parts = [part for segment in self._context.current if (part := _part(segment, self._name))]
-        if not parts:
-            return output
-        if torch.is_grad_enabled() and any(part.gradient for part in parts):
-            return cast(Tensor, _AddAdapters.apply(output, input, self._context.anchor, parts))  # type: ignore[no-untyped-call]
-        _add_adapters_(output, input, parts)
-        return output
+        input_TI = input.reshape(-1, self.in_features)
+        if torch.is_grad_enabled() and (input.requires_grad or any(part.gradient for part in parts)):
+            anchor = self._context.anchor
+            output_TO = cast(Tensor, _Adapted.apply(input_TI, anchor, self.products, parts))  # type: ignore[no-untyped-call]
+        else:
+            output_TO = self.products.forward(input_TI)
+            _add_adapters_(output_TO, input_TI, parts)
+        return output_TO.view(*input.shape[:-1], self.out_features)
 
 
 def install_lora(base: BaseModel) -> LoraContext:
     """Puts the multi-adapter linear in place of every adaptable linear of a base model. Call it once."""
-    context = LoraContext(base.device)
-    for name, linear in base.adaptable_linears().items():
-        base.module.set_submodule(name, MultiLoraLinear(linear, name, context))
+    linears = base.adaptable_linears()
+    products = {name: frozen_products(linear) for name, linear in linears.items()}
+    context = LoraContext(base.device, rowwise=_make_rowwise(base, products))
+    for name, linear in linears.items():
+        base.module.set_submodule(name, MultiLoraLinear(linear, name, context, products[name]))
     return context
+
+
+def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bool:
+    """Whether the base model can be row-wise throughout; then its activations are, too."""
+    linears = base.adaptable_linears()
+    one_of_each = {linear.weight.shape: (linear, products[name]) for name, linear in linears.items()}
+    if base.config.hidden_act != "silu" or not all(is_rowwise(*pair) for pair in one_of_each.values()):
+        return False
+    for layer in base.trunk.get_submodule("layers").children():
+        layer.get_submodule("mlp").act_fn = RowwiseSiLU()
+    return True
 
 
 @dataclass(frozen=True)
@@ -110,41 +129,39 @@ def _part(segment: Segment, name: str) -> _Part | None:
     return _Part(rows, *segment.adapter.linears[name], segment.adapter.scale, gradient)
 
 
-def _add_adapters_(output: Tensor, input: Tensor, parts: Sequence[_Part]) -> list[Tensor]:
+def _add_adapters_(output_TO: Tensor, input_TI: Tensor, parts: Sequence[_Part]) -> list[Tensor]:
     """Adds s (x A^T) B^T to each segment's rows in place; returns x A^T [N, R] of each."""
-    input_TI, output_TO = input.reshape(-1, input.shape[-1]), output.view(-1, output.shape[-1])
     projected = []
     for part in parts:
-        projected_NR = input_TI[part.rows] @ part.a.to(input.dtype).t()
-        output_TO[part.rows].addmm_(projected_NR, part.b.to(input.dtype).t(), alpha=part.scale)
+        projected_NR = aligned_rows(input_TI, part.rows) @ part.a.to(input_TI.dtype).t()
+        addmm_rows_(output_TO, part.rows, projected_NR, part.b.to(input_TI.dtype).t(), scale=part.scale)
         projected.append(projected_NR)
     return projected
 
 
-class _AddAdapters(torch.autograd.Function):
-    """`_add_adapters_` with its gradient: to the input as usual, to A and B into the segments' buffers."""
+class _Adapted(torch.autograd.Function):
+    """The frozen product with every segment's adapter; gradients to A and B go into the segments' buffers."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, input: Tensor, anchor: Tensor, parts: Sequence[_Part]) -> Tensor:
-        ctx.save_for_backward(input, *_add_adapters_(output, input, parts))
-        ctx.parts = parts
-        ctx.mark_dirty(output)
-        return output
+    def forward(ctx: Any, input_TI: Tensor, anchor: Tensor, products: FrozenProducts, parts: Sequence[_Part]) -> Tensor:
+        output_TO = products.forward(input_TI)
+        ctx.save_for_backward(input_TI, *_add_adapters_(output_TO, input_TI, parts))
+        ctx.products, ctx.parts = products, parts
+        return output_TO
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        (d_output,) = gradients
-        input, *projected = ctx.saved_tensors
-        d_input = torch.zeros_like(input) if ctx.needs_input_grad[1] else None
-        d_output_TO, input_TI = d_output.reshape(-1, d_output.shape[-1]), input.reshape(-1, input.shape[-1])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (d_output_TO,) = gradients
+        input_TI, *projected = ctx.saved_tensors
+        d_input_TI = ctx.products.backward(d_output_TO) if ctx.needs_input_grad[0] else None
         for part, projected_NR in zip(ctx.parts, projected, strict=True):
             if part.gradient is None:
                 continue
             d_a_RI, d_b_OR = part.gradient
-            d_projected_NR = d_output_TO[part.rows] @ part.b.to(d_output.dtype)
-            addmm_fp32_(d_b_OR, d_output_TO[part.rows].t(), projected_NR, scale=part.scale)
-            addmm_fp32_(d_a_RI, d_projected_NR.t(), input_TI[part.rows], scale=part.scale)
-            if d_input is not None:
-                d_input_TI = d_input.view(-1, input.shape[-1])
-                d_input_TI[part.rows].addmm_(d_projected_NR, part.a.to(d_output.dtype), alpha=part.scale)
-        return d_output, d_input, None, None
+            d_output_NO = aligned_rows(d_output_TO, part.rows)
+            d_projected_NR = d_output_NO @ part.b.to(d_output_NO.dtype)
+            addmm_fp32_(d_b_OR, d_output_NO.t(), projected_NR, scale=part.scale)
+            addmm_fp32_(d_a_RI, d_projected_NR.t(), aligned_rows(input_TI, part.rows), scale=part.scale)
+            if d_input_TI is not None:
+                addmm_rows_(d_input_TI, part.rows, d_projected_NR, part.a.to(d_output_NO.dtype), scale=part.scale)
+        return d_input_TI, None, None, None

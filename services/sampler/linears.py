@@ -1,9 +1,7 @@
 """The multi-adapter linear for float32 on a CPU. Nothing flows back through it, so it prepares what training cannot.
 
-Its second form is for the deterministic mode: every product, the adapters' too, goes through the kernels of oneDNN's
-packed layout, in which a row's result does not depend on the rows beside it, as long as there are two; a row that is
-alone is doubled. Those operations are private to torch, so `pack` tries them and says when they are not there. They are
-not used otherwise: they doubled the weights' memory and were within 7 % of the plain kernels on our machines.
+Its second form is for the deterministic mode: every product, the adapters' too, is row-wise (services.model.rowwise).
+It is not used otherwise: it doubles the weights' memory and was within 7 % of the plain kernels on an Intel Xeon.
 
 N rows, I and O features of a linear, R rank.
 """
@@ -14,23 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.core.errors import FailedPreconditionError
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import Segment
-
-# What the packed layout is tuned for; any number of rows gives the same result.
-_ROWS_HINT = 32
+from services.model.rowwise import Product, pack
 
 # A multiple of what torch's vector loops take at once.
 _REGISTERS = 64
-
-Product = Callable[[Tensor], Tensor]
-"""[N, I] to [N, O]."""
 
 Addition = Callable[[Tensor, Tensor], object]
 """Adds what an adapter makes of rows [N, I] to rows [N, O] in place."""
@@ -102,27 +93,6 @@ def install_linears(base: BaseModel, *, deterministic: bool) -> Routes:
             feed_forward = layer.get_submodule("mlp")
             feed_forward.act_fn = _PaddedActivation(feed_forward.get_submodule("act_fn"))
     return routes
-
-
-def pack(weight_OI: Tensor, bias_O: Tensor | None = None) -> Product:
-    """x W^T + b, each row bitwise independent of the others.
-
-    Raises:
-        FailedPreconditionError: this torch cannot do that.
-    """
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), _ROWS_HINT)
-        pointwise = torch.ops.mkldnn._linear_pointwise
-    except (AttributeError, RuntimeError) as error:
-        message = "the deterministic mode needs float32 on a CPU and a torch with oneDNN's packed linears"
-        raise FailedPreconditionError(message, reason="NOT_DETERMINISTIC") from error
-
-    def product(input_NI: Tensor) -> Tensor:
-        rows_NI = input_NI.expand(2, -1) if len(input_NI) == 1 else input_NI
-        output_NO: Tensor = pointwise(rows_NI.contiguous(), packed, bias_O, "none", [], "")
-        return output_NO[: len(input_NI)]
-
-    return product
 
 
 class _PaddedActivation(nn.Module):
