@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     redis_url: str = Field(default="", description="redis:// or unix:// URL; empty: an embedded server (`up` only)")
-    data_dir: Path = Field(default=Path("tinker-data"), description="checkpoints, blobs and the embedded Redis")
+    data_dir: Path = Field(
+        default=Path("tinker-data"), description="checkpoints, snapshots, blobs and the embedded Redis"
+    )
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -56,6 +58,19 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     lease_seconds: Annotated[float, Field(ge=1)] = 10.0
     max_runs: Annotated[int, Field(ge=1)] = 64
+    idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=900.0, description="a run without operations for so long is parked on the disk"
+    )
+    snapshot_steps: Annotated[int, Field(ge=1)] = Field(default=20, description="a snapshot is due after so many steps")
+    snapshot_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="a snapshot of a run that has changed is due after so many seconds"
+    )
+    snapshot_log_entries: Annotated[int, Field(ge=1)] = Field(
+        default=256, description="a snapshot is due when a run's log has grown by so many operations"
+    )
+    snapshot_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.02, description="most of a trainer's time that goes into snapshots that are due"
+    )
     max_lora_rank: Annotated[int, Field(ge=1)] = 128
     max_sequences: Annotated[int, Field(ge=1)] = 64
     max_tokens_per_step: Annotated[int, Field(ge=64)] = 2048
@@ -80,6 +95,11 @@ class Settings(BaseSettings):
     def checkpoint_dir(self) -> Path:
         """Where checkpoints are stored."""
         return self.data_dir / "checkpoints"
+
+    @property
+    def snapshot_dir(self) -> Path:
+        """Where snapshots of training runs are stored."""
+        return self.data_dir / "snapshots"
 
     @property
     def blob_dir(self) -> Path:

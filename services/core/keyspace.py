@@ -32,7 +32,7 @@ def run_log(run: str) -> str:
 
 
 def run_meta(run: str) -> str:
-    """Hash: next_seq, done_seq, placed, last_request."""
+    """Hash: next_seq, done_seq, snapshots (names of those kept, newest first), placed, last_request."""
     return f"{PREFIX}meta:{run}"
 
 
@@ -44,6 +44,11 @@ def run_early(run: str) -> str:
 def run_skipped(run: str) -> str:
     """Set of the seq_ids that changed nothing: refused, cancelled or failed. A replay leaves them out."""
     return f"{PREFIX}skipped:{run}"
+
+
+def run_sources(run: str) -> str:
+    """Hash seq_id → location of the checkpoint that the operation has loaded."""
+    return f"{PREFIX}sources:{run}"
 
 
 def run_own(run: str) -> str:

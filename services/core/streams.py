@@ -24,9 +24,9 @@ async def read(client: Any, positions: Mapping[str, str], *, count: int, block_m
 
 
 async def read_group(
-    client: Any, group: str, consumer: str, stream: str, *, count: int, block_ms: int
+    client: Any, group: str, consumer: str, stream: str, *, count: int, block_ms: int | None = None
 ) -> list[StreamEntry]:
-    """Waits up to `block_ms` for new entries of a stream, and takes them for `consumer`."""
+    """Takes new entries of a stream for `consumer`, and waits up to `block_ms` for them if that is given."""
     return _flat(await client.xreadgroup(group, consumer, {stream: ">"}, count=count, block=block_ms))
 
 
@@ -36,6 +36,16 @@ async def take_over(
     """Takes entries whose consumer has not been heard of for `idle_ms`."""
     reply: Any = await client.xautoclaim(stream, group, consumer, min_idle_time=idle_ms, count=count)
     return [_entry(stream, entry) for entry in reply[1]]
+
+
+async def has_waiting(client: Any, group: str, stream: str, *, idle_ms: int) -> bool:
+    """Whether a stream has entries that no consumer has taken, or whose consumer has been silent for `idle_ms`."""
+    if await client.xpending_range(stream, group, "-", "+", 1, idle=idle_ms):
+        return True
+    (delivered,) = [
+        info["last-delivered-id"] for info in await client.xinfo_groups(stream) if info["name"] == group.encode()
+    ]
+    return bool(await client.xrange(stream, min=f"({delivered.decode()}", count=1))
 
 
 async def keep(client: Any, group: str, consumer: str, stream: str, entry_ids: Sequence[str]) -> None:

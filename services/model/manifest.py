@@ -20,7 +20,7 @@ from services.model.adapters import AdapterConfig
 MANIFEST_FILE = "checkpoint.json"
 FORMAT_VERSION = 1
 
-CheckpointKind = Literal["training", "sampler"]
+CheckpointKind = Literal["training", "sampler", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Manifest:
     base_model: str
     adapter: AdapterConfig
     operation: str
-    """Name of the operation that wrote the checkpoint."""
+    """Name of the operation that wrote the checkpoint; of a snapshot, the last one whose effect it has."""
 
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """SHA-256 in hexadecimal by file name."""

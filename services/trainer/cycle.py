@@ -25,7 +25,7 @@ from tinker_proto.internal.v1 import job_pb2
 
 _log = structlog.get_logger(__name__)
 
-Forget = Callable[[str], Awaitable[None]]
+Forget = Callable[[HeldRun], Awaitable[None]]
 """Drops a run that another worker has taken."""
 
 
@@ -48,21 +48,21 @@ async def carry_out(
     if sum(joint.values()) == 1:
         single += joint
         joint.clear()
-    for run, held in still_held(single):
-        await reports.unless_fenced(run, _advance(held, jobs, reports))
+    for _, held in still_held(single):
+        await reports.unless_fenced(held, _advance(held, jobs, reports))
     begun: dict[str, list[Ready]] = {run: [] for run in joint}
     await asyncio.gather(
-        *(reports.unless_fenced(run, _begin(held, joint[run], reports, begun[run])) for run, held in still_held(joint))
+        *(reports.unless_fenced(held, _begin(held, joint[run], reports, begun[run])) for run, held in still_held(joint))
     )
     together = [(run, item) for run, _ in still_held(joint) for item in begun[run]]
     if not together:
         return
     outcomes = await jobs.run_together([item.job for _, item in together if isinstance(item.job, job_pb2.Job)])
-    results: dict[str, list[tuple[int, JobOutcome]]] = {run: [] for run in joint}
+    results: dict[str, list[tuple[Ready, JobOutcome]]] = {run: [] for run in joint}
     for (run, item), outcome in zip(together, outcomes, strict=True):
-        results[run].append((item.seq_id, outcome))
+        results[run].append((item, outcome))
     await asyncio.gather(
-        *(reports.unless_fenced(run, reports.complete(held, results[run])) for run, held in still_held(joint))
+        *(reports.unless_fenced(held, reports.complete(held, results[run])) for run, held in still_held(joint))
     )
 
 
@@ -74,22 +74,23 @@ class _Reports:
     operations: OperationStore
     forget: Forget
 
-    async def complete(self, held: HeldRun, outcomes: Sequence[tuple[int, JobOutcome]]) -> None:
+    async def complete(self, held: HeldRun, outcomes: Sequence[tuple[Ready, JobOutcome]]) -> None:
         """Stores results of a run's operations in order, however long that takes.
 
         Raises:
             FencedError: the lease has moved.
         """
-        for seq_id, (content, writes) in outcomes:
-            complete = partial(self.logs.complete, held.lease, seq_id, await self.operations.result(content), writes)
-            await until_reached(complete)
+        for item, (content, writes) in outcomes:
+            result = await self.operations.result(content)
+            await until_reached(partial(self.logs.complete, held.lease, item.seq_id, result, writes))
+            held.carried_out(item, changed=not isinstance(content, PlatformError))
 
-    async def unless_fenced(self, run: str, step: Awaitable[None]) -> None:
+    async def unless_fenced(self, held: HeldRun, step: Awaitable[None]) -> None:
         """Awaits a step of a run; forgets the run if its lease has moved."""
         try:
             await step
         except FencedError:
-            await self.forget(run)
+            await self.forget(held)
 
 
 async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
@@ -104,13 +105,14 @@ async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
         await _replay(held, item, jobs)
     elif not await until_reached(lambda: reports.logs.begin(lease, seq_id)):
         await until_reached(lambda: reports.logs.pass_over(lease, seq_id))
+        held.carried_out(item, changed=False)
     elif held.lost is not None:
-        await reports.complete(held, [(seq_id, (held.lost, ()))])
+        await reports.complete(held, [(item, (held.lost, ()))])
     elif isinstance(item.job, job_pb2.Job):
-        await reports.complete(held, [(seq_id, await jobs.run(item.job))])
+        await reports.complete(held, [(item, await jobs.run(item.job))])
     else:
         missing = item.job or DataLossError(f"the job of operation {seq_id} of run {lease.run} is missing")
-        await reports.complete(held, [(seq_id, (missing, ()))])
+        await reports.complete(held, [(item, (missing, ()))])
 
 
 async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
@@ -119,7 +121,8 @@ async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
     try:
         if not isinstance(item.job, job_pb2.Job):
             raise item.job or DataLossError("its job is missing")
-        await jobs.replay(item.job)
+        await jobs.replay(item.job, held.past.sources.get(item.seq_id, ""))
+        held.carried_out(item, changed=True)
     except PlatformError as error:
         message = f"the run cannot be rebuilt: operation {item.seq_id} of its log failed: {error.message}"
         _log.error("replay failed", run=held.lease.run, seq_id=item.seq_id, error=error.message)

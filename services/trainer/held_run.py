@@ -1,4 +1,4 @@
-"""A training run that this worker holds: its lease, and what has been read of its log.
+"""A training run that this worker holds: its lease, what has been read of its log, and how far it has come.
 
 Entries wait in two queues, one behind the other: `unread`, as they lie in the log, and `ready`, with their jobs in
 memory. Both are bounded, so a run with a long log costs no more than one with a short one.
@@ -6,12 +6,16 @@ memory. Both are bounded, so a run with a long log costs no more than one with a
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 
 from services.core.errors import PlatformError
 from services.core.run_log import Lease, LogEntry
+from services.core.run_past import RunPast
+from services.core.snapshot_store import SnapshotName
 from services.trainer.planner import BACKWARD_COST, Waiting
+from services.trainer.snapshot_policy import Progress
 from tinker_proto.internal.v1 import job_pb2
 
 READ_AHEAD = 32
@@ -38,24 +42,33 @@ class Ready:
     replay: bool
     """Whether it had its result before this worker took the run."""
 
+    @property
+    def kind(self) -> str:
+        """What is asked; "" in the place of an operation that was refused or whose job is lost."""
+        return (self.job.WhichOneof("request") or "") if isinstance(self.job, job_pb2.Job) else ""
+
 
 @dataclass
 class HeldRun:
     """A run whose lease this worker holds."""
 
     lease: Lease
+    past: RunPast
 
-    replay_until: int
-    """Everything up to this seq_id had its result before this worker took the run."""
+    position: int
+    """seq_id of the newest entry that has been read; at first that of the snapshot which the run was restored from."""
 
-    skipped: frozenset[int]
-    """What of that changed nothing."""
+    progress: Progress
+    """How far the state in memory is."""
+
+    saved: Progress
+    """How far the newest snapshot is."""
+
+    snapshots: tuple[SnapshotName, ...] = ()
+    """Those that are good, newest first."""
 
     tenant: str = ""
     """Whose it is; known from the first job that was read."""
-
-    position: int = -1
-    """seq_id of the newest entry that has been read."""
 
     unread: deque[LogEntry] = field(default_factory=deque)
     ready: deque[Ready] = field(default_factory=deque)
@@ -65,6 +78,29 @@ class HeldRun:
 
     lost: PlatformError | None = None
     """Why its past cannot be rebuilt; its operations fail with this."""
+
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the newest snapshot was taken, or the run if there is none of this holder's."""
+
+    used_at: float = field(default_factory=time.monotonic)
+    """When the last operation was carried out."""
+
+    @classmethod
+    def at(cls, lease: Lease, past: RunPast, snapshots: tuple[SnapshotName, ...]) -> HeldRun:
+        """A run in the state of the first of these snapshots, or in none."""
+        begin = Progress(snapshots[0].seq_id if snapshots else -1)
+        return cls(lease, past, begin.seq_id, begin, begin, snapshots)
+
+    @classmethod
+    def beyond_rescue(cls, lease: Lease, past: RunPast, lost: PlatformError) -> HeldRun:
+        """A run whose past cannot be rebuilt: what comes next fails with `lost`."""
+        begin = Progress(past.done_seq_id)
+        return cls(lease, past, past.done_seq_id, begin, begin, lost=lost)
+
+    @property
+    def has_unsaved_changes(self) -> bool:
+        """Whether the run has changed since its newest snapshot."""
+        return self.lost is None and self.progress.changes > self.saved.changes
 
     @property
     def entries_here(self) -> int:
@@ -77,9 +113,9 @@ class HeldRun:
 
     def add_job(self, entry: LogEntry, job: job_pb2.Job | PlatformError | None) -> None:
         """Puts an entry's job behind those that are ready; one without effect in a past that is done is dropped."""
-        replay = entry.seq_id <= self.replay_until
+        replay = entry.seq_id <= self.past.done_seq_id
         kind = job.WhichOneof("request") if isinstance(job, job_pb2.Job) else None
-        if replay and (entry.seq_id in self.skipped or kind in WITHOUT_EFFECT):
+        if replay and (entry.seq_id in self.past.skipped or kind in WITHOUT_EFFECT):
             return
         cost = 0
         if isinstance(job, job_pb2.Job) and kind in _PASSES:
@@ -95,3 +131,8 @@ class HeldRun:
         """Has the first ready operation carried out on its own."""
         head = self.ready[0]
         self.ready[0] = replace(head, waiting=replace(head.waiting, joins=False))
+
+    def carried_out(self, item: Ready, *, changed: bool) -> None:
+        """Notes that an operation has its result, or has been replayed."""
+        self.progress = self.progress.after(item.seq_id, item.kind, changed=changed and item.kind not in WITHOUT_EFFECT)
+        self.used_at = time.monotonic()

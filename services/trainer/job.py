@@ -17,6 +17,7 @@ from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.run_log import Write
+from services.core.run_past import source_write
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
 from services.trainer.execute import Locations, execute, execute_together
@@ -49,9 +50,9 @@ class JobRunner:
     async def run(self, job: job_pb2.Job) -> JobOutcome:
         """Carries out a job."""
         try:
-            target = await self._target(job)
-            response = await self._execute(job, target)
-            return response, await self._entry(job, target) if target else ()
+            source, target = await self._source(job), await self._target(job)
+            response = await self._execute(job, source, target)
+            return response, await self._writes(job, source, target)
         except Exception as error:
             return _failure(job, error), ()
 
@@ -63,18 +64,23 @@ class JobRunner:
             for job, result in zip(jobs, results, strict=True)
         ]
 
-    async def replay(self, job: job_pb2.Job) -> None:
+    async def replay(self, job: job_pb2.Job, source: str) -> None:
         """Does again, in memory, what a finished job did to its run.
+
+        Args:
+            job: the job; not one that saves.
+            source: where the checkpoint is that it loaded; "" if it loaded none.
 
         Raises:
             PlatformError: it cannot be done again.
         """
-        await self._execute(job, None)
+        try:
+            await self._execute(job, source, None)
+        except Exception as error:
+            raise _failure(job, error) from error
 
-    async def _execute(self, job: job_pb2.Job, target: TinkerPath | None) -> Message:
-        locations = Locations(
-            source=await self._source(job), target=_location(job, target) if target is not None else ""
-        )
+    async def _execute(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Message:
+        locations = Locations(source=source, target=_location(job, target) if target is not None else "")
         return await self._device.run(execute, self._engine, self._checkpoints, job, locations)
 
     async def _source(self, job: job_pb2.Job) -> str:
@@ -114,6 +120,13 @@ class JobRunner:
         except NotFoundError:
             return False
         return True
+
+    async def _writes(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Sequence[Write]:
+        """What must become visible together with a job's result."""
+        if source:
+            name = OperationName.parse(job.operation)
+            return [source_write(name.scope, name.seq_id, source)]
+        return await self._entry(job, target) if target else ()
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+
+import structlog
 
 from services.core.blobs import BlobStore
 from services.core.catalog import Catalog
@@ -14,17 +17,25 @@ from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.presence import Presence
 from services.core.run_log import RunLogs
+from services.core.run_past import RunPasts
 from services.core.server import until_stopped
 from services.core.sessions import Sessions
+from services.core.snapshot_store import SnapshotStore
 from services.core.telemetry import configure_logging
 from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
+from services.trainer.holdings import Holdings
 from services.trainer.job import JobRunner
+from services.trainer.planner import BACKWARD_COST
+from services.trainer.snapshot_policy import SnapshotPolicy
+from services.trainer.snapshots import Snapshots
 from services.trainer.worker import TrainerWorker
 from tinker_proto.internal.v1 import job_pb2
+
+_log = structlog.get_logger(__name__)
 
 
 async def serve(settings: Settings, base_model: str) -> None:
@@ -35,22 +46,8 @@ async def serve(settings: Settings, base_model: str) -> None:
     base = load_base_model(source, name=name, device=choose_device(settings.device))
     engine, device = TrainerEngine(base), DeviceThread()
     connection = RedisConnection.open(settings.redis_url)
-    blobs = BlobStore(settings.blob_dir)
-    payloads = Payloads(blobs)
-    tokenizer_blob = await store_tokenizer(base, blobs)
-    serving = TrainerWorker(
-        worker,
-        base.name,
-        engine,
-        device,
-        JobRunner(engine, device, Catalog(connection), CheckpointStore(settings.checkpoint_dir)),
-        connection,
-        RunLogs(connection, payloads),
-        OperationStore(connection, payloads),
-        Sessions(connection),
-        max_runs=settings.max_runs,
-        lease_s=settings.lease_seconds,
-    )
+    tokenizer_blob = await store_tokenizer(base, BlobStore(settings.blob_dir))
+    serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:
         return job_pb2.WorkerStatus(
@@ -71,9 +68,41 @@ async def serve(settings: Settings, base_model: str) -> None:
     loops = asyncio.create_task(serving.run())
     stopped = asyncio.create_task(until_stopped())
     await asyncio.wait({loops, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    await presence.leave()
-    serving.stop()
     stopped.cancel()
-    await loops
-    device.close()
+    serving.stop()
+    device_is_free, _ = await asyncio.gather(loops, presence.leave())
     await connection.close()
+    if not device_is_free:
+        _log.warning("the device is busy for longer than drain_seconds; what it does now will be done again elsewhere")
+        os._exit(os.EX_OK)  # the interpreter would wait for the device's thread
+    device.close()
+
+
+def assemble(
+    settings: Settings, worker: str, engine: TrainerEngine, device: DeviceThread, connection: RedisConnection
+) -> TrainerWorker:
+    """A worker with all its parts, over one Redis server and one data directory."""
+    payloads = Payloads(BlobStore(settings.blob_dir))
+    logs = RunLogs(connection, payloads)
+    holdings = Holdings(
+        worker,
+        engine.base.name,
+        connection,
+        logs,
+        Sessions(connection),
+        Snapshots(engine, device, SnapshotStore(settings.snapshot_dir), RunPasts(connection, payloads)),
+        SnapshotPolicy.of(settings),
+        max_runs=settings.max_runs,
+        lease_s=settings.lease_seconds,
+        idle_s=settings.idle_seconds,
+    )
+    return TrainerWorker(
+        worker,
+        holdings,
+        JobRunner(engine, device, Catalog(connection), CheckpointStore(settings.checkpoint_dir)),
+        connection,
+        logs,
+        OperationStore(connection, payloads),
+        cycle_budget=BACKWARD_COST * engine.row_tokens,
+        drain_s=settings.drain_seconds,
+    )

@@ -36,6 +36,13 @@ class RunState:
         """By name, all that a run has beside weights and step."""
         return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "gradient": self.gradient}
 
+    def copy(self, device: torch.device | str) -> RunState:
+        """The same state in memory of its own, on a device."""
+        weights = AdapterWeights(self.config, self.weights.layout, self.weights.flat.to(device))
+        copied = RunState(weights)
+        copied.load(self, restore_optimizer=True)
+        return copied
+
     def reset_optimizer(self) -> None:
         """Forgets all but the weights."""
         for vector in self.optimizer_vectors().values():

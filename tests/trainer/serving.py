@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.checkpoints import CheckpointStore
+from services.core.config import Settings
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.run_log import RunLogs
-from services.core.sessions import Sessions
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
-from services.trainer.job import JobRunner
+from services.trainer.main import assemble
 from services.trainer.work import Outcome, Work
 from services.trainer.worker import TrainerWorker
 from tests.trainer.data import random_data
@@ -124,30 +122,17 @@ async def serving(
     data_dir: Path,
     *,
     name: str = "worker",
-    lease_s: float = 10,
-) -> AsyncIterator[None]:
+    **settings: Any,
+) -> AsyncIterator[TrainerWorker]:
     """Serves until the block ends, then stops as a trainer stops."""
     device = DeviceThread()
-    jobs = JobRunner(engine, device, Catalog(connection), CheckpointStore(data_dir / "checkpoints"))
-    worker = TrainerWorker(
-        name,
-        queue.base_model,
-        engine,
-        device,
-        jobs,
-        connection,
-        queue.logs,
-        queue.operations,
-        Sessions(connection),
-        max_runs=64,
-        lease_s=lease_s,
-    )
+    worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection)
     task = asyncio.create_task(worker.run())
     try:
-        yield
+        yield worker
     finally:
         worker.stop()
-        await task
+        assert await task
         device.close()
 
 

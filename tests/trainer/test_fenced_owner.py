@@ -61,7 +61,7 @@ async def test_a_fenced_run_loses_its_place_in_a_shared_pass_and_the_others_do_n
         await queue.create(run, tenant)
         names[run] = [await queue.forward_backward(run, tenant) for _ in range(PASSES)]
     # Leases are renewed every third of lease_s: here the run's results are the first to find out.
-    async with serving(connection, engine, queue, data_dir, lease_s=10 * DEADLINE_S):
+    async with serving(connection, engine, queue, data_dir, lease_seconds=10 * DEADLINE_S):
         await until(lambda: bool(engine.shared_pass))
         victim = engine.shared_pass[-1].training_run_id
         done_before = await queue.logs.done_seq_id(victim)

@@ -1,0 +1,259 @@
+"""Which runs a trainer holds: takes those that want one, keeps their leases and snapshots, and parks them.
+
+Runs spread by themselves: a trainer takes one run at a time and hesitates the longer the fuller it is, so that an
+emptier one is there first. A run that is parked has its state in a snapshot; nothing waits for it, and its next
+operation places it again. `boundary` is held while operations are carried out: whoever has it finds every run between
+two operations, each with its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import structlog
+
+from services.core import keyspace, streams
+from services.core.connection import TRANSIENT_ERRORS, RedisConnection
+from services.core.names import session_of
+from services.core.persistence import until_reached
+from services.core.run_log import FencedError, Lease, RunLogs
+from services.core.sessions import Sessions
+from services.trainer.held_run import HeldRun
+from services.trainer.snapshot_policy import SnapshotPolicy
+from services.trainer.snapshots import Snapshots
+
+HESITATION_S = 0.2
+"""How long a trainer that is full but for one slot waits before it takes a run."""
+
+MAKE_ROOM_AFTER_S = 1.0
+"""A run that has been idle for so long makes room for another that waits."""
+
+LOOK_EVERY_S = 1.0
+RETRY_SNAPSHOT_S = 5.0
+PARKED_AT_ONCE = 4
+
+_log = structlog.get_logger(__name__)
+
+
+class Holdings:
+    """The runs of one base model that one worker holds."""
+
+    def __init__(
+        self,
+        worker: str,
+        base_model: str,
+        connection: RedisConnection,
+        logs: RunLogs,
+        sessions: Sessions,
+        snapshots: Snapshots,
+        policy: SnapshotPolicy,
+        *,
+        max_runs: int,
+        lease_s: float,
+        idle_s: float,
+    ) -> None:
+        self._worker = worker
+        self._base_model = base_model
+        self._place = keyspace.place(base_model)
+        self._connection = connection
+        self._logs = logs
+        self._sessions = sessions
+        self._snapshots = snapshots
+        self._policy = policy
+        self._max_runs = max_runs
+        self._lease_ms = int(lease_s * 1000)
+        self._idle_s = idle_s
+        self.runs: dict[str, HeldRun] = {}
+        self._moving: dict[str, Lease] = {}
+        """Leases of runs that are being restored or parked."""
+
+        self.boundary = asyncio.Lock()
+        self.progressed = asyncio.Event()
+        """Set when operations have been carried out."""
+
+    async def open(self) -> None:
+        """Makes what the loops need."""
+        await until_reached(lambda: streams.make_group(self._connection.commands, keyspace.TRAINERS_GROUP, self._place))
+
+    async def take_runs(self) -> None:
+        """Takes runs for ever, one at a time."""
+        while True:
+            try:
+                free = self._max_runs - len(self.runs) - len(self._moving)
+                if free <= 0:
+                    await self._make_room()
+                    continue
+                newest = await streams.last_id(self._connection.commands, self._place)
+                await asyncio.sleep(HESITATION_S * (1 - free / self._max_runs))
+                entry = await self._next_place()
+                if entry is not None:
+                    await self._take(entry.fields[b"run"].decode(), entry.entry_id)
+                else:
+                    await streams.read(self._connection.blocking, {self._place: newest}, count=1, block_ms=1000)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("queue unreachable, trying again", error=str(error))
+                await asyncio.sleep(0.2)
+
+    async def keep_leases(self) -> None:
+        """Renews the leases for ever; a run whose lease is lost is forgotten."""
+        while True:
+            await asyncio.sleep(self._lease_ms / 3000)
+            leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
+            try:
+                kept = await self._logs.renew(leases, self._lease_ms)
+                entries = [lease.place_entry for lease in kept]
+                await streams.keep(
+                    self._connection.commands, keyspace.TRAINERS_GROUP, self._worker, self._place, entries
+                )
+            except TRANSIENT_ERRORS as error:
+                _log.warning("queue unreachable, trying again", error=str(error))
+                continue
+            for lease in set(leases) - set(kept):
+                held = self.runs.get(lease.run)
+                if held is not None and held.lease == lease:
+                    await self.forget(held)
+                elif self._moving.get(lease.run) == lease:
+                    del self._moving[lease.run]
+
+    async def keep_snapshots(self) -> None:
+        """Takes the snapshots that are due, the most urgent first, and rests in between as the policy says."""
+        while True:
+            self.progressed.clear()
+            held = max(self.runs.values(), key=self._urgency, default=None)
+            if held is None or self._urgency(held) < 1:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.progressed.wait(), LOOK_EVERY_S)
+                continue
+            async with self.boundary:
+                started = time.monotonic()
+                copy = await self._snapshots.copy(held) if self.runs.get(held.lease.run) is held else None
+            if copy is None:
+                held.saved = held.progress
+                continue
+            try:
+                saved = await self._snapshots.save(held, copy)
+            except FencedError:
+                await self.forget(held)
+                continue
+            held.saved_at = started
+            pause = self._policy.pause(time.monotonic() - started)
+            await asyncio.sleep(pause if saved else RETRY_SNAPSHOT_S)
+
+    async def park_idle(self) -> None:
+        """Parks runs that nobody has used for long, and those whose client is gone."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for run, held in list(self.runs.items()):
+                if held.entries_here:
+                    continue
+                try:
+                    wanted = await self._sessions.is_alive(session_of(run))
+                except TRANSIENT_ERRORS:
+                    break
+                if not wanted or time.monotonic() - held.used_at > self._idle_s:
+                    await self._park(run)
+
+    async def drain(self, seconds: float) -> None:
+        """Parks everything; what takes longer is given back without a snapshot, and replayed from the last one."""
+        slots = asyncio.Semaphore(PARKED_AT_ONCE)
+
+        async def leave(held: HeldRun) -> None:
+            async with slots:
+                await self._leave(held)
+
+        leaving = list(self.runs.values())
+        self.runs.clear()
+        self._moving |= {held.lease.run: held.lease for held in leaving}
+        tasks = [asyncio.create_task(leave(held)) for held in leaving]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, seconds))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.give_back()
+
+    async def give_back(self) -> None:
+        """Gives all leases back as things are."""
+        leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
+        await asyncio.gather(*(self._logs.release(lease, self._base_model) for lease in leases), return_exceptions=True)
+
+    async def forget(self, held: HeldRun) -> None:
+        """Drops a run that another worker has taken."""
+        run = held.lease.run
+        if self.runs.get(run) is held:
+            del self.runs[run]
+            _log.warning("lease lost", run=run)
+            await self._snapshots.drop(run)
+
+    async def wake_reader(self) -> None:
+        """Makes whoever reads the logs look again at which."""
+        wake = keyspace.wake(self._worker)
+        await until_reached(lambda: self._connection.commands.xadd(wake, {"wake": 1}, maxlen=1, approximate=False))
+
+    async def _next_place(self) -> streams.StreamEntry | None:
+        """A run that no living trainer has."""
+        commands, group = self._connection.commands, keyspace.TRAINERS_GROUP
+        found = await streams.take_over(commands, group, self._worker, self._place, idle_ms=self._lease_ms, count=1)
+        if not found:
+            found = await streams.read_group(commands, group, self._worker, self._place, count=1)
+        return found[0] if found else None
+
+    async def _take(self, run: str, place_entry: str) -> None:
+        if run in self.runs or run in self._moving:
+            return
+        lease = await self._logs.claim(self._worker, run, place_entry, self._lease_ms)
+        if lease is None:
+            return
+        self._moving[run] = lease
+        held = await self._snapshots.restore(lease)
+        if self._moving.pop(run, None) is None:
+            await self._snapshots.drop(run)
+            return
+        self.runs[run] = held
+        _log.info("run taken", run=run, epoch=lease.epoch, restored=held.position, done=held.past.done_seq_id)
+        await self.wake_reader()
+
+    async def _make_room(self) -> None:
+        """Parks the run that has been idle longest if others wait."""
+        idle = [held for held in self.runs.values() if not held.entries_here]
+        oldest = min(idle, key=lambda held: held.used_at, default=None)
+        is_ripe = oldest is not None and time.monotonic() - oldest.used_at > MAKE_ROOM_AFTER_S
+        if oldest is None or not is_ripe or not await self._others_wait():
+            await asyncio.sleep(0.2)
+        else:
+            await self._park(oldest.lease.run)
+
+    async def _others_wait(self) -> bool:
+        return await streams.has_waiting(
+            self._connection.commands, keyspace.TRAINERS_GROUP, self._place, idle_ms=self._lease_ms
+        )
+
+    async def _park(self, run: str) -> None:
+        """Parks a run unless it is in use."""
+        async with self.boundary:
+            held = self.runs.get(run)
+            if held is None or held.entries_here:
+                return
+            self._moving[run] = self.runs.pop(run).lease
+        await self._leave(held)
+
+    async def _leave(self, held: HeldRun) -> None:
+        """Takes a run out of memory, into a snapshot if it has changed, and gives its lease back."""
+        run = held.lease.run
+        try:
+            copy = await self._snapshots.copy(held) if held.has_unsaved_changes else None
+            await self._snapshots.drop(run)
+            if copy is not None:
+                await self._snapshots.save(held, copy)
+            await until_reached(lambda: self._logs.release(held.lease, self._base_model))
+            _log.info("run parked", run=run, seq_id=held.progress.seq_id)
+        except FencedError:
+            _log.warning("lease lost", run=run)
+        self._moving.pop(run, None)
+
+    def _urgency(self, held: HeldRun) -> float:
+        if held.lost is not None:
+            return 0.0
+        return self._policy.urgency(held.saved, held.progress, time.monotonic() - held.saved_at)

@@ -1,0 +1,121 @@
+"""Runs between memory and disk: copied on the device thread, written off it, recorded when they are durable.
+
+A snapshot that cannot be written or recorded changes nothing: the run goes on, and its log stays as long as it is.
+Restoring tries the snapshots from the newest to the oldest and leaves the rest to the replay of the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from safetensors import SafetensorError
+
+from services.core.errors import DataLossError, NotFoundError, PlatformError
+from services.core.names import OperationName
+from services.core.persistence import until_reached
+from services.core.run_log import FencedError, Lease
+from services.core.run_past import RunPasts
+from services.core.snapshot_store import SnapshotName, SnapshotStore
+from services.model.device import DeviceThread
+from services.model.manifest import Manifest
+from services.trainer.engine import TrainerEngine
+from services.trainer.held_run import HeldRun
+from services.trainer.run_state import RunState
+from services.trainer.snapshot_files import read_snapshot, write_snapshot
+from services.trainer.snapshot_policy import Progress
+
+_KEPT = 2
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RunCopy:
+    """A run's state as it was after an operation, in the CPU's memory."""
+
+    state: RunState
+    progress: Progress
+
+
+class Snapshots:
+    """Takes snapshots of runs and restores runs from them."""
+
+    def __init__(self, engine: TrainerEngine, device: DeviceThread, store: SnapshotStore, pasts: RunPasts) -> None:
+        self._engine = engine
+        self._device = device
+        self._store = store
+        self._pasts = pasts
+
+    async def copy(self, held: HeldRun) -> RunCopy | None:
+        """Copies the state of a run that nothing is being done with; None if it has none: its creation has failed."""
+        try:
+            state = await self._device.run(_copy, self._engine, held.lease.run)
+        except NotFoundError:
+            return None
+        return RunCopy(state, held.progress)
+
+    async def save(self, held: HeldRun, copy: RunCopy) -> bool:
+        """Makes a copy the run's newest snapshot, and trims what no snapshot needs; False if the disk refuses.
+
+        Raises:
+            FencedError: the lease has moved; nothing of this counts.
+        """
+        lease, run = held.lease, held.lease.run
+        name = SnapshotName(copy.progress.seq_id, lease.epoch)
+        try:
+            await asyncio.to_thread(self._write, run, name, copy.state)
+        except (OSError, SafetensorError) as error:
+            _log.error("snapshot not written", run=run, seq_id=name.seq_id, error=str(error))
+            return False
+        kept = (name, *held.snapshots)[:_KEPT]
+        try:
+            await until_reached(lambda: self._pasts.record_snapshots(lease, kept))
+            held.snapshots, held.saved = kept, copy.progress
+            if len(kept) == _KEPT:
+                await until_reached(lambda: self._pasts.trim(lease, kept[-1].seq_id))
+        except FencedError:
+            await asyncio.to_thread(self._store.keep_only, run, held.snapshots, lease.epoch)
+            raise
+        await asyncio.to_thread(self._store.keep_only, run, kept, lease.epoch)
+        return True
+
+    async def restore(self, lease: Lease) -> HeldRun:
+        """Puts the newest good snapshot of a run into the engine; what came after it is left to the replay."""
+        run = lease.run
+        past = await until_reached(lambda: self._pasts.read(run))
+        await asyncio.to_thread(self._store.keep_only, run, past.snapshots, lease.epoch)
+        damage = []
+        for index, name in enumerate(past.snapshots):
+            try:
+                state = await asyncio.to_thread(read_snapshot, self._store.path(run, name), self._engine.base)
+            except PlatformError as error:
+                _log.error("snapshot damaged", run=run, seq_id=name.seq_id, error=error.message)
+                damage.append(error.message)
+                continue
+            await self._device.run(_put, self._engine, run, state)
+            return HeldRun.at(lease, past, past.snapshots[index:])
+        if past.first_seq_id > 0 and past.done_seq_id >= 0:
+            message = f"the run cannot be rebuilt: {'; '.join(damage) or 'it has no snapshot'}"
+            return HeldRun.beyond_rescue(lease, past, DataLossError(message, reason="RUN_LOST"))
+        return HeldRun.at(lease, past, ())
+
+    async def drop(self, run: str) -> None:
+        """Frees a run's memory; nothing happens if it has none."""
+        await self._device.run(self._engine.drop_run, run)
+
+    def _write(self, run: str, name: SnapshotName, state: RunState) -> None:
+        operation = str(OperationName(run, name.seq_id))
+        manifest = Manifest("snapshot", run, self._engine.base.name, state.config, operation)
+        with self._store.write(run, name) as directory:
+            write_snapshot(directory, state, manifest)
+
+
+def _copy(engine: TrainerEngine, run: str) -> RunState:
+    return engine.run(run).copy("cpu")
+
+
+def _put(engine: TrainerEngine, run: str, state: RunState) -> None:
+    engine.drop_run(run)
+    engine.add_run(run, state.copy(engine.base.device))
