@@ -5,19 +5,21 @@ from __future__ import annotations
 import sys
 
 EXTRAS = {
+    "plotille": "cli",
+    "rich": "cli",
+    "typer": "cli",
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",
     "prometheus_client": "gateway",
     "pydantic_settings": "gateway",
     "redis": "gateway",
-    "rich": "gateway",
     "starlette": "gateway",
     "structlog": "gateway",
-    "typer": "gateway",
     "uvicorn": "gateway",
     "peft": "worker",
     "safetensors": "worker",
     "torch": "worker",
+    "matplotlib": "plot",
 }
 
 

@@ -1,12 +1,8 @@
-"""`tinker-platform health`: is a server there, and what does it serve."""
+"""Whether a gRPC server is there, and serves."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated
-
 import grpc
-import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.core.errors import UnavailableError
@@ -14,18 +10,8 @@ from services.core.errors import UnavailableError
 TIMEOUT_S = 5.0
 
 
-def health(
-    address: Annotated[
-        str, typer.Argument(help="host:port of any of the platform's gRPC servers.")
-    ] = "127.0.0.1:50051",
-    service: Annotated[str, typer.Option(help="A service of that server; empty: the server itself.")] = "",
-) -> None:
-    """Ask a server for its health; exit code 0 means it serves."""
-    asyncio.run(_check(address, service))
-    typer.echo(f"{address} is serving")
-
-
-async def _check(address: str, service: str) -> None:
+async def check(address: str, service: str) -> None:
+    """Raises UnavailableError unless a server, or one service of it, serves."""
     try:
         status = await _status(address, service)
     except grpc.aio.AioRpcError as error:

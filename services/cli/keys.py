@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from services.cli.output import print_table
 from services.cli.state_file import running_redis_url
-from services.core.api_keys import ApiKeys
-from services.core.config import load_settings
-from services.core.connection import RedisConnection
+
+if TYPE_CHECKING:
+    from services.core.api_keys import ApiKeys
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -40,10 +39,9 @@ def create(
 @app.command(name="list")
 def list_keys(redis_url: RedisUrl = None, data_dir: DataDir = None) -> None:
     """Show all keys, without the keys themselves."""
-    table = Table("id", "tenant", "label", "created")
-    for key in _with_keys(lambda keys: keys.list(), redis_url, data_dir):
-        table.add_row(key.key_id, key.tenant, key.label, f"{key.create_time:%Y-%m-%d %H:%M}")
-    Console().print(table)
+    known = _with_keys(lambda keys: keys.list(), redis_url, data_dir)
+    rows = [(key.key_id, key.tenant, f"{key.create_time:%Y-%m-%d %H:%M}", key.label) for key in known]
+    print_table(("ID", "TENANT", "CREATED", "LABEL"), rows)
 
 
 @app.command()
@@ -58,6 +56,10 @@ def revoke(
 
 
 def _with_keys(call: Callable[[ApiKeys], Awaitable[_T]], redis_url: str | None, data_dir: Path | None) -> _T:
+    from services.core.api_keys import ApiKeys
+    from services.core.config import load_settings
+    from services.core.connection import RedisConnection
+
     settings = load_settings(redis_url=redis_url, data_dir=data_dir)
     url = settings.redis_url or running_redis_url(settings.data_dir)
 

@@ -1,4 +1,9 @@
-"""The `tinker-platform` command: one command starts everything on one machine, four start one service each."""
+"""The `tinker-platform` command: commands of users, and commands that run the platform.
+
+Commands of users (run, checkpoint, session, model) talk to a platform anywhere, as the Python client does. Of the
+others `up` starts everything on one machine and three start one service each. What a command needs is imported when it
+runs, so that help is quick and a laptop needs no part of the platform.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,22 @@ from typing import Annotated
 
 import typer
 
-from services.cli import health, keys
-from services.cli.processes import BAD_REQUEST_EXIT_CODE
-from services.core.config import load_settings
+from services.cli import checkpoint, keys, model, run, session
+from services.cli.access import FormatOption
+from services.cli.exit_code import CommandError, ExitCode
 from services.core.errors import InvalidArgumentError, PlatformError
 
 app = typer.Typer(
     name="tinker-platform",
-    help="Self-hosted LoRA post-training: you write the loop, the platform runs the GPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(keys.app, name="keys")
+
+_USERS, _OPERATORS = "Your runs and checkpoints", "The platform"
+for group, name in ((run, "run"), (checkpoint, "checkpoint"), (session, "session"), (model, "model")):
+    app.add_typer(group.app, name=name, rich_help_panel=_USERS)
+app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATORS)
 
 BaseModels = Annotated[
     list[str],
@@ -43,7 +51,15 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
-@app.command()
+@app.callback()
+def shared_options(context: typer.Context, output_format: FormatOption = None) -> None:
+    """Self-hosted LoRA post-training: you write the loop, the platform runs the GPUs."""
+    if output_format is not None and context.invoked_subcommand not in ("run", "checkpoint", "session", "model"):
+        raise typer.BadParameter("only run, checkpoint, session and model have it", param_hint="'--format'")
+    context.obj = output_format
+
+
+@app.command(rich_help_panel=_OPERATORS)
 def up(
     base_model: BaseModels,
     data_dir: DataDir = None,
@@ -55,6 +71,7 @@ def up(
 ) -> None:
     """Run the whole platform on this machine: Redis, gateway, and a trainer and a sampler for each base model."""
     from services.cli.up import run_up
+    from services.core.config import load_settings
 
     settings = load_settings(
         data_dir=data_dir,
@@ -68,7 +85,7 @@ def up(
     asyncio.run(run_up(settings, base_model))
 
 
-@app.command()
+@app.command(rich_help_panel=_OPERATORS)
 def gateway(
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
@@ -77,6 +94,7 @@ def gateway(
     host: Host = None,
 ) -> None:
     """Run one gateway: the gRPC API that clients talk to."""
+    from services.core.config import load_settings
     from services.gateway.main import serve
 
     settings = load_settings(
@@ -85,39 +103,54 @@ def gateway(
     asyncio.run(serve(settings.with_redis()))
 
 
-@app.command()
+@app.command(rich_help_panel=_OPERATORS)
 def trainer(base_model: BaseModel, redis_url: RedisUrl = None, data_dir: DataDir = None, device: Device = None) -> None:
     """Run one trainer: LoRA training on one base model."""
+    from services.core.config import load_settings
     from services.trainer.main import serve
 
     settings = load_settings(redis_url=redis_url, data_dir=data_dir, device=device)
     asyncio.run(serve(settings.with_redis(), base_model))
 
 
-@app.command()
+@app.command(rich_help_panel=_OPERATORS)
 def sampler(base_model: BaseModel, redis_url: RedisUrl = None, data_dir: DataDir = None, device: Device = None) -> None:
     """Run one sampler: generation from one base model and its checkpoints."""
+    from services.core.config import load_settings
     from services.sampler.main import serve
 
     settings = load_settings(redis_url=redis_url, data_dir=data_dir, device=device)
     asyncio.run(serve(settings.with_redis(), base_model))
 
 
-app.command(name="health")(health.health)
+@app.command(rich_help_panel=_OPERATORS)
+def health(
+    address: Annotated[
+        str, typer.Argument(help="host:port of any of the platform's gRPC servers.")
+    ] = "127.0.0.1:50051",
+    service: Annotated[str, typer.Option(help="A service of that server; empty: the server itself.")] = "",
+) -> None:
+    """Ask a server for its health; exit code 0 means it serves."""
+    from services.cli.health import check
+
+    asyncio.run(check(address, service))
+    typer.echo(f"{address} is serving")
 
 
 def main() -> None:
-    """Entry point. A failure ends with one sentence: exit code 2 for a bad request, else 1; an interruption is 130."""
+    """Entry point. A failure ends with one sentence on standard error and an ExitCode."""
     try:
         app()
+    except CommandError as error:
+        failure, code = error.message, error.exit_code
     except InvalidArgumentError as error:
-        print(f"Error: {error.message}", file=sys.stderr)
-        sys.exit(BAD_REQUEST_EXIT_CODE)
+        failure, code = error.message, ExitCode.BAD_REQUEST
     except PlatformError as error:
-        print(f"Error: {error.message}", file=sys.stderr)
-        sys.exit(1)
+        failure, code = error.message, ExitCode.FAILED
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
+    print(f"Error: {failure}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

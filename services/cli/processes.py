@@ -8,9 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-BAD_REQUEST_EXIT_CODE = 2
-"""A process ends with this if what it was asked to do cannot be done: starting it again does not help."""
-
 _DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 
 

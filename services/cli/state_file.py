@@ -1,8 +1,13 @@
-"""The data directory of `up`: one `up` at a time, and where its embedded Redis is."""
+"""The data directory of `up`: one `up` at a time, and where its Redis and its gRPC API are.
+
+Other commands on this machine read it. The API's address is there only while that `up` runs.
+"""
 
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +16,8 @@ from services.core.files import write_whole
 
 _LOCK = "lock"
 _REDIS_URL = "redis-url"
+_GRPC_URL = "grpc-url"
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 def lock(data_dir: Path) -> IO[str]:
@@ -46,3 +53,21 @@ def running_redis_url(data_dir: Path) -> str:
     except FileNotFoundError:
         message = f"no platform runs in {data_dir}: pass --data-dir of a running `up`, or --redis-url"
         raise UnavailableError(message, reason="NOT_RUNNING") from None
+
+
+@contextmanager
+def announced_grpc_url(data_dir: Path, host: str, port: int) -> Iterator[None]:
+    """Lets users' commands find the API of this `up`, for as long as it runs."""
+    write_whole(data_dir / _GRPC_URL, f"grpc://{_EVERY_ADDRESS.get(host, host)}:{port}".encode())
+    try:
+        yield
+    finally:
+        (data_dir / _GRPC_URL).unlink(missing_ok=True)
+
+
+def running_grpc_url(data_dir: Path) -> str | None:
+    """The API of the `up` that runs in a data directory; None if none does."""
+    try:
+        return (data_dir / _GRPC_URL).read_text()
+    except OSError:
+        return None

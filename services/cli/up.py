@@ -21,6 +21,7 @@ from rich.console import Console
 
 from services.cli import processes, state_file
 from services.cli.embedded_redis import EmbeddedRedis
+from services.cli.exit_code import ExitCode
 from services.cli.health import is_serving
 from services.core.api_keys import ApiKeys
 from services.core.config import ENV_PREFIX, Settings, parse_base_model
@@ -63,6 +64,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
             stack.push_async_callback(supervisor.stop)
             url = settings.redis_url or await supervisor.start_redis()
             state_file.announce_redis_url(settings.data_dir, url)
+            stack.enter_context(state_file.announced_grpc_url(settings.data_dir, settings.host, settings.grpc_port))
             connection = RedisConnection.open(url)
             stack.push_async_callback(connection.close)
             await _first_key(ApiKeys(connection))
@@ -142,7 +144,7 @@ class Supervisor:
             started = time.monotonic()
             code = await self._children[name].wait()
             quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_S else 0
-            if quick_deaths == QUICK_DEATHS or code == processes.BAD_REQUEST_EXIT_CODE:
+            if quick_deaths == QUICK_DEATHS or code == ExitCode.BAD_REQUEST:
                 message = f"{name} does not stay up (exit code {code}): {_last_line(log)} (more in {log})"
                 raise UnavailableError(message, reason="SERVICE_FAILED")
             _console.print(f"{name} ended with exit code {code}; starting it again")

@@ -1,0 +1,112 @@
+"""`tinker-platform checkpoint delete`: one checkpoint or many, asked for once.
+
+Each is deleted by a call of its own, several at a time; the report says of every one whether it is gone.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.access import Access, exit_code_of
+from services.cli.checkpoint_choice import After, Before, Choice, RunId, TypeOption
+from services.cli.checkpoint_output import print_checkpoints
+from services.cli.exit_code import CommandError, ExitCode
+from services.cli.output import count, print_json, print_line, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinker_client import RestClient
+
+AT_ONCE = 16
+
+
+@dataclass
+class Deletions:
+    """What became of each path."""
+
+    deleted: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+
+def delete(
+    access: Access,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", help="The checkpoints to delete.")] = None,
+    run_id: RunId = None,
+    checkpoint_type: TypeOption = None,
+    before: Before = None,
+    after: After = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete checkpoints, by path or by the options that `checkpoint list` has. It asks once; there is no way back.
+
+    Example: tinker-platform checkpoint delete --run-id 2f1c8e...:train:0 --before 2026-01-31
+    """
+    choice = Choice.of(run_id, checkpoint_type, before, after)
+    if bool(paths) is choice.is_narrow:
+        raise typer.BadParameter("name the checkpoints either by PATH or by --run-id, --type, --before and --after")
+    chosen = _by_path(paths) if paths else _by_choice(access, choice, show=not yes)
+    if chosen and not yes:
+        _ask(chosen)
+    deletions = _delete(access.rest, chosen)
+    _report(access, deletions)
+    if deletions.failed:
+        codes = {exit_code_of(error) for error in deletions.failed.values()}
+        code = codes.pop() if len(codes) == 1 and not deletions.deleted else ExitCode.FAILED
+        raise CommandError(f"{count(len(deletions.failed), 'checkpoint')} could not be deleted", code)
+
+
+def _by_path(paths: Sequence[str]) -> list[str]:
+    from tinker_proto.path import TinkerPath
+
+    return list(dict.fromkeys(str(TinkerPath.parse(path)) for path in paths))
+
+
+def _by_choice(access: Access, choice: Choice, *, show: bool) -> list[str]:
+    chosen = list(choice.checkpoints(access.rest, 0))
+    if show and chosen:
+        print_checkpoints(chosen, to_stderr=True)
+        total = size(sum(item.size_bytes for item in chosen))
+        print_line(f"{count(len(chosen), 'checkpoint')}, {total}", to_stderr=True)
+    return [item.tinker_path for item in chosen]
+
+
+def _ask(chosen: Sequence[str]) -> None:
+    what = chosen[0] if len(chosen) == 1 else f"these {len(chosen):,} checkpoints"
+    print(f"Delete {what}? There is no way back. [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline().strip().lower()
+    if answer not in ("y", "yes"):
+        raise CommandError("nothing was deleted; -y deletes without asking", ExitCode.FAILED)
+
+
+def _delete(rest: RestClient, paths: Sequence[str]) -> Deletions:
+    from tinker_client import TinkerError
+
+    deletions = Deletions()
+    for first in range(0, len(paths), AT_ONCE):
+        group = paths[first : first + AT_ONCE]
+        for path, future in [(path, rest.delete_checkpoint_from_tinker_path(path)) for path in group]:
+            try:
+                future.result()
+            except TinkerError as error:
+                deletions.failed[path] = error
+            else:
+                deletions.deleted.append(path)
+    return deletions
+
+
+def _report(access: Access, deletions: Deletions) -> None:
+    if access.wants_json:
+        failed = [{"tinker_path": path, "error": str(error)} for path, error in deletions.failed.items()]
+        print_json({"deleted": deletions.deleted, "failed": failed})
+        return
+    for path in deletions.deleted:
+        print_line(f"deleted {path}")
+    for path, error in deletions.failed.items():
+        print_line(f"not deleted: {path}: {error}", to_stderr=True)
+    if not deletions.deleted and not deletions.failed:
+        print_line("There is no such checkpoint.")

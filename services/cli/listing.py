@@ -1,0 +1,37 @@
+"""Lists that come in pages: read as far as they are wanted, and no further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Annotated, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+LARGEST_PAGE = 1000
+
+Limit = Annotated[int, typer.Option(min=0, help="Show at most this many; 0 shows all.")]
+
+FetchPage = Callable[[int, str], tuple[list[T], str]]
+"""(page size, page token) → items and the next page's token, empty on the last page."""
+
+
+def in_pages(fetch: FetchPage[T], limit: int) -> Iterator[T]:
+    """Every item, page by page; the pages are as large as `limit` needs."""
+    page_size = min(limit + 1, LARGEST_PAGE) if limit else LARGEST_PAGE
+    token = ""
+    while True:
+        items, token = fetch(page_size, token)
+        yield from items
+        if not token:
+            return
+
+
+def at_most(items: Iterable[T], limit: int) -> tuple[list[T], bool]:
+    """The first `limit` items, or all if it is 0, and whether there are more."""
+    if not limit:
+        return list(items), False
+    taken = list(islice(items, limit + 1))
+    return taken[:limit], len(taken) > limit

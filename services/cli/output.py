@@ -1,0 +1,117 @@
+"""What users' commands print: tables for people, one JSON value for programs.
+
+A table is as wide as its content, so that a path can be copied whole; its last column may run over the edge of the
+terminal. Text that other people wrote (labels, names) is shown without its control characters. In JSON, times are
+RFC 3339 in UTC and a number that is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinker_client.types import LoraConfig
+
+NOTHING = "-"
+"""Stands for a value that is not there."""
+
+_GAP = "  "
+_AGES = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def print_json(value: object) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(as_json(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def as_json(value: Any) -> Any:
+    """A value of the client's types as JSON knows it, under the names that the types have."""
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [as_json(item) for item in value]
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stderr: bool = False) -> None:
+    """Rows under a bold line of column names."""
+    from rich.cells import cell_len
+
+    shown = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    for index, row in enumerate(shown):
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        print_line(_GAP.join(padded).rstrip(), style="bold" if index == 0 else "", to_stderr=to_stderr)
+
+
+def print_properties(title: str, properties: Mapping[str, str]) -> None:
+    """A bold title, and a name and a value a line."""
+    width = max(map(len, properties))
+    print_line(title, style="bold")
+    for name, value in properties.items():
+        print_line(f"{_GAP}{name:<{width}}{_GAP}{printable(value)}")
+
+
+def print_line(text: str, *, style: str = "", to_stderr: bool = False) -> None:
+    """A line as it is; it is styled on a terminal alone."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=to_stderr, highlight=False).print(Text(text, style), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
+def size(size_bytes: int) -> str:
+    """Bytes, for people."""
+    from rich.filesize import decimal
+
+    return decimal(size_bytes)
+
+
+def moment(time: datetime, now: datetime) -> str:
+    """A point in time, and how far away it is."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age(time, now)})"
+
+
+def age(time: datetime, now: datetime) -> str:
+    """How long ago something was, or in how long it will be."""
+    seconds = (now - time).total_seconds()
+    ahead, seconds = seconds < 0, abs(seconds)
+    if seconds < 1:
+        return "now"
+    unit, length = next((unit, length) for unit, length in _AGES if seconds >= length)
+    span = f"{int(seconds / length)} {unit}"
+    return f"in {span}" if ahead else f"{span} ago"
+
+
+def labels(user_metadata: Mapping[str, str]) -> str:
+    """Free-form labels on one line."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(user_metadata.items())) or NOTHING
+
+
+def adapter(config: LoraConfig) -> str:
+    """An adapter's shape."""
+    parts = {"attention": config.train_attn, "MLP": config.train_mlp, "unembedding": config.train_unembed}
+    targets = config.target_modules or [part for part, trained in parts.items() if trained]
+    scale = "rsLoRA, " if config.use_rslora else ""
+    return f"rank {config.rank}, alpha {config.alpha}, {scale}on {', '.join(targets)}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 checkpoint", "2 checkpoints"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

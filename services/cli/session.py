@@ -1,0 +1,77 @@
+"""`tinker-platform session`: the client processes that have used the platform, and what each has made."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.access import Access, user_command
+from services.cli.listing import Limit, at_most, in_pages
+from services.cli.output import age, labels, moment, print_json, print_line, print_properties, print_table
+
+if TYPE_CHECKING:
+    from tinker_client.types import Session
+
+app = typer.Typer(help="See your client processes, and what each has made.", no_args_is_help=True)
+
+
+@user_command(app, "list")
+def list_sessions(access: Access, limit: Limit = 20) -> None:
+    """List your sessions, newest first: one for each client process.
+
+    Example: tinker-platform session list --limit 5
+    """
+
+    def fetch(page_size: int, token: str) -> tuple[list[Session], str]:
+        page = access.rest.list_sessions(page_size, token).result()
+        return page.sessions, page.next_page_token
+
+    sessions, has_more = at_most(in_pages(fetch, limit), limit)
+    if access.wants_json:
+        print_json({"sessions": sessions, "has_more": has_more})
+        return
+    if not sessions:
+        print_line("There is no session.")
+        return
+    now = datetime.now(UTC)
+    print_table(
+        ("SESSION", "STATE", "OPENED", "LAST SEEN", "LABELS"),
+        [
+            (s.session_id, _state(s), age(s.create_time, now), age(s.last_seen_time, now), labels(s.user_metadata))
+            for s in sessions
+        ],
+    )
+    if has_more:
+        print_line(f"These are the newest {limit}; --limit 0 shows all.")
+
+
+@user_command(app, "info")
+def session_info(access: Access, session_id: Annotated[str, typer.Argument(help="From `session list`.")]) -> None:
+    """Show a session with its training runs and sampling sessions.
+
+    Example: tinker-platform session info 2f1c8e...
+    """
+    session = access.rest.get_session(session_id).result()
+    if access.wants_json:
+        print_json(session)
+        return
+    now = datetime.now(UTC)
+    properties = {
+        "State": _state(session),
+        "Opened": moment(session.create_time, now),
+        "Last seen": moment(session.last_seen_time, now),
+        "Labels": labels(session.user_metadata),
+        "Training runs": str(len(session.training_run_ids)),
+        "Sampling sessions": str(len(session.sampling_session_ids)),
+    }
+    if session.end_time is not None:
+        properties["Ended"] = moment(session.end_time, now)
+    print_properties(f"Session {session.session_id}", properties)
+    for made in (*session.training_run_ids, *session.sampling_session_ids):
+        print_line(f"  {made}")
+
+
+def _state(session: Session) -> str:
+    return "open" if session.end_time is None else "ended"
