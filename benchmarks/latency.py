@@ -28,6 +28,7 @@ from rich.table import Table
 
 import tinker_client as tinker
 from services.core.checkpoints import CheckpointStore
+from services.core.local_storage import LocalStorage
 from services.model.base import load_base_model
 from services.trainer.engine import TrainerEngine
 from services.trainer.execute import Locations, execute
@@ -83,7 +84,7 @@ class BareEngine:
 
     def __init__(self, model: Path, scratch: Path) -> None:
         self._engine = TrainerEngine(load_base_model(str(model), name=BASE_MODEL, device="cpu"))
-        self._checkpoints = CheckpointStore(scratch)
+        self._checkpoints = CheckpointStore(LocalStorage(scratch))
         config = training_pb2.LoraConfig(rank=8, seed=0)
         self._run(
             training_pb2.CreateTrainingRunRequest(session_id="bench", base_model=BASE_MODEL, lora_config=config),

@@ -7,66 +7,121 @@ location a name stands for is the catalog's to say.
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.core.errors import AlreadyExistsError, NotFoundError
-from services.core.files import partial_beside, sync_directory, sync_tree
+from services.core.errors import DataLossError, NotFoundError
+from services.core.files import sha256_of
+from services.core.storage import Storage, Stored
+from tinker_proto.v1 import checkpoint_pb2
+
+ROOT = "checkpoints"
+MANIFEST_FILE = "checkpoint.json"
 
 
 class CheckpointStore:
-    """Checkpoint directories below one root."""
+    """Checkpoint directories of one storage."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        root.mkdir(parents=True, exist_ok=True)
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
     @contextmanager
     def write(self, location: str) -> Iterator[Path]:
         """Yields an empty directory to fill; on a clean exit it becomes `location`, on an exception it is gone.
 
         Raises:
-            AlreadyExistsError: there is a checkpoint at `location`.
+            AlreadyExistsError: there is a checkpoint at `location`, before or after it was filled.
+            ResourceExhaustedError: the storage is full.
         """
-        target = self._root / location
-        if target.exists():
-            raise AlreadyExistsError(f"there is a checkpoint at {location} already", reason="CHECKPOINT_EXISTS")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = partial_beside(target)
-        partial.mkdir()
-        try:
-            yield partial
-            sync_tree(partial)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        sync_directory(target.parent)
+        with self._storage.write_directory(_key(location)) as directory:
+            yield directory
 
     def exists(self, location: str) -> bool:
         """Whether there is a checkpoint at `location`."""
-        return (self._root / location).is_dir()
+        return self._storage.has_directory(_key(location))
 
     def open(self, location: str) -> Path:
-        """The directory of a checkpoint.
+        """The directory of a checkpoint on this machine's disk.
 
         Raises:
             NotFoundError: there is none at `location`.
+            DataLossError: it was damaged on the way.
         """
-        directory = self._root / location
-        if not directory.is_dir():
-            raise NotFoundError(f"the files of checkpoint {location} are gone", reason="CHECKPOINT_NOT_FOUND")
-        return directory
+        try:
+            return self._storage.open_directory(_key(location))
+        except FileNotFoundError:
+            raise _gone(location) from None
 
     def delete(self, location: str) -> None:
         """Removes a checkpoint; nothing happens if there is none."""
-        directory = self._root / location
-        if directory.is_dir():
-            doomed = partial_beside(directory)
-            directory.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        self._storage.delete_directory(_key(location))
 
     def size_bytes(self, location: str) -> int:
-        """Bytes of all files of a checkpoint."""
-        return sum(path.stat().st_size for path in self.open(location).rglob("*") if path.is_file())
+        """Bytes of all files of a checkpoint; raises as `open`."""
+        return sum(self._sizes(location).values())
+
+    def files(self, location: str) -> list[checkpoint_pb2.File]:
+        """The files that the manifest names, with what they must contain.
+
+        Raises:
+            NotFoundError: there is no checkpoint at `location`.
+            DataLossError: its manifest is damaged, or a file is missing; names it.
+        """
+        sizes = self._sizes(location)
+        digests = self._digests(location, sizes.get(MANIFEST_FILE, 0))
+        if missing := sorted(digests.keys() - sizes.keys()):
+            raise DataLossError(f"{missing[0]} of checkpoint {location} is missing", reason="CHECKPOINT_DAMAGED")
+        return [checkpoint_pb2.File(name=name, size_bytes=sizes[name], sha256=digests[name]) for name in digests]
+
+    def read(self, location: str, name: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of a file from `start` on.
+
+        Raises:
+            NotFoundError: there is no such checkpoint or file.
+        """
+        try:
+            return self._storage.read(_key(location), name, start, length)
+        except FileNotFoundError:
+            raise _gone(location) from None
+
+    def all(self) -> Iterator[tuple[str, Stored]]:
+        """Every location that has a checkpoint."""
+        for stored in self._storage.directories(ROOT):
+            yield stored.key.removeprefix(f"{ROOT}/"), stored
+
+    def verify(self, location: str) -> None:
+        """Reads a whole checkpoint.
+
+        Raises:
+            NotFoundError, DataLossError: it is gone, or a file is missing, truncated or corrupted; names it.
+        """
+        expected = self.files(location)
+        directory = self.open(location)
+        for file in expected:
+            if sha256_of(directory / file.name) != file.sha256:
+                message = f"{file.name} of checkpoint {location} is corrupted: its SHA-256 is not the manifest's"
+                raise DataLossError(message, reason="CHECKPOINT_DAMAGED")
+
+    def _sizes(self, location: str) -> dict[str, int]:
+        try:
+            return dict(self._storage.directory_sizes(_key(location)))
+        except FileNotFoundError:
+            raise _gone(location) from None
+
+    def _digests(self, location: str, size_bytes: int) -> dict[str, str]:
+        try:
+            digests = json.loads(self.read(location, MANIFEST_FILE, 0, size_bytes))["files"]
+            return {str(name): str(digest) for name, digest in digests.items()}
+        except (NotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
+            message = f"{MANIFEST_FILE} of checkpoint {location} is missing or damaged"
+            raise DataLossError(message, reason="CHECKPOINT_DAMAGED") from error
+
+
+def _key(location: str) -> str:
+    return f"{ROOT}/{location}"
+
+
+def _gone(location: str) -> NotFoundError:
+    return NotFoundError(f"the files of checkpoint {location} are gone", reason="CHECKPOINT_NOT_FOUND")

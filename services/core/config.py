@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("tinker-data"), description="checkpoints, snapshots, blobs and the embedded Redis"
     )
+    storage_url: str = Field(
+        default="",
+        description="checkpoints and blobs: file:///directory or s3://bucket/prefix; empty: data_dir",
+    )
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -51,6 +55,9 @@ class Settings(BaseSettings):
     worker_port: Port = Field(default=0, description="port of a worker's health service; 0: any free one")
     reflection: Literal["open", "key", "off"] = Field(default="key", description="who may use gRPC reflection")
     max_message_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    max_upload_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
+        default=8 << 30, description="largest adapter_model.safetensors that is imported"
+    )
     max_waiting_per_run: Annotated[int, Field(ge=1)] = 10_000
     max_waiting_samples: Annotated[int, Field(ge=1)] = 100_000
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0
@@ -92,19 +99,9 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def checkpoint_dir(self) -> Path:
-        """Where checkpoints are stored."""
-        return self.data_dir / "checkpoints"
-
-    @property
     def snapshot_dir(self) -> Path:
         """Where snapshots of training runs are stored."""
         return self.data_dir / "snapshots"
-
-    @property
-    def blob_dir(self) -> Path:
-        """Where large payloads are stored."""
-        return self.data_dir / "blobs"
 
 
 def load_settings(**flags: Any) -> Settings:

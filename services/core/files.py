@@ -1,11 +1,12 @@
 """Writes to a directory tree that a crash leaves whole or absent.
 
-Both stores (checkpoints, blobs) write beside the target, flush to the disk, and rename: a reader sees the old state or
-the new one, never a part.
+Writers put files beside the target, flush them to the disk, and rename: a reader sees the old state or the new one,
+never a part.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -16,6 +17,18 @@ PARTIAL_PREFIX = ".partial-"
 def partial_beside(target: Path) -> Path:
     """A fresh name in the target's directory that no reader looks at."""
     return target.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file's content."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(directory: Path) -> None:
@@ -31,8 +44,7 @@ def sync_tree(directory: Path) -> None:
     """Flushes every file and directory below `directory`, itself included."""
     for parent, _, names in os.walk(directory):
         for name in names:
-            with open(Path(parent) / name, "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(Path(parent) / name)
         sync_directory(Path(parent))
 
 

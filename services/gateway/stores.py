@@ -11,12 +11,15 @@ from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings
 from services.core.connection import RedisConnection
 from services.core.events import EventHub
+from services.core.exports import ExportStore
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.run_log import RunLogs
 from services.core.sample_queue import SampleQueues
 from services.core.sessions import Sessions
+from services.core.storage import open_storage
 from services.core.token_stream import TokenStream
+from services.core.uploads import UploadStore
 from services.core.workers import WorkerDirectory
 
 
@@ -29,28 +32,33 @@ class Stores:
     catalog: Catalog
     checkpoints: CheckpointStore
     events: EventHub
+    exports: ExportStore
     operations: OperationStore
     run_logs: RunLogs
     sample_queues: SampleQueues
     sessions: Sessions
     tokens: TokenStream
+    uploads: UploadStore
     workers: WorkerDirectory
 
     @classmethod
     def open(cls, settings: Settings, connection: RedisConnection) -> Stores:
         """Opens all stores over one Redis server and one data directory."""
-        blobs = BlobStore(settings.blob_dir)
+        storage = open_storage(settings)
+        blobs = BlobStore(storage)
         payloads = Payloads(blobs)
         return cls(
             api_keys=ApiKeys(connection),
             blobs=blobs,
             catalog=Catalog(connection),
-            checkpoints=CheckpointStore(settings.checkpoint_dir),
+            checkpoints=CheckpointStore(storage),
             events=EventHub(connection),
+            exports=ExportStore(storage),
             operations=OperationStore(connection, payloads),
             run_logs=RunLogs(connection, payloads),
             sample_queues=SampleQueues(connection, payloads),
             sessions=Sessions(connection),
             tokens=TokenStream(connection),
+            uploads=UploadStore(storage, settings.max_upload_bytes),
             workers=WorkerDirectory(connection),
         )

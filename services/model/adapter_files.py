@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.core.linears import ADAPTABLE_LINEARS
 from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
-from services.model.manifest import MANIFEST_FILE, Manifest
+from services.model.manifest import Manifest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

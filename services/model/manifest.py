@@ -7,17 +7,17 @@ file's name instead of being loaded in part.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError
+from services.core.files import sha256_of
 from services.model.adapters import AdapterConfig
 
-MANIFEST_FILE = "checkpoint.json"
 FORMAT_VERSION = 1
 
 CheckpointKind = Literal["training", "sampler", "snapshot"]
@@ -39,7 +39,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Describes the files that are in the directory now."""
-        files = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
+        files = {path.name: sha256_of(path) for path in sorted(directory.iterdir())}
         content = {"format": FORMAT_VERSION, **dataclasses.asdict(dataclasses.replace(self, files=files))}
         (directory / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -69,11 +69,6 @@ class Manifest:
         path = directory / file
         if not path.is_file():
             raise DataLossError(f"{path} is missing")
-        if _sha256(path) != self.files.get(file):
+        if sha256_of(path) != self.files.get(file):
             raise DataLossError(f"{path} is corrupted: its SHA-256 is not the one in {MANIFEST_FILE}")
         return path
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from services.core.payloads import Payloads
 from services.core.presence import Presence
 from services.core.sample_queue import SampleQueues
 from services.core.server import until_stopped
+from services.core.storage import open_storage
 from services.core.telemetry import configure_logging
 from services.core.token_stream import TokenStream
 from services.core.workers import WorkerDirectory
@@ -42,15 +43,17 @@ async def serve(settings: Settings, base_model: str) -> None:
         deterministic=settings.deterministic,
     )
     connection = RedisConnection.open(settings.redis_url)
-    payloads = Payloads(BlobStore(settings.blob_dir))
-    tokenizer_blob = await store_tokenizer(base, BlobStore(settings.blob_dir))
+    storage = open_storage(settings)
+    blobs = BlobStore(storage)
+    payloads = Payloads(blobs)
+    tokenizer_blob = await store_tokenizer(base, blobs)
     serving = SamplerWorker(
         worker,
         base,
         engine,
         SampleQueues(connection, payloads),
         OperationStore(connection, payloads),
-        CheckpointStore(settings.checkpoint_dir),
+        CheckpointStore(storage),
         TokenStream(connection),
         lease_s=settings.lease_seconds,
     )

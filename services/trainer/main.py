@@ -21,6 +21,7 @@ from services.core.run_past import RunPasts
 from services.core.server import until_stopped
 from services.core.sessions import Sessions
 from services.core.snapshot_store import SnapshotStore
+from services.core.storage import open_storage
 from services.core.telemetry import configure_logging
 from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
@@ -46,7 +47,7 @@ async def serve(settings: Settings, base_model: str) -> None:
     base = load_base_model(source, name=name, device=choose_device(settings.device))
     engine, device = TrainerEngine(base), DeviceThread()
     connection = RedisConnection.open(settings.redis_url)
-    tokenizer_blob = await store_tokenizer(base, BlobStore(settings.blob_dir))
+    tokenizer_blob = await store_tokenizer(base, BlobStore(open_storage(settings)))
     serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:
@@ -82,7 +83,8 @@ def assemble(
     settings: Settings, worker: str, engine: TrainerEngine, device: DeviceThread, connection: RedisConnection
 ) -> TrainerWorker:
     """A worker with all its parts, over one Redis server and one data directory."""
-    payloads = Payloads(BlobStore(settings.blob_dir))
+    storage = open_storage(settings)
+    payloads = Payloads(BlobStore(storage))
     logs = RunLogs(connection, payloads)
     holdings = Holdings(
         worker,
@@ -99,7 +101,7 @@ def assemble(
     return TrainerWorker(
         worker,
         holdings,
-        JobRunner(engine, device, Catalog(connection), CheckpointStore(settings.checkpoint_dir)),
+        JobRunner(engine, device, Catalog(connection), CheckpointStore(storage)),
         connection,
         logs,
         OperationStore(connection, payloads),

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError
 from services.model.adapter_files import read_tensors
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
-from services.model.manifest import MANIFEST_FILE, Manifest
+from services.model.manifest import Manifest
 from services.trainer.run_state import RunState
 
 STATE_FILE = "state.safetensors"

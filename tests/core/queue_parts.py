@@ -8,6 +8,7 @@ from pathlib import Path
 from services.core.blobs import BlobStore
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
+from services.core.local_storage import LocalStorage
 from services.core.names import OperationName
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
@@ -48,7 +49,7 @@ class Queues:
 
 
 def open_queues(connection: RedisConnection, data_dir: Path) -> Queues:
-    payloads = Payloads(BlobStore(data_dir))
+    payloads = Payloads(BlobStore(LocalStorage(data_dir)))
     return Queues(
         RunLogs(connection, payloads),
         SampleQueues(connection, payloads),

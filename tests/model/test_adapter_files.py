@@ -14,13 +14,14 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs
 from services.model.lora import Segment, install_lora
-from services.model.manifest import MANIFEST_FILE, Manifest
+from services.model.manifest import Manifest
 from tests.model.plain_peft import peft_warnings_ignored
 from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from services.core.blobs import BlobStore
 from services.core.config import Settings
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
+from services.core.local_storage import LocalStorage
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.run_log import RunLogs
@@ -77,6 +78,14 @@ class Queue:
             run, tenant, optim_step=training_pb2.OptimStepRequest(training_run_id=run, adam_params=params)
         )
 
+    async def save_state(self, run: str, tenant: str, name: str, *, overwrite: bool = False) -> str:
+        request = training_pb2.SaveStateRequest(training_run_id=run, name=name, overwrite=overwrite)
+        return await self._enqueue(run, tenant, save_state=request)
+
+    async def load_state(self, run: str, tenant: str, path: str) -> str:
+        request = training_pb2.LoadStateRequest(training_run_id=run, path=path, restore_optimizer=True)
+        return await self._enqueue(run, tenant, load_state=request)
+
     async def result(self, name: str, tenant: str) -> operation_pb2.Operation:
         """The operation once it is done."""
         found: operation_pb2.Operation | None = None
@@ -110,7 +119,7 @@ def loss_of(operation: operation_pb2.Operation) -> float:
 
 
 def open_queue(connection: RedisConnection, base: BaseModel, data_dir: Path) -> Queue:
-    payloads = Payloads(BlobStore(data_dir / "blobs"))
+    payloads = Payloads(BlobStore(LocalStorage(data_dir)))
     return Queue(base.name, RunLogs(connection, payloads), OperationStore(connection, payloads))
 
 
@@ -122,17 +131,23 @@ async def serving(
     data_dir: Path,
     *,
     name: str = "worker",
+    dies: bool = False,
     **settings: Any,
 ) -> AsyncIterator[TrainerWorker]:
-    """Serves until the block ends, then stops as a trainer stops."""
+    """Serves until the block ends, then stops as a trainer stops, or as one that `dies`: leases stay, nothing is saved."""
     device = DeviceThread()
     worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection)
     task = asyncio.create_task(worker.run())
     try:
         yield worker
     finally:
-        worker.stop()
-        assert await task
+        if dies:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.5)
+        else:
+            worker.stop()
+            assert await task
         device.close()
 
 
@@ -142,3 +157,11 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)
+
+
+async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for a condition that has to be asked for, with a deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not await condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.model.manifest import MANIFEST_FILE, CheckpointKind, Manifest
+from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint
 from services.trainer.engine import TrainerEngine
 from services.trainer.run_state import RunState

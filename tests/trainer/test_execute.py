@@ -17,7 +17,9 @@ from services.core.errors import (
     InternalError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
 )
+from services.core.local_storage import LocalStorage
 from services.trainer.engine import TrainerEngine
 from services.trainer.execute import Locations, execute
 from tests.trainer.data import ADAM, random_data
@@ -74,7 +76,7 @@ class Trainer:
 
 @pytest.fixture
 def trainer(engine: TrainerEngine, tmp_path: Path) -> Trainer:
-    return Trainer(engine, CheckpointStore(tmp_path))
+    return Trainer(engine, CheckpointStore(LocalStorage(tmp_path)))
 
 
 def test_creating_a_run_tells_all_about_it(trainer: Trainer) -> None:
@@ -217,6 +219,21 @@ def test_failures_keep_the_run_usable(trainer: Trainer) -> None:
     trainer.forward_backward()
     trainer.optim_step()
     assert state.weights.flat.isfinite().all()
+
+
+def test_a_run_that_does_not_fit_the_memory_is_refused_and_leaves_nothing(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory for another run")
+
+    with monkeypatch.context() as device:
+        device.setattr("services.trainer.engine.RunState", full)
+        with pytest.raises(ResourceExhaustedError, match="create_training_run of operation s:train:0:0") as refused:
+            trainer.create()
+    assert refused.value.reason == "OUT_OF_MEMORY"
+    trainer.create()
+    trainer.forward_backward()
 
 
 def test_what_a_trainer_does_not_do_is_refused(trainer: Trainer) -> None:
