@@ -21,8 +21,7 @@ _QUANTITIES = {
     "tokens": "tokens per step",
     "seconds": "seconds per step",
 }
-_MARGIN_CELLS = 16
-"""What the terminal's axis takes of a line."""
+_LABEL_CELLS = 11
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,26 @@ def curves_of(steps: Sequence[Step]) -> list[Curve]:
 
 
 def draw(curve: Curve, width_cells: int) -> str:
-    """A curve in Braille characters, for a terminal of this width."""
+    """A curve in Braille characters, for a terminal of this width: its range on the left, the steps below."""
     import plotille
 
-    figure = plotille.Figure()
-    figure.width = max(width_cells - _MARGIN_CELLS, 20)
-    figure.height = HEIGHT_LINES
-    figure.with_colors = False
-    figure.origin = False
-    figure.x_label, figure.y_label = "step", curve.title
-    figure.x_ticks_fkt = lambda low, _: f"{low:.0f}"
-    figure.y_ticks_fkt = lambda low, _: f"{low:>10.4g}"
-    figure.set_x_limits(*_limits(curve.steps))
-    figure.set_y_limits(*_limits(curve.values))
-    figure.plot(curve.steps, curve.values)
-    return str(figure.show())
+    (first, last), (low, high) = _limits(curve.steps), _limits(curve.values)
+    width = max(width_cells - _LABEL_CELLS - 1, 20)
+    # The canvas divides its range by its 2 x 4 dots a cell: so the largest value lies on the last of them.
+    past_last = first + (last - first) * (2 * width) / (2 * width - 1)
+    past_high = low + (high - low) * (4 * HEIGHT_LINES) / (4 * HEIGHT_LINES - 1)
+    canvas = plotille.Canvas(width, HEIGHT_LINES, xmin=first, xmax=past_last, ymin=low, ymax=past_high)
+    points = list(zip(curve.steps, curve.values, strict=True))
+    for (step, value), (next_step, next_value) in zip(points, points[1:] or points, strict=False):
+        canvas.line(step, value, next_step, next_value)
+    names = {0: high, HEIGHT_LINES // 2: (high + low) / 2, HEIGHT_LINES - 1: low}
+    lines = [
+        f"{f'{names[row]:.4g}' if row in names else '':>{_LABEL_CELLS - 1}} {'┤' if row in names else '│'}{cells}"
+        for row, cells in enumerate(canvas.plot().splitlines())
+    ]
+    below = " " * (_LABEL_CELLS + 1)
+    ends = f"step {curve.steps[0]}" + f"{curve.steps[-1]}".rjust(width - len(f"step {curve.steps[0]}"))
+    return "\n".join([f"{below}{curve.title}", *lines, f"{' ' * _LABEL_CELLS}└{'─' * width}", below + ends])
 
 
 def write_png(curves: Sequence[Curve], title: str, path: Path) -> None:

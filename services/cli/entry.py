@@ -16,6 +16,7 @@ EXTRAS = {
     "starlette": "gateway",
     "structlog": "gateway",
     "uvicorn": "gateway",
+    "obstore": "s3",
     "peft": "worker",
     "safetensors": "worker",
     "torch": "worker",
