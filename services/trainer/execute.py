@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from google.protobuf.message import Message
 
 from services.core.checkpoints import CheckpointStore
-from services.core.errors import InternalError
+from services.core.errors import InternalError, ResourceExhaustedError
 from services.core.losses import LOSSES
 from services.core.names import training_run_id
 from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine import TrainerEngine
-from services.trainer.isolation import run_isolated
+from services.trainer.isolation import is_out_of_memory, run_isolated
 from services.trainer.lora_config import read_lora_config, write_lora_config
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams
@@ -59,7 +59,13 @@ def execute(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Jo
     kind = job.WhichOneof("request")
     if kind is None or kind not in _CARRY_OUT:
         raise InternalError(f"a trainer was given job {job.operation} of kind {kind}")
-    return _CARRY_OUT[kind](_Call(engine, checkpoints, job, locations))
+    try:
+        return _CARRY_OUT[kind](_Call(engine, checkpoints, job, locations))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"the trainer has no memory left to carry out {kind} of operation {job.operation}"
+        raise ResourceExhaustedError(message, reason="OUT_OF_MEMORY") from error
 
 
 def _create(call: _Call) -> Message:

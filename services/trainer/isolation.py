@@ -24,7 +24,7 @@ def run_isolated(engine: TrainerEngine, work: Sequence[Work]) -> list[Outcome | 
     try:
         return [*engine.run_pass(work)]
     except Exception as error:
-        out_of_memory = _is_out_of_memory(error)
+        out_of_memory = is_out_of_memory(error)
         if len(work) == 1 and not out_of_memory:
             return [error]
         _log.warning("pass failed, its jobs run in smaller ones", jobs=len(work), exc_info=error)
@@ -47,7 +47,7 @@ def _with_shorter_rows(engine: TrainerEngine, item: Work) -> Outcome | Exception
         try:
             (outcome,) = engine.run_pass([item], row_tokens=row_tokens)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 return error
         else:
             engine.row_tokens = row_tokens
@@ -60,7 +60,8 @@ def _with_shorter_rows(engine: TrainerEngine, item: Work) -> Outcome | Exception
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not get the memory that it asked for."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,21 +16,7 @@ from services.trainer.engine import TrainerEngine
 from services.trainer.isolation import run_isolated
 from services.trainer.work import Outcome
 from tests.trainer.data import random_data, work
-
-
-@contextmanager
-def small_memory(engine: TrainerEngine, most_tokens: int) -> Iterator[list[int]]:
-    """A device on which longer rows run out of memory; yields the lengths of all rows that were tried."""
-    rows: list[int] = []
-
-    def check(_: Any, arguments: Any, options: dict[str, Any]) -> None:
-        rows.append(options["input_ids"].shape[1])
-        if rows[-1] > most_tokens:
-            raise torch.OutOfMemoryError("no memory for this row")
-
-    hook = engine.base.trunk.register_forward_pre_hook(check, with_kwargs=True)
-    yield rows
-    hook.remove()
+from tests.trainer.memory import small_memory
 
 
 @pytest.fixture

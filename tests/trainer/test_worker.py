@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.rpc import code_pb2
 
 from services.core.connection import RedisConnection
 from services.model.base import BaseModel
 from tests.model.tiny import VOCAB_SIZE
 from tests.trainer.data import datum
+from tests.trainer.memory import small_memory
 from tests.trainer.serving import Queue, WatchedEngine, loss_of, open_queue, serving, until
 
 RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(5)}
@@ -95,6 +97,27 @@ async def test_a_job_that_breaks_the_pass_fails_alone(
         alone = [loss_of(result) for run, result in results.items() if run != bad_run]
         assert alone == [alone[0]] * 4
         assert loss_of(await queue.result(after, RUNS[bad_run])) == pytest.approx(alone[0], rel=1e-5), "the run goes on"
+
+
+async def test_a_job_that_does_not_fit_the_memory_fails_alone_by_name(
+    connection: RedisConnection, watched: WatchedEngine, queue: Queue, data_dir: Path
+) -> None:
+    for run, tenant in RUNS.items():
+        await queue.create(run, tenant)
+    large_run = "s2:train:0"
+    names = {
+        run: await queue.forward_backward(run, tenant, (40,) if run == large_run else (6, 4))
+        for run, tenant in RUNS.items()
+    }
+    after = await queue.forward_backward(large_run, RUNS[large_run])
+    with small_memory(watched, 30):
+        async with serving(connection, watched, queue, data_dir):
+            results = {run: await queue.result(name, RUNS[run]) for run, name in names.items()}
+            assert results[large_run].error.code == code_pb2.RESOURCE_EXHAUSTED
+            assert results[large_run].error.reason == "OUT_OF_MEMORY"
+            others = [loss_of(result) for run, result in results.items() if run != large_run]
+            assert others == pytest.approx([others[0]] * 4, rel=1e-5)
+            assert loss_of(await queue.result(after, RUNS[large_run])) == pytest.approx(others[0], rel=1e-5)
 
 
 async def test_operations_whose_worker_died_in_a_shared_pass_run_alone_and_are_not_blamed(
