@@ -140,7 +140,8 @@ class LocalStorage:
             for parent, directories, names in os.walk(self._root / owned, topdown=False):
                 partial = [name for name in (*directories, *names) if name.startswith(PARTIAL_PREFIX)]
                 paths = [Path(parent) / name for name in partial]
-                if not directories and not names and not Path(parent).name.startswith(PARTIAL_PREFIX):
+                is_empty = not directories and not names and Path(parent).name != owned
+                if is_empty and not Path(parent).name.startswith(PARTIAL_PREFIX):
                     paths.append(Path(parent))
                 for path in paths:
                     found = path.stat()
