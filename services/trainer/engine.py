@@ -2,7 +2,8 @@
 
 A pass takes jobs of one or several runs, lays their examples end to end in packed rows, and sends each row through the
 model once. A job's gradient grows in a scratch buffer of its own and is added to its run's when the whole pass has
-succeeded, so neither a job nor a pass that fails leaves a trace.
+succeeded, so neither a job nor a pass that fails leaves a trace. In float32 on a CPU a job's results have the same
+bits whatever else is in the pass.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
 from services.model.adapters import AdapterConfig, init_adapter
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
+from services.model.logprobs import logprobs_and_gradient
 from services.model.lora import Segment, install_lora
 from services.model.recompute import Recompute
 from services.trainer.batch import Batch
 from services.trainer.optimizer import AdamParams, adamw_step
+from services.trainer.rows import Part, divide, fill_rows
 from services.trainer.run_state import RunState
-from services.trainer.work import JobUnderWay, Outcome, Row, Work, fill_rows
+from services.trainer.work import JobUnderWay, Outcome, Work
 
 ROW_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Most tokens of a packed row. On a CPU longer rows gain nothing: their activations no longer fit its caches."""
@@ -46,6 +50,7 @@ class TrainerEngine:
         self.recompute_above = recompute_above
         self.share_prefixes = base.device.type == "cpu"  # flash attention has no kernel for it yet
         self._lora = install_lora(base)
+        self.share_rows = self._lora.rowwise or base.device.type != "cpu"  # a GPU's bits are not promised
         self._recompute = Recompute(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)
@@ -110,14 +115,16 @@ class TrainerEngine:
 
         Args:
             work: the jobs.
-            row_tokens: in place of the engine's.
+            row_tokens: in place of the engine's. It decides where a job is divided and so the order of its sums.
 
         Raises:
             Exception: anything that goes wrong with the pass as a whole; no job has changed anything.
         """
         jobs = [JobUnderWay(item, self.run(item.training_run_id)) for item in work]
+        limit = row_tokens or self.row_tokens
         for backward in (True, False):
-            for row in fill_rows([job for job in jobs if job.work.backward == backward], row_tokens or self.row_tokens):
+            parts = [part for job in jobs if job.work.backward == backward for part in divide(job, limit)]
+            for row in fill_rows(parts, limit if self.share_rows else 0):
                 self._run_row(row)
         outcomes = [job.outcome() for job in jobs]
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -125,9 +132,9 @@ class TrainerEngine:
                 job.commit()
         return outcomes
 
-    def _run_row(self, row: Row) -> None:
+    def _run_row(self, row: Sequence[Part]) -> None:
         """One packed row through the model: trunk, head, and back where a job wants a gradient."""
-        batches = [Batch.of(examples, self.base.device, may_share=self.share_prefixes) for _, examples in row]
+        batches = [Batch.of(part.examples, self.base.device, may_share=self.share_prefixes) for part in row]
         ends = list(accumulate(len(batch.tokens) for batch in batches))
         packed = PackedSequences.of(
             [length for batch in batches for length in batch.stretches],
@@ -140,21 +147,40 @@ class TrainerEngine:
         )
         self._recompute.on = ends[-1] > self.recompute_above
         segments = [
-            Segment(end - len(batch.tokens), end, job.run.weights, job.scratch)
-            for (job, _), batch, end in zip(row, batches, ends, strict=True)
+            Segment(end - len(batch.tokens), end, part.job.run.weights, part.job.scratch)
+            for part, batch, end in zip(row, batches, ends, strict=True)
         ]
-        with self._lora.segments(segments), torch.set_grad_enabled(any(job.scratch for job, _ in row)):
+        with self._lora.segments(segments), torch.set_grad_enabled(any(part.job.scratch for part in row)):
             hidden_TD = self.base.trunk(
                 input_ids=torch.cat([batch.tokens for batch in batches])[None],
                 position_ids=packed.position_ids,
                 use_cache=False,
                 sequences=packed,
             ).last_hidden_state[0]
-            d_hidden_TD = torch.cat(
-                [
-                    job.head(self.base, hidden_TD.detach()[segment.start : segment.end], examples, batch)
-                    for (job, examples), batch, segment in zip(row, batches, segments, strict=True)
-                ]
-            )
+            d_hidden_TD = self._run_head(hidden_TD.detach(), row, batches)
             if hidden_TD.requires_grad:
                 hidden_TD.backward(d_hidden_TD)
+
+    def _run_head(self, hidden_TD: Tensor, row: Sequence[Part], batches: Sequence[Batch]) -> Tensor:
+        """Gives each job the log-probabilities of its part; returns dL/dhidden, zero for a job without a gradient."""
+        by_part = torch.split_with_sizes(hidden_TD, [len(batch.tokens) for batch in batches])
+        hidden = [
+            hidden_PD[batch.shared.hidden_rows] if batch.shared else hidden_PD
+            for hidden_PD, batch in zip(by_part, batches, strict=True)
+        ]
+        heads = [
+            part.job.head(self.base, hidden_UD, batch)
+            for part, hidden_UD, batch in zip(row, hidden, batches, strict=True)
+        ]
+        logprobs, d_hidden_SD = logprobs_and_gradient(self.base, torch.cat(hidden), heads)
+        for part, batch, logprobs_UK in zip(row, batches, logprobs, strict=True):
+            part.job.take(part.examples, batch, logprobs_UK)
+        d_hidden = torch.split_with_sizes(d_hidden_SD, [len(hidden_UD) for hidden_UD in hidden])
+        return torch.cat(
+            [
+                torch.zeros_like(hidden_PD).index_add_(0, batch.shared.hidden_rows, d_hidden_UD)
+                if batch.shared
+                else d_hidden_UD
+                for hidden_PD, batch, d_hidden_UD in zip(by_part, batches, d_hidden, strict=True)
+            ]
+        )

@@ -2,7 +2,8 @@
 
 A job whose numbers are not finite fails on its own inside the pass. If the pass as a whole fails, nothing of it has
 been committed: its jobs are carried out again one by one, and only the culprit fails. If memory runs out, first fewer
-jobs share a pass, then a job's rows get shorter; one that does not fit alone is refused.
+jobs share a pass, then a job's activations are recomputed, then its rows get shorter; one that does not fit alone is
+refused.
 """
 
 from __future__ import annotations
@@ -33,27 +34,34 @@ def run_isolated(engine: TrainerEngine, work: Sequence[Work]) -> list[Outcome | 
         return [outcome for item in work for outcome in run_isolated(engine, [item])]
     torch.cuda.empty_cache()
     if len(work) == 1:
-        return [_with_shorter_rows(engine, work[0])]
+        return [_in_less_memory(engine, work[0])]
     middle = len(work) // 2
     return run_isolated(engine, work[:middle]) + run_isolated(engine, work[middle:])
 
 
-def _with_shorter_rows(engine: TrainerEngine, item: Work) -> Outcome | Exception:
-    """One job with half the tokens a row, again and again, until it fits or a row is one example."""
+def _in_less_memory(engine: TrainerEngine, item: Work) -> Outcome | Exception:
+    """One job that recomputes its activations; if that is not enough, with half the tokens a row until it fits.
+
+    The former changes no bit. The latter adds up in another order from then on, and ends where a row is one example.
+    """
     longest = max(len(example.tokens) for example in item.examples)
-    row_tokens = min(engine.row_tokens, sum(len(example.tokens) for example in item.examples))
-    while row_tokens > longest:
-        row_tokens = max(longest, row_tokens // 2)
+    row_tokens = shorter = min(engine.row_tokens, sum(len(example.tokens) for example in item.examples))
+    engine.recompute_above = min(engine.recompute_above, longest - 1)
+    while True:
         try:
-            (outcome,) = engine.run_pass([item], row_tokens=row_tokens)
+            (outcome,) = engine.run_pass([item], row_tokens=shorter)
         except Exception as error:
             if not is_out_of_memory(error):
                 return error
         else:
-            engine.row_tokens = row_tokens
-            _log.warning("out of memory, shorter rows from now on", row_tokens=row_tokens)
+            if shorter < row_tokens:
+                engine.row_tokens = shorter
+                _log.warning("out of memory, shorter rows from now on", row_tokens=shorter)
             return outcome
         torch.cuda.empty_cache()
+        if shorter <= longest:
+            break
+        shorter = max(longest, shorter // 2)
     return ResourceExhaustedError(
         f"the job does not fit the trainer's memory on its own: its longest example has {longest} tokens",
         reason="OUT_OF_MEMORY",

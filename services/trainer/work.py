@@ -1,4 +1,4 @@
-"""Forward and forward_backward jobs: what they ask, what they return, and a job while its rows run.
+"""Forward and forward_backward jobs: what they ask, what they return, and a job while its parts run.
 
 A job's examples may share packed rows with other jobs' and may need several rows. What it has gathered becomes its
 result, and its gradient its run's, at the end of the pass or not at all.
@@ -7,7 +7,7 @@ result, and its gradient its run's, at the end of the pass or not at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError, PlatformError
 from services.model.base import BaseModel
-from services.model.logprobs import LossGradient, target_logprobs, target_logprobs_and_gradient
+from services.model.logprobs import HeadPart, LossGradient, rows_at_once, target_logprobs
 from services.trainer.batch import Batch, Example
 from services.trainer.losses import Loss, Piece
 from services.trainer.optimizer import global_norm
 from services.trainer.run_state import RunState
-from services.trainer.sharing import common_beginning
 
 
 @dataclass(frozen=True)
@@ -53,47 +52,44 @@ class JobUnderWay:
         self._logprobs: list[Tensor] = []
         self._pieces: list[Piece] = []
 
-    def head(self, base: BaseModel, hidden_PD: Tensor, examples: Sequence[Example], batch: Batch) -> Tensor:
-        """Log-probabilities of the job's part of a row; returns dL/dhidden, zero for a job without a gradient."""
-        shared = batch.shared
-        hidden_UD = hidden_PD[shared.hidden_rows] if shared else hidden_PD
+    def head(self, base: BaseModel, hidden_UD: Tensor, batch: Batch) -> HeadPart:
+        """What the unembedding is to do with the hidden states of a part of the job."""
         if self.scratch is None:
-            logprobs_UK = target_logprobs(base, hidden_UD, batch.targets, self.run.weights)
-            d_hidden_PD = torch.zeros_like(hidden_PD)
-        else:
-            logprobs_UK, d_hidden_PD = target_logprobs_and_gradient(
-                base,
-                hidden_UD,
-                batch.targets,
-                adapter=self.run.weights,
-                gradient=self.scratch,
-                loss_gradient=self._loss_gradient(base, hidden_UD, batch),
-            )
-            if shared:
-                d_hidden_PD = torch.zeros_like(hidden_PD).index_add_(0, shared.hidden_rows, d_hidden_PD)
-        logprobs_TK = logprobs_UK[shared.head_rows] if shared else logprobs_UK
-        by_example = torch.split_with_sizes(logprobs_TK.cpu(), batch.lengths)
-        for example, logprobs_NK in zip(examples, by_example, strict=True):
-            self._logprobs.append(logprobs_NK[:, : example.targets.shape[1]].reshape(example.shape))
-        self._pieces += self.work.loss.pieces(logprobs_TK, batch.inputs, batch.lengths)
-        return d_hidden_PD
+            return HeadPart(batch.targets, self.run.weights)
+        loss_gradient = self._loss_gradient(base, hidden_UD, batch)
+        return HeadPart(batch.targets, self.run.weights, self.scratch, loss_gradient)
 
     def _loss_gradient(self, base: BaseModel, hidden_UD: Tensor, batch: Batch) -> LossGradient:
-        """What the head calls for each chunk of rows.
+        """dL/dlogprobs of the head's rows.
 
-        A loss that couples the elements of a datum, and tokens that share rows of the head, need all logprobs first.
+        A loss that couples the elements of a datum, and tokens that share rows of the head, need the part's logprobs
+        all together; these are computed beforehand only if the head does not have them together by itself.
         """
         loss, shared = self.work.loss, batch.shared
         if not (loss.spec.per_sequence or shared):
             return lambda rows, logprobs: loss.gradient(
                 [(logprobs, {name: values[rows] for name, values in batch.inputs.items()})]
             )
-        logprobs_UK = target_logprobs(base, hidden_UD, batch.targets, self.run.weights)
-        logprobs_TK = logprobs_UK[shared.head_rows] if shared else logprobs_UK
-        gradient = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
-        if shared:
-            gradient = torch.zeros_like(logprobs_UK).index_add_(0, shared.head_rows, gradient)
-        return lambda rows, _: gradient[rows]
+
+        def coupled(logprobs_UK: Tensor) -> Tensor:
+            logprobs_TK = logprobs_UK[shared.head_rows] if shared else logprobs_UK
+            gradient_TK = loss.gradient(loss.pieces(logprobs_TK, batch.inputs, batch.lengths))
+            if shared is None:
+                return gradient_TK
+            return torch.zeros_like(logprobs_UK).index_add_(0, shared.head_rows, gradient_TK)
+
+        if len(batch.targets) <= rows_at_once(base):
+            return lambda _, logprobs: coupled(logprobs)
+        gradient_UK = coupled(target_logprobs(base, hidden_UD, batch.targets, self.run.weights))
+        return lambda rows, _: gradient_UK[rows]
+
+    def take(self, examples: Sequence[Example], batch: Batch, logprobs_UK: Tensor) -> None:
+        """Keeps the log-probabilities of a part of the job; parts come in order."""
+        logprobs_TK = logprobs_UK[batch.shared.head_rows] if batch.shared else logprobs_UK
+        by_example = torch.split_with_sizes(logprobs_TK.cpu(), batch.lengths)
+        for example, logprobs_NK in zip(examples, by_example, strict=True):
+            self._logprobs.append(logprobs_NK[:, : example.targets.shape[1]].reshape(example.shape))
+        self._pieces += self.work.loss.pieces(logprobs_TK, batch.inputs, batch.lengths)
 
     def outcome(self) -> Outcome | PlatformError:
         """The job's result, or its error if something is not finite."""
@@ -116,29 +112,3 @@ class JobUnderWay:
         """Makes the job's gradient part of its run's."""
         if self.scratch:
             self.run.gradient.add_(self.scratch.flat)
-
-
-Row = list[tuple[JobUnderWay, list[Example]]]
-"""One packed row: consecutive examples of one or several jobs."""
-
-
-def fill_rows(jobs: Sequence[JobUnderWay], limit: int) -> Iterator[Row]:
-    """Fills rows of at most `limit` tokens with the examples of all jobs in order; an example is never divided.
-
-    What an example has in common with the one before counts once, since it is laid out once if that is worth it.
-    """
-    row: Row = []
-    used = 0
-    for job in jobs:
-        for example in job.work.examples:
-            same_job = row and row[-1][0] is job
-            common = common_beginning(row[-1][1][-1].tokens, example.tokens) if same_job else 0
-            if row and used + len(example.tokens) - common > limit:
-                yield row
-                row, used, common = [], 0, 0
-            if not row or row[-1][0] is not job:
-                row.append((job, []))
-            row[-1][1].append(example)
-            used += len(example.tokens) - common
-    if row:
-        yield row

@@ -56,14 +56,8 @@ def test_logprobs_and_gradients_equal_autograd(load: Callable[..., BaseModel], k
     quadratic(expected, coefficients).backward()
 
     gradient = weights.zeros()
-    actual, d_hidden = logprobs.target_logprobs_and_gradient(
-        base,
-        hidden,
-        targets,
-        adapter=weights,
-        gradient=gradient,
-        loss_gradient=lambda rows, values: 2 * coefficients[rows] * values,
-    )
+    part = logprobs.HeadPart(targets, weights, gradient, lambda rows, values: 2 * coefficients[rows] * values)
+    (actual,), d_hidden = logprobs.logprobs_and_gradient(base, hidden, [part])
     torch.testing.assert_close(actual, expected.detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(d_hidden, leaf.grad, rtol=1e-5, atol=1e-5)
     assert not d_hidden[5:9].any()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from services.model.adapters import AdapterConfig, AdapterWeights, init_adapter
 from services.model.base import BaseModel
-from services.model.logprobs import target_logprobs, target_logprobs_and_gradient
+from services.model.logprobs import HeadPart, logprobs_and_gradient, target_logprobs
 from services.model.lora import LoraContext, Segment, install_lora
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
@@ -33,23 +33,23 @@ def _run(
         end = start + sum(map(len, sequences))
         segments.append(Segment(start, end, weights, weights.zeros()))
         start = end
-    results = []
     with context.segments(segments):
         hidden = hidden_states(base, [sequence for _, sequences in tenants for sequence in sequences])
-        d_hidden = torch.zeros_like(hidden)
-        for segment, (weights, sequences) in zip(segments, tenants, strict=True):
-            assert segment.gradient is not None
-            rows = slice(segment.start, segment.end)
-            logprobs, d_hidden[rows] = target_logprobs_and_gradient(
-                base,
-                hidden.detach()[rows],
+        parts = [
+            HeadPart(
                 torch.cat([_shifted(sequence) for sequence in sequences])[:, None],
-                adapter=weights,
-                gradient=segment.gradient,
-                loss_gradient=lambda _, logprobs: torch.full_like(logprobs, -1.0),
+                weights,
+                segment.gradient,
+                lambda _, logprobs: torch.full_like(logprobs, -1.0),
             )
-            results.append((logprobs[:, 0], segment.gradient))
+            for segment, (weights, sequences) in zip(segments, tenants, strict=True)
+        ]
+        logprobs, d_hidden = logprobs_and_gradient(base, hidden.detach(), parts)
         hidden.backward(d_hidden)
+    results = []
+    for values, segment in zip(logprobs, segments, strict=True):
+        assert segment.gradient is not None
+        results.append((values[:, 0], segment.gradient))
     return results
 
 
