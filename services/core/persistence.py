@@ -1,4 +1,4 @@
-"""Calls that must not be given up because Redis is away: what they report has happened already."""
+"""Calls that must not be given up because Redis is away or the storage is full: what they report has happened."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TypeVar
 import structlog
 
 from services.core.connection import TRANSIENT_ERRORS
+from services.core.errors import ResourceExhaustedError, UnavailableError
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
 async def until_reached(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Repeats an idempotent call for as long as Redis cannot be reached."""
+    """Repeats an idempotent call for as long as Redis or the storage does not take it."""
     while True:
         try:
             return await call()
-        except TRANSIENT_ERRORS as error:
-            _log.warning("queue unreachable, trying again", error=str(error))
+        except (*TRANSIENT_ERRORS, UnavailableError, ResourceExhaustedError) as error:
+            _log.warning("queue or storage unavailable, trying again", error=str(error))
             await asyncio.sleep(0.5)

@@ -81,7 +81,7 @@ class _Reports:
             FencedError: the lease has moved.
         """
         for item, (content, writes) in outcomes:
-            result = await self.operations.result(content)
+            result = await until_reached(partial(self.operations.result, content))
             await until_reached(partial(self.logs.complete, held.lease, item.seq_id, result, writes))
             held.carried_out(item, changed=not isinstance(content, PlatformError))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import structlog
 
@@ -35,6 +37,7 @@ RETRY_SNAPSHOT_S = 5.0
 PARKED_AT_ONCE = 4
 
 _log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class Holdings:
@@ -68,6 +71,9 @@ class Holdings:
         self.runs: dict[str, HeldRun] = {}
         self._moving: dict[str, Lease] = {}
         """Leases of runs that are being restored or parked."""
+
+        self._steps: set[asyncio.Task[Any]] = set()
+        """Snapshots and departures under way."""
 
         self.boundary = asyncio.Lock()
         self.progressed = asyncio.Event()
@@ -133,7 +139,7 @@ class Holdings:
                 held.saved = held.progress
                 continue
             try:
-                saved = await self._snapshots.save(held, copy)
+                saved = await self._whole(self._snapshots.save(held, copy))
             except FencedError:
                 await self.forget(held)
                 continue
@@ -163,15 +169,13 @@ class Holdings:
             async with slots:
                 await self._leave(held)
 
-        leaving = list(self.runs.values())
-        self.runs.clear()
-        self._moving |= {held.lease.run: held.lease for held in leaving}
-        tasks = [asyncio.create_task(leave(held)) for held in leaving]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=max(0.0, seconds))
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*self._steps, return_exceptions=True)
+                leaving = list(self.runs.values())
+                self.runs.clear()
+                self._moving |= {held.lease.run: held.lease for held in leaving}
+                await asyncio.gather(*map(leave, leaving))
         await self.give_back()
 
     async def give_back(self) -> None:
@@ -191,6 +195,13 @@ class Holdings:
         """Makes whoever reads the logs look again at which."""
         wake = keyspace.wake(self._worker)
         await until_reached(lambda: self._connection.commands.xadd(wake, {"wake": 1}, maxlen=1, approximate=False))
+
+    async def _whole(self, step: Coroutine[None, None, _T]) -> _T:
+        """Awaits a step that goes on when the loop around it is ended; `drain` waits for it."""
+        task = asyncio.create_task(step)
+        self._steps.add(task)
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
 
     async def _next_place(self) -> streams.StreamEntry | None:
         """A run that no living trainer has."""
@@ -237,7 +248,7 @@ class Holdings:
             if held is None or held.entries_here:
                 return
             self._moving[run] = self.runs.pop(run).lease
-        await self._leave(held)
+        await self._whole(self._leave(held))
 
     async def _leave(self, held: HeldRun) -> None:
         """Takes a run out of memory, into a snapshot if it has changed, and gives its lease back."""

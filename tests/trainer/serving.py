@@ -134,7 +134,7 @@ async def serving(
     dies: bool = False,
     **settings: Any,
 ) -> AsyncIterator[TrainerWorker]:
-    """Serves until the block ends, then stops as a trainer stops, or as one that `dies`: leases stay, nothing is saved."""
+    """Serves until the block ends, then stops as a trainer stops; one that `dies` just ends, with its leases."""
     device = DeviceThread()
     worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection)
     task = asyncio.create_task(worker.run())

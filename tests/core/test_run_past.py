@@ -1,0 +1,122 @@
+"""A run's past: snapshots count when they are recorded, and the log is trimmed with all that belongs to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.core import keyspace
+from services.core.blobs import BlobStore
+from services.core.local_storage import LocalStorage
+from services.core.payloads import Payloads
+from services.core.run_log import FencedError, Lease
+from services.core.run_past import RunPasts, source_write
+from services.core.snapshot_store import SnapshotName, SnapshotStore
+from tests.core.queue_parts import LEASE_MS, RUN, Queues
+from tinker_proto.v1 import training_pb2
+
+
+@pytest.fixture
+def pasts(queues: Queues, data_dir: Path) -> RunPasts:
+    return RunPasts(queues.connection, Payloads(BlobStore(LocalStorage(data_dir))))
+
+
+async def lease_of(queues: Queues) -> Lease:
+    lease = await queues.logs.claim("w", RUN, "0-1", LEASE_MS)
+    assert lease is not None
+    return lease
+
+
+def job_blobs(data_dir: Path) -> list[Path]:
+    return [path for path in data_dir.rglob("jobs/*/*") if path.is_file()]
+
+
+async def test_a_run_without_a_past(queues: Queues, pasts: RunPasts) -> None:
+    past = await pasts.read(RUN)
+    assert (past.done_seq_id, past.first_seq_id, past.snapshots) == (-1, 0, ())
+    await queues.enqueue(0)
+    assert (await pasts.read(RUN)).first_seq_id == 0
+
+
+async def test_recorded_snapshots_are_there_in_order(queues: Queues, pasts: RunPasts) -> None:
+    names = (SnapshotName(7, 2), SnapshotName(3, 1))
+    await pasts.record_snapshots(await lease_of(queues), names)
+    assert (await pasts.read(RUN)).snapshots == names
+
+
+async def test_an_owner_whose_lease_has_moved_records_and_trims_nothing(queues: Queues, pasts: RunPasts) -> None:
+    await queues.enqueue(0)
+    old = await lease_of(queues)
+    new = await lease_of(queues)
+    await pasts.record_snapshots(new, [SnapshotName(3, new.epoch)])
+    with pytest.raises(FencedError):
+        await pasts.record_snapshots(old, [SnapshotName(4, old.epoch)])
+    with pytest.raises(FencedError):
+        await pasts.trim(old, 0)
+    past = await pasts.read(RUN)
+    assert past.snapshots == (SnapshotName(3, new.epoch),)
+    assert past.first_seq_id == 0
+
+
+async def test_trimming_takes_the_log_its_blobs_and_what_a_replay_would_need_and_nothing_behind(
+    queues: Queues, pasts: RunPasts, data_dir: Path
+) -> None:
+    lease = await lease_of(queues)
+    for seq_id in range(250):
+        if seq_id == 100:
+            await queues.finish(lease, 99)
+        await queues.enqueue(seq_id, size=100_000 if seq_id in {5, 240} else 0)
+        if seq_id > 100:
+            await queues.finish(lease, seq_id)
+    for seq_id in (3, 245):
+        await queues.connection.commands.sadd(keyspace.run_skipped(RUN), seq_id)
+        await queues.connection.commands.execute_command(*source_write(RUN, seq_id, f"place{seq_id}"))
+    assert len(job_blobs(data_dir)) == 2
+    await pasts.trim(lease, 230)
+    past = await pasts.read(RUN)
+    assert past.first_seq_id == 231
+    assert past.skipped == {245}
+    assert past.sources == {245: "place245"}
+    assert len(job_blobs(data_dir)) == 1
+    await pasts.trim(lease, 249)
+    assert (await pasts.read(RUN)).first_seq_id == 250, "behind the last that is done: nothing is left"
+    await queues.enqueue(250)
+    assert (await pasts.read(RUN)).first_seq_id == 250, "and the log goes on"
+
+
+async def test_the_place_of_a_loaded_checkpoint_is_remembered_with_the_result(queues: Queues, pasts: RunPasts) -> None:
+    await queues.enqueue(0)
+    lease = await lease_of(queues)
+    result = await queues.operations.result(training_pb2.LoadStateResponse(path="p"))
+    await queues.logs.complete(lease, 0, result, [source_write(RUN, 0, "there")])
+    assert (await pasts.read(RUN)).sources == {0: "there"}
+
+
+def test_a_snapshot_is_visible_whole_or_not_at_all(tmp_path: Path) -> None:
+    store, name = SnapshotStore(tmp_path), SnapshotName(3, 1)
+
+    def write_half() -> None:
+        with store.write(RUN, name) as directory:
+            (directory / "half").touch()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
+    assert not store.path(RUN, name).exists()
+    with store.write(RUN, name) as directory:
+        (directory / "file").write_text("content")
+        assert not store.path(RUN, name).exists()
+    assert (store.path(RUN, name) / "file").read_text() == "content"
+
+
+def test_what_older_holders_left_is_removed_and_what_newer_ones_write_is_not(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path)
+    kept, left, newer = SnapshotName(3, 1), SnapshotName(9, 1), SnapshotName(12, 3)
+    for name in (kept, left, newer):
+        with store.write(RUN, name):
+            pass
+    (tmp_path / RUN / ".partial-10-1").mkdir()
+    (tmp_path / RUN / ".partial-13-3").mkdir()
+    store.keep_only(RUN, [kept], epoch=2)
+    assert {path.name for path in (tmp_path / RUN).iterdir()} == {str(kept), str(newer), ".partial-13-3"}
