@@ -66,6 +66,9 @@ class Access:
         if self._service is None:
             from tinker_client import ServiceClient
 
+            if not (self._api_key or os.environ.get("TINKER_API_KEY")):
+                message = "no API key: set TINKER_API_KEY or pass --api-key; `tinker-platform keys create` makes one"
+                raise CommandError(message, ExitCode.NOT_ALLOWED)
             url = self._base_url or os.environ.get("TINKER_GRPC_URL") or running_grpc_url(_data_dir())
             self._service = ServiceClient({"client": "tinker-platform"}, base_url=url, api_key=self._api_key)
         return self._service
