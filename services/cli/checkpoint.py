@@ -33,7 +33,7 @@ def list_checkpoints(
 ) -> None:
     """List your checkpoints, newest first: all of them, or those of one run, of one type, or of some time.
 
-    Example: tinker-platform checkpoint list --run-id 2f1c8e...:train:0 --limit 0
+    Example: tinker-platform checkpoint list --run-id $RUN --limit 0
     """
     choice = Choice.of(run_id, checkpoint_type, before, after)
     checkpoints, has_more = at_most(choice.checkpoints(access.rest, limit), limit)
@@ -52,7 +52,7 @@ def list_checkpoints(
 def checkpoint_info(access: Access, path: PathArgument) -> None:
     """Show a checkpoint, yours or a published one.
 
-    Example: tinker-platform checkpoint info tinker://2f1c8e...:train:0/weights/step-100
+    Example: tinker-platform checkpoint info tinker://$RUN/weights/step-100
     """
     checkpoint = access.rest.get_checkpoint(path).result()
     if access.wants_json:
@@ -65,7 +65,7 @@ def checkpoint_info(access: Access, path: PathArgument) -> None:
 def publish(access: Access, path: PathArgument) -> None:
     """Let every user of the platform read, load, sample and download a checkpoint. Only you can change it.
 
-    Example: tinker-platform checkpoint publish tinker://2f1c8e...:train:0/sampler_weights/final
+    Example: tinker-platform checkpoint publish tinker://$RUN/sampler_weights/final
     """
     checkpoint = access.rest.publish_checkpoint_from_tinker_path(path).result()
     _report(access, checkpoint, f"published {checkpoint.tinker_path}")
@@ -75,7 +75,7 @@ def publish(access: Access, path: PathArgument) -> None:
 def unpublish(access: Access, path: PathArgument) -> None:
     """Take a publication back. Sampling that has already begun with the checkpoint goes on.
 
-    Example: tinker-platform checkpoint unpublish tinker://2f1c8e...:train:0/sampler_weights/final
+    Example: tinker-platform checkpoint unpublish tinker://$RUN/sampler_weights/final
     """
     checkpoint = access.rest.unpublish_checkpoint_from_tinker_path(path).result()
     _report(access, checkpoint, f"{checkpoint.tinker_path} is yours alone again")
@@ -92,7 +92,7 @@ def set_ttl(
 ) -> None:
     """Have a checkpoint delete itself after a time, or keep it for ever.
 
-    Example: tinker-platform checkpoint set-ttl tinker://2f1c8e...:train:0/weights/step-100 --ttl 604800
+    Example: tinker-platform checkpoint set-ttl tinker://$RUN/weights/step-100 --ttl 604800
     """
     if (ttl is None) is not remove:
         raise typer.BadParameter("give either --ttl SECONDS or --remove")

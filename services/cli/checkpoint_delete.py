@@ -35,7 +35,7 @@ class Deletions:
 
 def delete(
     access: Access,
-    paths: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", help="The checkpoints to delete.")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="The checkpoints to delete.")] = None,
     run_id: RunId = None,
     checkpoint_type: TypeOption = None,
     before: Before = None,
@@ -44,7 +44,7 @@ def delete(
 ) -> None:
     """Delete checkpoints, by path or by the options that `checkpoint list` has. It asks once; there is no way back.
 
-    Example: tinker-platform checkpoint delete --run-id 2f1c8e...:train:0 --before 2026-01-31
+    Example: tinker-platform checkpoint delete --run-id $RUN --before 2026-01-31
     """
     choice = Choice.of(run_id, checkpoint_type, before, after)
     if bool(paths) is choice.is_narrow:

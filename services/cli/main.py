@@ -22,6 +22,8 @@ from services.core.errors import InvalidArgumentError, PlatformError
 
 app = typer.Typer(
     name="tinker-platform",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 not found, 4 no key or not allowed, 5 no platform answers, "
+    "130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

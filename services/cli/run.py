@@ -81,7 +81,7 @@ def run_info(
 ) -> None:
     """Show a training run: its adapter, its checkpoints, and what its latest optimizer step measured.
 
-    Example: tinker-platform run info 2f1c8e...:train:0 --plot
+    Example: tinker-platform run info $RUN --plot
     """
     run = access.rest.get_training_run(run_id).result()
     history = steps(_metrics(access, run_id))

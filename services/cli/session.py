@@ -51,7 +51,7 @@ def list_sessions(access: Access, limit: Limit = 20) -> None:
 def session_info(access: Access, session_id: Annotated[str, typer.Argument(help="From `session list`.")]) -> None:
     """Show a session with its training runs and sampling sessions.
 
-    Example: tinker-platform session info 2f1c8e...
+    Example: tinker-platform session info $SESSION
     """
     session = access.rest.get_session(session_id).result()
     if access.wants_json:
