@@ -22,7 +22,7 @@ class Part:
     examples: Sequence[Example]
 
     tokens: int
-    """Their tokens; what an example has in common with the one before counts once, as it is laid out where that pays."""
+    """Their tokens; what an example has in common with the one before counts once, as it is laid out if that pays."""
 
 
 def divide(job: JobUnderWay, limit: int) -> list[Part]:
