@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,12 @@ from torch import Tensor
 from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.core.linears import ADAPTABLE_LINEARS
+from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 # Options that do not change what the adapter computes, or that are read on their own.
 _FREE_OPTIONS = frozenset(
@@ -37,8 +40,7 @@ _FREE_OPTIONS = frozenset(
 def write_adapter(directory: Path, weights: AdapterWeights, base: BaseModel) -> None:
     """Writes an adapter's two files into an existing directory."""
     weights.config.to_peft(base.name).save_pretrained(str(directory))
-    tensors = {name: matrix.cpu() for name, matrix in named_matrices(weights).items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors({name: matrix.cpu() for name, matrix in named_matrices(weights).items()}, directory / WEIGHTS_FILE)
 
 
 def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
@@ -54,10 +56,10 @@ def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
     if (directory / MANIFEST_FILE).exists():
         manifest = Manifest.read(directory)
         config_path, weights_path = (manifest.verified(directory, path.name) for path in (config_path, weights_path))
-    config = _read_config(config_path, base)
+    config = read_config(config_path, base.name, label=str(config_path))
     layout = AdapterLayout.of(base, config)
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
-    fill(weights, read_tensors(weights_path), weights_path)
+    fill(weights, read_tensors(weights_path), str(weights_path))
     return AdapterWeights(config, layout, weights.flat.to(base.device))
 
 
@@ -70,8 +72,8 @@ def named_matrices(weights: AdapterWeights) -> dict[str, Tensor]:
     }
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+def read_tensors(path: Path, *, label: str = "") -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU; errors call it `label`, or else by its path.
 
     Raises:
         DataLossError: the file is missing or cannot be parsed.
@@ -79,11 +81,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DataLossError(f"{path} is missing or corrupted: {error}") from error
+        raise DataLossError(f"{label or path} is missing or corrupted: {error}") from error
 
 
-def fill(weights: AdapterWeights, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copies tensors named as in PEFT's files into an adapter's buffer.
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # safetensors hides the system's error in its text; whoever writes checkpoints must know a full disk.
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def fill(weights: AdapterWeights, tensors: Mapping[str, Tensor], label: str) -> None:
+    """Copies tensors named as in PEFT's files into an adapter's buffer; errors call their file `label`.
 
     Raises:
         InvalidArgumentError: names or shapes are not exactly the adapter's.
@@ -91,30 +109,46 @@ def fill(weights: AdapterWeights, tensors: dict[str, Tensor], path: Path) -> Non
     matrices = named_matrices(weights)
     if different := sorted(matrices.keys() ^ tensors.keys()):
         word = "lacks" if different[0] in matrices else "has the unexpected"
-        raise InvalidArgumentError(f"{path} {word} tensor {different[0]} ({len(different)} such differences in all)")
+        raise InvalidArgumentError(f"{label} {word} tensor {different[0]} ({len(different)} such differences in all)")
     for name, matrix in matrices.items():
         shape, needed = tuple(tensors[name].shape), tuple(matrix.shape)
         if shape != needed:
-            raise InvalidArgumentError(f"{path}: {name} has shape {shape}; the base model needs {needed}")
+            raise InvalidArgumentError(f"{label}: {name} has shape {shape}; the base model needs {needed}")
         matrix.copy_(tensors[name])
 
 
-def _read_config(path: Path, base: BaseModel) -> AdapterConfig:
+def read_config(path: Path, base_model: str | None, *, label: str) -> AdapterConfig:
+    """The adapter that an adapter_config.json describes.
+
+    Args:
+        path: the file.
+        base_model: the base model that it must be for; None for any.
+        label: what errors call the file.
+
+    Raises:
+        DataLossError: it is missing or not a PEFT configuration.
+        InvalidArgumentError: it is for another base model, or of a kind that is not supported.
+    """
     try:
         content = json.loads(path.read_bytes())
-        targets = frozenset(content["target_modules"])
+        given = content["target_modules"]
+        targets = frozenset([given] if isinstance(given, str) else given)
         trained_on = content["base_model_name_or_path"]
         rank, alpha, rslora = int(content["r"]), int(content["lora_alpha"]), bool(content.get("use_rslora"))
+        is_whole = (rank, alpha) == (content["r"], content["lora_alpha"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataLossError(f"{path} is missing or not a PEFT configuration: {error}") from error
-    if trained_on != base.name:
-        raise InvalidArgumentError(f"{path}: the adapter is for base model {trained_on!r}, not for {base.name!r}")
+        raise DataLossError(f"{label} is missing or not a PEFT configuration: {error}") from error
+    if base_model is not None and trained_on != base_model:
+        raise InvalidArgumentError(f"{label}: the adapter is for base model {trained_on!r}, not for {base_model!r}")
     if not targets or not targets.issubset(ADAPTABLE_LINEARS):
         allowed = ", ".join(ADAPTABLE_LINEARS)
-        raise InvalidArgumentError(f"{path}: target_modules is {sorted(targets)}; allowed are {allowed}")
+        raise InvalidArgumentError(f"{label}: target_modules is {sorted(map(str, targets))}; allowed are {allowed}")
+    if not is_whole or min(rank, alpha) < 1:
+        message = f"r is {content['r']!r} and lora_alpha {content['lora_alpha']!r}; allowed are whole numbers from 1"
+        raise InvalidArgumentError(f"{label}: {message}")
     config = AdapterConfig(rank, alpha, use_rslora=rslora, target_modules=tuple(sorted(targets)))
-    ours: dict[str, Any] = dataclasses.asdict(config.to_peft(base.name))
+    ours: dict[str, Any] = dataclasses.asdict(config.to_peft(trained_on))
     for option, value in content.items():
         if option not in _FREE_OPTIONS and value and value != ours.get(option):
-            raise InvalidArgumentError(f"{path}: {option} is {value!r}, which is not supported")
+            raise InvalidArgumentError(f"{label}: {option} is {value!r}, which is not supported")
     return config

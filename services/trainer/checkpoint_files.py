@@ -12,11 +12,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.model.adapter_files import fill, named_matrices, read_adapter, read_tensors, write_adapter
+from services.model.adapter_files import (
+    fill,
+    named_matrices,
+    read_adapter,
+    read_tensors,
+    write_adapter,
+    write_tensors,
+)
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
@@ -35,7 +41,7 @@ def write_checkpoint(directory: Path, state: RunState, base: BaseModel, manifest
             for part, vector in state.optimizer_vectors().items()
             for name, matrix in named_matrices(_shaped(vector, state)).items()
         }
-        save_file({**tensors, _STEP: torch.tensor(state.step)}, directory / OPTIMIZER_FILE)
+        write_tensors({**tensors, _STEP: torch.tensor(state.step)}, directory / OPTIMIZER_FILE)
     manifest.write(directory)
 
 
@@ -59,7 +65,7 @@ def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
     for part, vector in state.optimizer_vectors().items():
         prefix = f"{part}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        fill(_shaped(vector, state), own, path)
+        fill(_shaped(vector, state), own, str(path))
     return state
 
 

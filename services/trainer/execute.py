@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from google.protobuf.message import Message
 
 from services.core.checkpoints import CheckpointStore
-from services.core.errors import InternalError, ResourceExhaustedError
+from services.core.errors import AlreadyExistsError, InternalError, ResourceExhaustedError
 from services.core.losses import LOSSES
 from services.core.names import training_run_id
+from services.model.adapter_import import import_adapter
 from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
@@ -24,11 +26,12 @@ from services.trainer.isolation import is_out_of_memory, run_isolated
 from services.trainer.lora_config import read_lora_config, write_lora_config
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams
+from services.trainer.run_state import RunState
 from services.trainer.work import Outcome, Work
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
 from tinker_proto.tensor import from_array
-from tinker_proto.v1 import training_pb2
+from tinker_proto.v1 import checkpoint_pb2, training_pb2
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,13 @@ class Locations:
     """Where in the checkpoint store the checkpoints are that a job names by tinker path."""
 
     source: str = ""
-    """The one to read: load_state and create_training_run_from_checkpoint."""
+    """The one to read: load_state and create_training_run_from_checkpoint, and import_checkpoint done again."""
 
     target: str = ""
-    """The one to write: save_state and save_weights_for_sampler. Unique to the operation."""
+    """The one to write: save_state, save_weights_for_sampler and import_checkpoint. Unique to the operation."""
+
+    uploads: Sequence[Path] = ()
+    """import_checkpoint only: adapter_config.json and adapter_model.safetensors; empty if they are gone."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,11 @@ def _create_from_checkpoint(call: _Call) -> Message:
 
 
 def _created(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> Message:
-    run = training_pb2.TrainingRun(
+    return training_pb2.CreateTrainingRunResponse(training_run=_new_run(call, run_id, user_metadata))
+
+
+def _new_run(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> training_pb2.TrainingRun:
+    return training_pb2.TrainingRun(
         training_run_id=run_id,
         base_model=call.engine.base.name,
         lora_config=write_lora_config(call.engine.run(run_id).config),
@@ -94,7 +104,6 @@ def _created(call: _Call, run_id: str, user_metadata: Mapping[str, str]) -> Mess
         create_time=call.job.create_time,
         last_request_time=call.job.create_time,
     )
-    return training_pb2.CreateTrainingRunResponse(training_run=run)
 
 
 def execute_together(engine: TrainerEngine, jobs: Sequence[job_pb2.Job]) -> list[Message | Exception]:
@@ -159,13 +168,43 @@ def _save_weights_for_sampler(call: _Call) -> Message:
     return training_pb2.SaveWeightsForSamplerResponse(path=str(path))
 
 
+def _import(call: _Call) -> Message:
+    request = call.job.import_checkpoint
+    run_id = training_run_id(request.session_id, request.training_run_seq_id)
+    written = call.locations.source or (call.locations.target if _is_written(call) else "")
+    if written:
+        call.engine.add_run(run_id, read_training_checkpoint(call.checkpoints.open(written), call.engine.base))
+    else:
+        config, weights = call.locations.uploads
+        adapter = import_adapter(config, weights, call.engine.base, rename_base_model=request.rename_base_model)
+        call.engine.add_run(run_id, RunState(adapter))
+        try:
+            _save(call, "training", run_id)
+        except Exception:
+            call.engine.drop_run(run_id)
+            raise
+    path = str(TinkerPath(run_id, "weights", request.name))
+    run = _new_run(call, run_id, request.user_metadata)
+    return checkpoint_pb2.ImportCheckpointResponse(path=path, training_run=run)
+
+
 def _save(call: _Call, kind: CheckpointKind, run_id: str) -> None:
-    state, checkpoints, target = call.engine.run(run_id), call.checkpoints, call.locations.target
-    if checkpoints.exists(target) and Manifest.read(checkpoints.open(target)).operation == call.job.operation:
+    if _is_written(call):
         return
+    state = call.engine.run(run_id)
     manifest = Manifest(kind, run_id, call.engine.base.name, state.config, call.job.operation)
-    with checkpoints.write(target) as directory:
-        write_checkpoint(directory, state, call.engine.base, manifest)
+    try:
+        with call.checkpoints.write(call.locations.target) as directory:
+            write_checkpoint(directory, state, call.engine.base, manifest)
+    except AlreadyExistsError:
+        if not _is_written(call):  # else an owner that was thought dead was faster
+            raise
+
+
+def _is_written(call: _Call) -> bool:
+    """Whether an earlier attempt of this operation has written its checkpoint."""
+    checkpoints, target = call.checkpoints, call.locations.target
+    return checkpoints.exists(target) and Manifest.read(checkpoints.open(target)).operation == call.job.operation
 
 
 def _load_state(call: _Call) -> Message:
@@ -184,4 +223,5 @@ _CARRY_OUT: Mapping[str, Callable[[_Call], Message]] = {
     "save_state": _save_state,
     "load_state": _load_state,
     "save_weights_for_sampler": _save_weights_for_sampler,
+    "import_checkpoint": _import,
 }

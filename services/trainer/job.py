@@ -6,18 +6,21 @@ its seq_id, so carrying it out a second time, after a crash between writing and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import structlog
 from google.protobuf.message import Message
 
-from services.core.catalog import Catalog, StoredCheckpoint, checkpoint_writes
+from services.core.catalog import Catalog, StoredCheckpoint, checkpoint_writes, run_writes
 from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.run_log import Write
 from services.core.run_past import source_write
+from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
 from services.trainer.execute import Locations, execute, execute_together
@@ -40,19 +43,25 @@ class JobRunner:
     """Carries out jobs of training runs."""
 
     def __init__(
-        self, engine: TrainerEngine, device: DeviceThread, catalog: Catalog, checkpoints: CheckpointStore
+        self,
+        engine: TrainerEngine,
+        device: DeviceThread,
+        catalog: Catalog,
+        checkpoints: CheckpointStore,
+        uploads: UploadStore,
     ) -> None:
         self._engine = engine
         self._device = device
         self._catalog = catalog
         self._checkpoints = checkpoints
+        self._uploads = uploads
 
     async def run(self, job: job_pb2.Job) -> JobOutcome:
         """Carries out a job."""
         try:
             source, target = await self._source(job), await self._target(job)
             response = await self._execute(job, source, target)
-            return response, await self._writes(job, source, target)
+            return response, await self._writes(job, source, target, response)
         except Exception as error:
             return _failure(job, error), ()
 
@@ -80,7 +89,11 @@ class JobRunner:
             raise _failure(job, error) from error
 
     async def _execute(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Message:
-        locations = Locations(source=source, target=_location(job, target) if target is not None else "")
+        locations = Locations(
+            source=source,
+            target=_location(job, target) if target is not None else "",
+            uploads=await self._uploaded(job, target),
+        )
         return await self._device.run(execute, self._engine, self._checkpoints, job, locations)
 
     async def _source(self, job: job_pb2.Job) -> str:
@@ -91,6 +104,16 @@ class JobRunner:
         path = TinkerPath.parse(getattr(job, kind).path)
         return (await self._catalog.checkpoint(path, job.tenant)).location
 
+    async def _uploaded(self, job: job_pb2.Job, target: TinkerPath | None) -> Sequence[Path]:
+        """The files that an import reads; none if it has written its checkpoint before, or the job is no import."""
+        if job.WhichOneof("request") != "import_checkpoint" or target is None:
+            return ()
+        if await asyncio.to_thread(self._checkpoints.exists, _location(job, target)):
+            return ()
+        request = job.import_checkpoint
+        ids = ((CONFIG_FILE, request.config_upload_id), (WEIGHTS_FILE, request.weights_upload_id))
+        return [await asyncio.to_thread(self._uploads.open, job.tenant, upload_id, name) for name, upload_id in ids]
+
     async def _target(self, job: job_pb2.Job) -> TinkerPath | None:
         """The path that a job saves to; None if it saves nothing.
 
@@ -99,6 +122,8 @@ class JobRunner:
         """
         request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest
         kind: CheckpointKind
+        if job.WhichOneof("request") == "import_checkpoint":
+            return TinkerPath(OperationName.parse(job.operation).scope, "weights", job.import_checkpoint.name)
         match job.WhichOneof("request"):
             case "save_state":
                 request, kind, overwrite = job.save_state, "weights", job.save_state.overwrite
@@ -121,22 +146,29 @@ class JobRunner:
             return False
         return True
 
-    async def _writes(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Sequence[Write]:
+    async def _writes(
+        self, job: job_pb2.Job, source: str, target: TinkerPath | None, response: Message
+    ) -> Sequence[Write]:
         """What must become visible together with a job's result."""
+        name = OperationName.parse(job.operation)
         if source:
-            name = OperationName.parse(job.operation)
             return [source_write(name.scope, name.seq_id, source)]
-        return await self._entry(job, target) if target else ()
+        if target is None:
+            return ()
+        if isinstance(response, checkpoint_pb2.ImportCheckpointResponse):
+            run = response.training_run
+            written = source_write(name.scope, name.seq_id, _location(job, target))
+            return [*run_writes(job.tenant, run), *await self._entry(job, target, run), written]
+        return await self._entry(job, target, await self._catalog.run(target.training_run_id, job.tenant))
 
-    async def _entry(self, job: job_pb2.Job, path: TinkerPath) -> Sequence[Write]:
+    async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""
-        run = await self._catalog.run(path.training_run_id, job.tenant)
         location = _location(job, path)
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
             checkpoint_type=_TYPES[path.kind or "weights"],
             tinker_path=str(path),
-            size_bytes=self._checkpoints.size_bytes(location),
+            size_bytes=await asyncio.to_thread(self._checkpoints.size_bytes, location),
             training_run_id=path.training_run_id,
             base_model=run.base_model,
             lora_config=run.lora_config,

@@ -23,6 +23,7 @@ from services.core.sessions import Sessions
 from services.core.snapshot_store import SnapshotStore
 from services.core.storage import open_storage
 from services.core.telemetry import configure_logging
+from services.core.uploads import UploadStore
 from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
@@ -85,7 +86,7 @@ def assemble(
     """A worker with all its parts, over one Redis server and one data directory."""
     storage = open_storage(settings)
     payloads = Payloads(BlobStore(storage))
-    logs = RunLogs(connection, payloads)
+    logs, uploads = RunLogs(connection, payloads), UploadStore(storage, settings.max_upload_bytes)
     holdings = Holdings(
         worker,
         engine.base.name,
@@ -101,7 +102,13 @@ def assemble(
     return TrainerWorker(
         worker,
         holdings,
-        JobRunner(engine, device, Catalog(connection), CheckpointStore(storage)),
+        JobRunner(
+            engine,
+            device,
+            Catalog(connection),
+            CheckpointStore(storage),
+            UploadStore(storage, settings.max_upload_bytes),
+        ),
         connection,
         logs,
         OperationStore(connection, payloads),

@@ -12,11 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError
-from services.model.adapter_files import read_tensors
+from services.model.adapter_files import read_tensors, write_tensors
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
@@ -31,7 +30,7 @@ def write_snapshot(directory: Path, state: RunState, manifest: Manifest) -> None
     """Fills an empty directory with the snapshot of a state in the CPU's memory."""
     vectors = {name: vector for name, vector in state.optimizer_vectors().items() if vector.any()}
     tensors = {_WEIGHTS: state.weights.flat, **vectors, _STEP: torch.tensor(state.step)}
-    save_file(tensors, directory / STATE_FILE)
+    write_tensors(tensors, directory / STATE_FILE)
     manifest.write(directory)
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_adapter, write_adapter
+from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.model.adapter_files import read_adapter, write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs

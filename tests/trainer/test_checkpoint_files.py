@@ -10,7 +10,7 @@ import torch
 
 from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import CheckpointKind, Manifest
