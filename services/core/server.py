@@ -47,7 +47,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _guarded_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
             )
-        return handler  # reflection is the only service that streams requests; it raises nothing of ours
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(
+                _guarded_call(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
+        return handler  # reflection is the only service that streams both ways; it raises nothing of ours
 
 
 def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:

@@ -7,10 +7,9 @@ from datetime import timedelta
 
 import structlog
 
-from services.core.blobs import BlobStore
 from services.core.config import Settings
 from services.core.connection import RedisConnection
-from services.core.errors import InternalError
+from services.core.errors import InternalError, PlatformError
 from services.core.operations import KEEP_FINISHED
 from services.core.server import GrpcServer, until_stopped
 from services.core.telemetry import configure_logging
@@ -54,7 +53,7 @@ async def serve(settings: Settings) -> None:
     loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
-        asyncio.create_task(_sweep(stores.blobs)),
+        asyncio.create_task(_sweep(stores)),
         asyncio.create_task(http.serve()),
     ]
     stopped = asyncio.create_task(until_stopped())
@@ -81,7 +80,7 @@ def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
     wrapped = GrpcServer(settings, interceptors)
     server = wrapped.server
     capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
-    checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth), server)
+    checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth, submission), server)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(stores, auth), server)
     sampling_pb2_grpc.add_SamplingServiceServicer_to_server(SamplingServicer(stores, auth, submission), server)
     session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(stores, auth), server)
@@ -89,8 +88,13 @@ def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
     return wrapped
 
 
-async def _sweep(blobs: BlobStore) -> None:
-    """Removes results that no operation refers to any more."""
+async def _sweep(stores: Stores) -> None:
+    """Removes what has had its day: results, uploads, exports."""
     while True:
-        await blobs.sweep("results", KEEP_FINISHED)
+        try:
+            await stores.blobs.sweep("results", KEEP_FINISHED)
+            await asyncio.to_thread(stores.uploads.sweep)
+            await asyncio.to_thread(stores.exports.sweep)
+        except PlatformError as error:
+            _log.warning("nothing was swept, trying again in an hour", error=error.message)
         await asyncio.sleep(SWEEP_EVERY.total_seconds())
