@@ -14,7 +14,7 @@ from services.cli.steps import Step
 
 HEIGHT_LINES = 9
 _QUANTITIES = {
-    "loss": "loss",
+    "loss": "loss (sum)",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
     "sampler_trainer_gap": "sampler-trainer gap (nats per token)",
@@ -89,7 +89,7 @@ def write_png(curves: Sequence[Curve], title: str, path: Path) -> None:
         panel.set_title(curve.title, fontsize=10)
         panel.set_xlabel("step", fontsize=9)
         panel.tick_params(labelsize=8)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=120)
 

@@ -130,7 +130,7 @@ def _print_latest(latest: Step | None) -> None:
     print_properties(
         f"Step {latest.step}, {moment(latest.time, datetime.now(UTC))}",
         {
-            "Loss": _number(latest.loss),
+            "Loss (sum)": _number(latest.loss),
             "Gradient norm": _number(latest.grad_norm),
             "Learning rate": _number(latest.learning_rate),
             "Tokens": f"{latest.tokens:,}",

@@ -222,6 +222,7 @@ def _next_steps(settings: Settings) -> None:
         f"""
 Try it, in another terminal:
   export TINKER_GRPC_URL=grpc://{address} TINKER_API_KEY=...
+  tinker-platform model list
   python examples/sft.py
   grpcurl -plaintext -H "x-api-key: $TINKER_API_KEY" {address} tinker.v1.CapabilityService/GetServerCapabilities
 Logs: {settings.data_dir}/logs. Ctrl-C stops; the same command goes on where it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from services.core.errors import DataLossError, InvalidArgumentError, NotFoundEr
 from tests.cli.conftest import Run
 from tests.client.loopback import KEY, LoopbackPlatform
 from tests.client.toy_operations import MODEL
+from tests.e2e.platform import free_port
 
 PATH = "tinker://run/weights/a"
 
@@ -193,12 +195,19 @@ def test_a_refusal_is_one_sentence_and_a_code(
     assert (refused.code, refused.out, refused.err) == (code, "", f"Error: {fault.message}\n")
 
 
-def test_an_unknown_key_no_key_and_nobody_there(tinker_platform: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_key_no_key_and_no_address(tinker_platform: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tinker_platform("run", "list", "--api-key", "tml-wrong").code == 4
     monkeypatch.delenv("TINKER_API_KEY")
     refused = tinker_platform("run", "list")
     assert (refused.code, "--api-key" in refused.err) == (4, True)
     assert tinker_platform("run", "list", "--base-url", "http://127.0.0.1:8000", "--api-key", KEY).code == 2
+
+
+def test_nobody_there_is_5(tinker_platform: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinker_client._transport.FIRST_CONTACT", timedelta(seconds=0.3))
+    alone = tinker_platform("run", "list", "--base-url", f"grpc://127.0.0.1:{free_port()}")
+    assert (alone.code, alone.out) == (5, "")
+    assert "no platform answers at grpc://127.0.0.1:" in alone.err
 
 
 def test_ctrl_c_is_130(tinker_platform: Run, monkeypatch: pytest.MonkeyPatch) -> None:

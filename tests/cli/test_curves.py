@@ -23,7 +23,7 @@ def test_each_quantity_that_was_measured_is_a_curve_without_its_gaps() -> None:
     by_title = {
         curve.title: curve for curve in curves_of([step(1, 3.0), step(2, math.nan), step(3, None), step(4, 2.0)])
     }
-    assert by_title["loss"] == Curve("loss", [1, 4], [3.0, 2.0])
+    assert by_title["loss (sum)"] == Curve("loss (sum)", [1, 4], [3.0, 2.0])
     assert by_title["tokens per step"].steps == [1, 2, 3, 4]
     assert not [title for title in by_title if "gap" in title], "nothing measured it"
 

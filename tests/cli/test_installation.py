@@ -1,0 +1,51 @@
+"""What a laptop installs is enough: the commands of users need no part of the platform, and say what they lack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.cli.entry import EXTRAS
+from tests.client.loopback import KEY, LoopbackPlatform
+from tests.client.toy_operations import MODEL
+
+RUN_WITHOUT = """
+import sys
+for name in {absent}:
+    sys.modules[name] = None
+from services.cli.entry import main
+main()
+"""
+
+
+def run_without(absent: list[str], platform: LoopbackPlatform, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN_WITHOUT.format(absent=absent), *arguments]
+    environment = {"PATH": os.environ["PATH"], "TINKER_GRPC_URL": platform.url, "TINKER_API_KEY": KEY}
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def packages_of(*extras: str) -> list[str]:
+    return [package for package, extra in EXTRAS.items() if extra in extras]
+
+
+def test_the_client_and_the_extra_cli_are_enough(platform: LoopbackPlatform) -> None:
+    absent = packages_of("gateway", "worker", "plot")
+    assert {"redis", "torch", "starlette", "grpc_health"} <= set(absent)
+    done = run_without(absent, platform, "model", "list")
+    assert done.returncode == 0, done.stderr
+    assert MODEL in done.stdout
+
+
+@pytest.mark.parametrize(("package", "arguments"), [("redis", ["keys", "list"]), ("typer", ["model", "list"])])
+def test_what_is_missing_is_named_with_its_extra(
+    platform: LoopbackPlatform, package: str, arguments: list[str]
+) -> None:
+    failed = run_without([package], platform, *arguments)
+    assert failed.returncode == 1
+    assert f"tinker-platform[{EXTRAS[package]}]" in failed.stderr
+    assert "Traceback" not in failed.stderr
