@@ -24,7 +24,10 @@ from transformers import (
 from services.core.errors import InvalidArgumentError
 from services.core.linears import ADAPTABLE_LINEARS
 
-SUPPORTED_FAMILIES = ("llama", "qwen3")
+_ATTENTION, _HYBRID = frozenset({"full_attention"}), frozenset({"full_attention", "linear_attention"})
+SUPPORTED_FAMILIES = {"llama": _ATTENTION, "qwen3": _ATTENTION, "qwen3_5": _HYBRID, "qwen3_5_text": _HYBRID}
+"""Kinds of layers by family. Of qwen3_5, which also sees images, the language model is served."""
+
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -56,6 +59,11 @@ class BaseModel:
     def trunk(self) -> nn.Module:
         """All of the model but the unembedding."""
         return self.module.get_submodule("model")
+
+    @property
+    def has_linear_attention(self) -> bool:
+        """Whether some layers carry a state along a sequence instead of attending to its tokens."""
+        return "linear_attention" in (getattr(self.config, "layer_types", None) or ())
 
     def adaptable_linears(self) -> dict[str, nn.Linear]:
         """Every linear that an adapter may touch, by full module name, in the model's own order."""
@@ -111,12 +119,16 @@ def check_architecture(config: dict[str, Any], name: str) -> None:
     supported = f"supported are full-precision dense models of the families {', '.join(SUPPORTED_FAMILIES)}"
     if family not in SUPPORTED_FAMILIES:
         raise InvalidArgumentError.at("base_model", f"{name} is of the family {family!r}; {supported}")
-    other_layers = sorted(set(config.get("layer_types") or ()) - {"full_attention"})
-    if config.get("use_sliding_window") or other_layers:
+    language = config.get("text_config") or config
+    layer_types = SUPPORTED_FAMILIES[family]
+    other_layers = sorted(set(language.get("layer_types") or ()) - layer_types)
+    if language.get("use_sliding_window") or other_layers:
         kinds = ", ".join(other_layers) or "sliding_attention"
-        message = f"{name} has layers of the kind {kinds}; {supported} with full_attention alone"
+        message = (
+            f"{name} has layers of the kind {kinds}; {supported}, {family} with {' and '.join(sorted(layer_types))}"
+        )
         raise InvalidArgumentError.at("base_model", message)
-    rope_type = _rope_type(config)
+    rope_type = _rope_type(language)
     if rope_type in _BATCH_DEPENDENT_ROPE:
         message = f"{name} has rope_type {rope_type!r}, whose frequencies depend on the longest sequence of a batch"
         raise InvalidArgumentError.at("base_model", f"{message}; {supported} with fixed frequencies")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from services.core.errors import InvalidArgumentError
 from services.model.base import BaseModel
 
 
@@ -65,9 +66,16 @@ class Ranges:
 
 
 class KVStore:
-    """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and which rows are taken."""
+    """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and which rows are taken.
+
+    Raises:
+        InvalidArgumentError: the base model has linear-attention layers, whose state has no place here.
+    """
 
     def __init__(self, base: BaseModel, rows: int) -> None:
+        if base.has_linear_attention:
+            message = f"{base.name} has layers of the kind linear_attention, whose state a sampler does not keep yet"
+            raise InvalidArgumentError.at("base_model", f"{message}; it can be trained, but not sampled from")
         config = base.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, 1, config.num_key_value_heads, rows, head_dim)

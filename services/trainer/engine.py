@@ -18,6 +18,7 @@ from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from services.model.adapters import AdapterConfig, init_adapter
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
+from services.model.linear_attention import keep_sequences_apart
 from services.model.logprobs import logprobs_and_gradient
 from services.model.lora import Segment, install_lora
 from services.model.recompute import Recompute
@@ -54,6 +55,7 @@ class TrainerEngine:
         self._recompute = Recompute(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)
+        keep_sequences_apart(base)
 
     def run(self, training_run_id: str) -> RunState:
         """The state of a run.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
-from services.sampler.kv import Ranges, Slot
+import pytest
+
+from services.core.errors import InvalidArgumentError
+from services.model.base import BaseModel
+from services.sampler.kv import KVStore, Ranges, Slot
 
 
 def test_slots_are_disjoint_and_come_back_whole() -> None:
@@ -34,3 +39,9 @@ def test_no_room_is_none_and_the_first_gap_that_fits_is_taken() -> None:
     assert ranges.reserve(4) is None
     assert ranges.reserve(2) == Slot(3, 5)
     assert ranges.reserve(1) == Slot(5, 6)
+
+
+def test_a_model_whose_layers_keep_another_state_is_refused_by_name(load: Callable[..., BaseModel]) -> None:
+    with pytest.raises(InvalidArgumentError, match="tiny-qwen3_5 has layers of the kind linear_attention") as refused:
+        KVStore(load("qwen3_5"), 64)
+    assert refused.value.violations[0].field == "base_model"
