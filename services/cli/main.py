@@ -11,17 +11,30 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from services.cli import checkpoint, keys, model, run, session
 from services.cli.access import FormatOption
 from services.cli.exit_code import CommandError, ExitCode
 from services.core.errors import InvalidArgumentError, PlatformError
 
+USERS_GROUPS = {"run": run.app, "checkpoint": checkpoint.app, "session": session.app, "model": model.app}
+
+
+class UsersFirst(TyperGroup):
+    """Lists the commands of users before those that run the platform."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
+        return sorted(super().list_commands(ctx), key=lambda name: name not in USERS_GROUPS)
+
+
 app = typer.Typer(
     name="tinker-platform",
+    cls=UsersFirst,
     epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 not found, 4 no key or not allowed, 5 no platform answers, "
     "130 interrupted.",
     no_args_is_help=True,
@@ -30,8 +43,8 @@ app = typer.Typer(
 )
 
 _USERS, _OPERATORS = "Your runs and checkpoints", "The platform"
-for group, name in ((run, "run"), (checkpoint, "checkpoint"), (session, "session"), (model, "model")):
-    app.add_typer(group.app, name=name, rich_help_panel=_USERS)
+for name, group in USERS_GROUPS.items():
+    app.add_typer(group, name=name, rich_help_panel=_USERS)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATORS)
 
 BaseModels = Annotated[
@@ -56,8 +69,8 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 @app.callback()
 def shared_options(context: typer.Context, output_format: FormatOption = None) -> None:
     """Self-hosted LoRA post-training: you write the loop, the platform runs the GPUs."""
-    if output_format is not None and context.invoked_subcommand not in ("run", "checkpoint", "session", "model"):
-        raise typer.BadParameter("only run, checkpoint, session and model have it", param_hint="'--format'")
+    if output_format is not None and context.invoked_subcommand not in USERS_GROUPS:
+        raise typer.BadParameter(f"only {', '.join(USERS_GROUPS)} have it", param_hint="'--format'")
     context.obj = output_format
 
 
