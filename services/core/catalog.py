@@ -15,6 +15,7 @@ from services.core.connection import RedisConnection
 from services.core.errors import NotFoundError
 from services.core.names import session_of
 from services.core.pages import Page, PageRequest, read_page
+from services.core.run_log import Write
 from tinker_proto.v1 import checkpoint_pb2, sampling_pb2, training_pb2
 
 
@@ -28,12 +29,9 @@ class Catalog:
 
     async def add_run(self, tenant: str, run: training_pb2.TrainingRun) -> None:
         """Enters a run; entering it again keeps the first record."""
-        key, now = keyspace.training_run(run.training_run_id), time.time()
         pipeline = self._commands.pipeline(transaction=True)
-        pipeline.hsetnx(key, "tenant", tenant)
-        pipeline.hsetnx(key, "record", run.SerializeToString())
-        pipeline.zadd(keyspace.tenant_runs(tenant), {run.training_run_id: now}, nx=True)
-        pipeline.zadd(keyspace.session_runs(session_of(run.training_run_id)), {run.training_run_id: now}, nx=True)
+        for write in run_writes(tenant, run):
+            pipeline.execute_command(*write)
         await pipeline.execute()
 
     async def run(self, run_id: str, tenant: str) -> training_pb2.TrainingRun:
@@ -108,3 +106,15 @@ class Catalog:
             run.last_sampler_checkpoint = sampler[0].decode() if sampler else ""
             runs.append(run)
         return runs
+
+
+def run_writes(tenant: str, run: training_pb2.TrainingRun) -> list[Write]:
+    """The writes that enter a run; carried out again they keep the first record."""
+    run_id, now = run.training_run_id, str(time.time())
+    key = keyspace.training_run(run_id)
+    return [
+        ("HSETNX", key, "tenant", tenant),
+        ("HSETNX", key, "record", run.SerializeToString()),
+        ("ZADD", keyspace.tenant_runs(tenant), "NX", now, run_id),
+        ("ZADD", keyspace.session_runs(session_of(run_id)), "NX", now, run_id),
+    ]

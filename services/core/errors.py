@@ -80,6 +80,13 @@ class UnauthenticatedError(PlatformError):
     default_reason = "UNAUTHENTICATED"
 
 
+class PermissionDeniedError(PlatformError):
+    """It may be read and not changed: it belongs to another tenant, who has published it."""
+
+    code = code_pb2.PERMISSION_DENIED
+    default_reason = "PERMISSION_DENIED"
+
+
 class NotFoundError(PlatformError):
     """It does not exist, or belongs to another tenant."""
 

@@ -17,6 +17,15 @@ WORKERS = PREFIX + "workers"
 WORKERS_EXPIRY = PREFIX + "workers-expiry"
 API_KEYS = PREFIX + "api-keys"
 
+EXPIRING = PREFIX + "expiring"
+"""Sorted set of the checkpoint paths that expire, by ms since the epoch."""
+
+DOOMED = PREFIX + "doomed"
+"""Sorted set of locations that no path names any more, by when to look (ms) whether somebody still pins them."""
+
+PINS = PREFIX + "pins:"
+"""With a location behind it: set of who keeps its files, session ids and names of operations that have loaded it."""
+
 TRAINERS_GROUP = "trainers"
 SAMPLERS_GROUP = "samplers"
 
@@ -86,6 +95,21 @@ def session(session_id: str) -> str:
     return f"{PREFIX}session:{session_id}"
 
 
+def tenant_sessions(tenant: str) -> str:
+    """Sorted set of a tenant's sessions by creation time."""
+    return f"{PREFIX}sessions:{tenant}"
+
+
+def session_runs(session_id: str) -> str:
+    """Sorted set of a session's training runs by creation time."""
+    return f"{PREFIX}session-runs:{session_id}"
+
+
+def session_samplings(session_id: str) -> str:
+    """Sorted set of a session's sampling sessions by creation time."""
+    return f"{PREFIX}session-samplings:{session_id}"
+
+
 def training_run(run: str) -> str:
     """Hash: tenant, record (tinker.v1.TrainingRun)."""
     return f"{PREFIX}run:{run}"
@@ -102,7 +126,7 @@ def sampling_session(sampling_session_id: str) -> str:
 
 
 def checkpoint(tinker_path: str) -> str:
-    """Hash: tenant, record (tinker.v1.Checkpoint), location."""
+    """Hash: tenant, record (tinker.v1.Checkpoint), location, and if they are set: public, expires (ms)."""
     return f"{PREFIX}checkpoint:{tinker_path}"
 
 
@@ -114,3 +138,13 @@ def tenant_checkpoints(tenant: str) -> str:
 def run_checkpoints(run: str) -> str:
     """Sorted set of a run's checkpoint paths by time."""
     return f"{PREFIX}run-checkpoints:{run}"
+
+
+def run_checkpoints_of_kind(run: str, kind: str) -> str:
+    """Sorted set of a run's checkpoint paths of one kind by time."""
+    return f"{PREFIX}run-{kind}:{run}"
+
+
+def run_metrics(run: str) -> str:
+    """Capped stream of what a run's operations have measured (tinker.v1.TrainingMetrics), entry id `<seq_id>-1`."""
+    return f"{PREFIX}metrics:{run}"

@@ -15,6 +15,7 @@ from services.core import keyspace
 from services.core.connection import RedisConnection
 from services.core.errors import FailedPreconditionError, NotFoundError
 from services.core.names import new_session_id
+from services.core.pages import Page, PageRequest, read_page
 from tinker_proto.v1 import session_pb2
 
 GRACE = timedelta(minutes=10)
@@ -24,6 +25,7 @@ class Sessions:
     """Sessions of one Redis server."""
 
     def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
         self._commands = connection.commands
 
     async def create(self, tenant: str, user_metadata: Mapping[str, str]) -> session_pb2.Session:
@@ -31,7 +33,10 @@ class Sessions:
         session_id, now = new_session_id(), time.time()
         metadata = json.dumps(dict(user_metadata))
         record = {"tenant": tenant, "metadata": metadata, "created": now, "seen": now}
-        await self._commands.hset(keyspace.session(session_id), mapping=record)
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.hset(keyspace.session(session_id), mapping=record)
+        pipeline.zadd(keyspace.tenant_sessions(tenant), {session_id: now})
+        await pipeline.execute()
         return await self.get(session_id, tenant)
 
     async def get(self, session_id: str, tenant: str) -> session_pb2.Session:
@@ -43,12 +48,27 @@ class Sessions:
         record = await self._commands.hgetall(keyspace.session(session_id))
         if record.get(b"tenant") != tenant.encode():
             raise NotFoundError(f"there is no session {session_id[:100]!r}", reason="SESSION_NOT_FOUND")
-        session = session_pb2.Session(session_id=session_id, user_metadata=json.loads(record[b"metadata"]))
-        session.create_time.FromMilliseconds(int(float(record[b"created"]) * 1000))
-        session.last_seen_time.FromMilliseconds(int(float(record[b"seen"]) * 1000))
-        if b"ended" in record:
-            session.end_time.FromMilliseconds(int(float(record[b"ended"]) * 1000))
+        return _session(session_id, record)
+
+    async def get_with_contents(self, session_id: str, tenant: str) -> session_pb2.Session:
+        """A session with the ids of its runs and sampling sessions; raises as `get`."""
+        session = await self.get(session_id, tenant)
+        pipeline = self._commands.pipeline(transaction=False)
+        pipeline.zrange(keyspace.session_runs(session_id), 0, -1)
+        pipeline.zrange(keyspace.session_samplings(session_id), 0, -1)
+        runs, samplings = await pipeline.execute()
+        session.training_run_ids.extend(name.decode() for name in runs)
+        session.sampling_session_ids.extend(name.decode() for name in samplings)
         return session
+
+    async def page(self, tenant: str, wanted: PageRequest) -> tuple[list[session_pb2.Session], Page]:
+        """A page of a tenant's sessions."""
+        page = await read_page(self._connection, keyspace.tenant_sessions(tenant), wanted)
+        pipeline = self._commands.pipeline(transaction=False)
+        for name in page.names:
+            pipeline.hgetall(keyspace.session(name))
+        records = await pipeline.execute()
+        return [_session(name, record) for name, record in zip(page.names, records, strict=True)], page
 
     async def open(self, session_id: str, tenant: str) -> session_pb2.Session:
         """A session of `tenant` that has not ended.
@@ -74,3 +94,12 @@ class Sessions:
         """Whether the session's client can still be expected to go on."""
         seen, ended = await self._commands.hmget(keyspace.session(session_id), "seen", "ended")
         return seen is not None and ended is None and time.time() - float(seen) < GRACE.total_seconds()
+
+
+def _session(session_id: str, record: Mapping[bytes, bytes]) -> session_pb2.Session:
+    session = session_pb2.Session(session_id=session_id, user_metadata=json.loads(record[b"metadata"]))
+    session.create_time.FromMilliseconds(int(float(record[b"created"]) * 1000))
+    session.last_seen_time.FromMilliseconds(int(float(record[b"seen"]) * 1000))
+    if b"ended" in record:
+        session.end_time.FromMilliseconds(int(float(record[b"ended"]) * 1000))
+    return session

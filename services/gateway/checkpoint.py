@@ -1,30 +1,28 @@
-"""tinker.v1.CheckpointService: reads and deletes checkpoints."""
+"""tinker.v1.CheckpointService: reads, shares, limits and deletes checkpoints."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from services.core.catalog import StoredCheckpoint
-from services.core.errors import InvalidArgumentError
+from services.core.checkpoint_catalog import StoredCheckpoint
 from services.core.server import Context
 from services.gateway.auth import Authenticator
 from services.gateway.checkpoint_files import CheckpointFiles
-from services.gateway.paging import page_bounds
+from services.gateway.paging import page_request
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
-from services.gateway.validation.fields import parse_path
-from tinker_proto.path import TinkerPath
+from services.gateway.validation.fields import check_ttl, parse_path
 from tinker_proto.v1 import checkpoint_pb2, checkpoint_pb2_grpc, operation_pb2
 
 DEFAULT_CHECKPOINTS_PER_PAGE = 100
 
 
 class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
-    """Checkpoints of the caller's tenant."""
+    """Checkpoints of the caller's tenant, and for reading those that others have published."""
 
     def __init__(self, stores: Stores, auth: Authenticator, submission: Submission) -> None:
         self._stores = stores
+        self._checkpoints = stores.catalog.checkpoints
         self._auth = auth
         self._files = CheckpointFiles(stores, submission)
 
@@ -32,31 +30,50 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
         self, request: checkpoint_pb2.GetCheckpointRequest, context: Context
     ) -> checkpoint_pb2.Checkpoint:
         """A checkpoint."""
-        tenant = await self._auth.tenant(context)
-        return (await self._stored(request.tinker_path, tenant)).checkpoint
+        return (await self._stored(request.tinker_path, await self._auth.tenant(context))).checkpoint
 
     async def ListCheckpoints(
         self, request: checkpoint_pb2.ListCheckpointsRequest, context: Context
     ) -> checkpoint_pb2.ListCheckpointsResponse:
-        """The tenant's checkpoints, or one run's, newest first."""
+        """The tenant's checkpoints, or those of one of its runs, newest first."""
         tenant = await self._auth.tenant(context)
-        size, start = page_bounds(request.page_size, request.page_token, DEFAULT_CHECKPOINTS_PER_PAGE)
-        if request.training_run_id:
-            await self._stores.catalog.run(request.training_run_id, tenant)
-        found, page = await self._stores.catalog.checkpoint_page(tenant, request.training_run_id, size, start)
+        wanted = page_request(request.page_size, request.page_token, DEFAULT_CHECKPOINTS_PER_PAGE)
+        found, page = await self._stores.catalog.checkpoint_page(tenant, request.training_run_id, wanted)
         return checkpoint_pb2.ListCheckpointsResponse(
             checkpoints=found, next_page_token=page.next_page_token, total_size=page.total_size
         )
 
+    async def PublishCheckpoint(
+        self, request: checkpoint_pb2.PublishCheckpointRequest, context: Context
+    ) -> checkpoint_pb2.Checkpoint:
+        """Lets every tenant read a checkpoint."""
+        tenant, path = await self._auth.tenant(context), parse_path("tinker_path", request.tinker_path)
+        return await self._checkpoints.set_public(path, tenant, public=True)
+
+    async def UnpublishCheckpoint(
+        self, request: checkpoint_pb2.UnpublishCheckpointRequest, context: Context
+    ) -> checkpoint_pb2.Checkpoint:
+        """Takes a publication back."""
+        tenant, path = await self._auth.tenant(context), parse_path("tinker_path", request.tinker_path)
+        return await self._checkpoints.set_public(path, tenant, public=False)
+
+    async def SetCheckpointTtl(
+        self, request: checkpoint_pb2.SetCheckpointTtlRequest, context: Context
+    ) -> checkpoint_pb2.Checkpoint:
+        """Sets or removes the time at which a checkpoint deletes itself."""
+        tenant, path = await self._auth.tenant(context), parse_path("tinker_path", request.tinker_path)
+        check_ttl("ttl_seconds", request)
+        seconds = request.ttl_seconds if request.HasField("ttl_seconds") else None
+        return await self._checkpoints.set_lifetime(path, tenant, seconds)
+
     async def DeleteCheckpoint(
         self, request: checkpoint_pb2.DeleteCheckpointRequest, context: Context
     ) -> checkpoint_pb2.Checkpoint:
-        """Takes a checkpoint out of the catalog, then off the disk."""
-        tenant = await self._auth.tenant(context)
-        stored = await self._stored(request.tinker_path, tenant)
-        await self._stores.catalog.remove_checkpoint(TinkerPath.parse(stored.checkpoint.tinker_path), tenant)
-        await asyncio.to_thread(self._stores.checkpoints.delete, stored.location)
-        return stored.checkpoint
+        """Takes a checkpoint out of the catalog, and its files away unless somebody still needs them."""
+        tenant, path = await self._auth.tenant(context), parse_path("tinker_path", request.tinker_path)
+        removed = await self._checkpoints.remove(path, tenant)
+        await self._stores.pins.remove_if_unpinned(removed.location)
+        return removed.checkpoint
 
     async def ListCheckpointFiles(
         self, request: checkpoint_pb2.ListCheckpointFilesRequest, context: Context
@@ -92,10 +109,4 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
         return await self._files.import_checkpoint(await self._auth.tenant(context), request)
 
     async def _stored(self, path: str, tenant: str) -> StoredCheckpoint:
-        parsed = parse_path("tinker_path", path)
-        if parsed.kind is None:
-            message = (
-                f"{path} leaves open which checkpoint is meant; allowed are .../weights/... and .../sampler_weights/..."
-            )
-            raise InvalidArgumentError.at("tinker_path", message, reason="BAD_TINKER_PATH")
-        return await self._stores.catalog.checkpoint(parsed, tenant)
+        return await self._checkpoints.get(parse_path("tinker_path", path), tenant)

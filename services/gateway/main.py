@@ -8,7 +8,7 @@ from datetime import timedelta
 import structlog
 
 from services.core.config import Settings
-from services.core.connection import RedisConnection
+from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.errors import InternalError, PlatformError
 from services.core.operations import KEEP_FINISHED
 from services.core.server import GrpcServer, until_stopped
@@ -37,6 +37,7 @@ SERVICES = tuple(
     f"tinker.v1.{name}Service" for name in ("Capability", "Checkpoint", "Operation", "Sampling", "Session", "Training")
 )
 SWEEP_EVERY = timedelta(hours=1)
+EXPIRE_EVERY = timedelta(seconds=5)
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +55,7 @@ async def serve(settings: Settings) -> None:
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
         asyncio.create_task(_sweep(stores)),
+        asyncio.create_task(_remove_expired(stores)),
         asyncio.create_task(http.serve()),
     ]
     stopped = asyncio.create_task(until_stopped())
@@ -98,3 +100,14 @@ async def _sweep(stores: Stores) -> None:
         except PlatformError as error:
             _log.warning("nothing was swept, trying again in an hour", error=error.message)
         await asyncio.sleep(SWEEP_EVERY.total_seconds())
+
+
+async def _remove_expired(stores: Stores) -> None:
+    """Removes checkpoints that have expired, and files that no path names and nobody pins any more."""
+    while True:
+        try:
+            await stores.catalog.checkpoints.bury_expired()
+            await stores.pins.remove_unpinned()
+        except (PlatformError, *TRANSIENT_ERRORS) as error:
+            _log.warning("expired checkpoints stay for now", error=str(error))
+        await asyncio.sleep(EXPIRE_EVERY.total_seconds())

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from services.core.catalog import StoredCheckpoint
+from services.core.checkpoint_catalog import StoredCheckpoint
 from services.core.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from services.core.events import Watcher
 from services.core.names import MAX_SEQ_ID, OperationName, sampling_session_id
@@ -44,7 +44,7 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
         )
         location, field = "", "base_model"
         if request.WhichOneof("source") == "model_path":
-            stored, field = await self._pinned(request.model_path, tenant), "model_path"
+            stored, field = await self._pinned(request.model_path, tenant, request.session_id), "model_path"
             sampling.base_model = stored.checkpoint.base_model
             sampling.model_path = stored.checkpoint.tinker_path
             location = stored.location
@@ -71,6 +71,12 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
         self, request: sampling_pb2.ComputeLogprobsRequest, context: Context
     ) -> operation_pb2.Operation:
         """Queues a scoring."""
+        return await self._sample(request, context)
+
+    async def MergeWeights(
+        self, request: sampling_pb2.MergeWeightsRequest, context: Context
+    ) -> operation_pb2.Operation:
+        """Queues the writing of a full model."""
         return await self._sample(request, context)
 
     async def SampleStream(
@@ -107,17 +113,21 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
     async def _sample(self, request: SamplingRequest, context: Context) -> operation_pb2.Operation:
         return await self._submission.sample(await self._auth.tenant(context), request)
 
-    async def _pinned(self, path: str, tenant: str) -> StoredCheckpoint:
-        """The checkpoint of a path; the two-part form means a sampler checkpoint if there is one of that name."""
-        parsed = parse_path("model_path", path)
+    async def _pinned(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
+        """The checkpoint of a path, its files kept for a session.
+
+        The two-part form means a sampler checkpoint if there is one of that name, else a training checkpoint.
+        """
+        parsed, checkpoints = parse_path("model_path", path), self._stores.catalog.checkpoints
         if parsed.kind is not None:
-            return await self._stores.catalog.checkpoint(parsed, tenant)
+            return await checkpoints.pin(parsed, tenant, session_id)
+        sampler, training = (
+            TinkerPath(parsed.training_run_id, kind, parsed.name) for kind in ("sampler_weights", "weights")
+        )
         try:
-            sampler = TinkerPath(parsed.training_run_id, "sampler_weights", parsed.name)
-            return await self._stores.catalog.checkpoint(sampler, tenant)
+            return await checkpoints.pin(sampler, tenant, session_id)
         except NotFoundError:
-            training = TinkerPath(parsed.training_run_id, "weights", parsed.name)
-            return await self._stores.catalog.checkpoint(training, tenant)
+            return await checkpoints.pin(training, tenant, session_id)
 
 
 async def _until_finished(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from services.core.server import Context
 from services.gateway.auth import Authenticator
+from services.gateway.paging import page_request
 from services.gateway.stores import Stores
 from services.gateway.validation.fields import check_metadata
 from tinker_proto.v1 import session_pb2, session_pb2_grpc
+
+DEFAULT_SESSIONS_PER_PAGE = 20
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
@@ -21,6 +24,22 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         tenant = await self._auth.tenant(context)
         check_metadata("user_metadata", request.user_metadata)
         return await self._sessions.create(tenant, request.user_metadata)
+
+    async def GetSession(self, request: session_pb2.GetSessionRequest, context: Context) -> session_pb2.Session:
+        """A session with what was made in it."""
+        tenant = await self._auth.tenant(context)
+        return await self._sessions.get_with_contents(request.session_id, tenant)
+
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        """The tenant's sessions, newest first."""
+        tenant = await self._auth.tenant(context)
+        wanted = page_request(request.page_size, request.page_token, DEFAULT_SESSIONS_PER_PAGE)
+        sessions, page = await self._sessions.page(tenant, wanted)
+        return session_pb2.ListSessionsResponse(
+            sessions=sessions, next_page_token=page.next_page_token, total_size=page.total_size
+        )
 
     async def HeartbeatSession(
         self, request: session_pb2.HeartbeatSessionRequest, context: Context

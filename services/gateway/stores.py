@@ -14,7 +14,9 @@ from services.core.events import EventHub
 from services.core.exports import ExportStore
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
+from services.core.pins import Pins
 from services.core.run_log import RunLogs
+from services.core.run_metrics import RunMetrics
 from services.core.sample_queue import SampleQueues
 from services.core.sessions import Sessions
 from services.core.storage import open_storage
@@ -34,7 +36,9 @@ class Stores:
     events: EventHub
     exports: ExportStore
     operations: OperationStore
+    pins: Pins
     run_logs: RunLogs
+    run_metrics: RunMetrics
     sample_queues: SampleQueues
     sessions: Sessions
     tokens: TokenStream
@@ -46,16 +50,18 @@ class Stores:
         """Opens all stores over one Redis server and one data directory."""
         storage = open_storage(settings)
         blobs = BlobStore(storage)
-        payloads = Payloads(blobs)
+        payloads, checkpoints = Payloads(blobs), CheckpointStore(storage)
         return cls(
             api_keys=ApiKeys(connection),
             blobs=blobs,
             catalog=Catalog(connection),
-            checkpoints=CheckpointStore(storage),
+            checkpoints=checkpoints,
             events=EventHub(connection),
             exports=ExportStore(storage),
             operations=OperationStore(connection, payloads),
+            pins=Pins(connection, checkpoints),
             run_logs=RunLogs(connection, payloads),
+            run_metrics=RunMetrics(connection),
             sample_queues=SampleQueues(connection, payloads),
             sessions=Sessions(connection),
             tokens=TokenStream(connection),

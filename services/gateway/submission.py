@@ -14,15 +14,16 @@ from google.protobuf.message import Message
 from services.core.acceptance import request_digest
 from services.core.config import Settings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
-from services.core.names import MAX_SEQ_ID, OperationName
+from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.gateway.stores import Stores
 from services.gateway.validation.fields import check_seq_id
 from services.gateway.validation.sampling import check_compute_logprobs, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.v1 import operation_pb2, sampling_pb2, training_pb2
+from tinker_proto.path import TinkerPath
+from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2, training_pb2
 
-SamplingRequest = sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest
+SamplingRequest = sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest | sampling_pb2.MergeWeightsRequest
 CreateRequest = training_pb2.CreateTrainingRunRequest | training_pb2.CreateTrainingRunFromCheckpointRequest
 
 _JOB_FIELDS = {
@@ -45,11 +46,19 @@ class Submission:
         """Enters a run and queues its creation, operation 0 of its log; a resend gets the seed that was drawn first."""
         digest = request_digest(request)
         await self._stores.catalog.add_run(tenant, run)
-        recorded = await self._stores.catalog.run(run.training_run_id, tenant)
+        recorded = await self._stores.catalog.run_record(run.training_run_id, tenant)
         if isinstance(request, training_pb2.CreateTrainingRunRequest):
             request.lora_config.CopyFrom(recorded.lora_config)
         job = _job(OperationName(run.training_run_id, 0), tenant, request)
         return await self._enqueue_training(job, digest, request, recorded.base_model)
+
+    async def import_checkpoint(
+        self, tenant: str, request: checkpoint_pb2.ImportCheckpointRequest
+    ) -> operation_pb2.Operation:
+        """Queues operation 0 of a run that is entered once a trainer has read and saved its adapter."""
+        run_id = training_run_id(request.session_id, request.training_run_seq_id)
+        job = _job(OperationName(run_id, 0), tenant, request)
+        return await self._enqueue_training(job, request_digest(request), request, request.base_model)
 
     async def train(self, tenant: str, request: RunRequest) -> operation_pb2.Operation:
         """Queues an operation on a run.
@@ -59,7 +68,7 @@ class Submission:
             InvalidArgumentError: the request's content; the operation is recorded as failed.
             AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
         """
-        base_model = await self._stores.catalog.base_model(request.training_run_id, tenant)
+        base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
         if request.HasField("seq_id"):
             check_seq_id("seq_id", request.seq_id, 1)
             return await self._train_at(tenant, request, base_model, request_digest(request))
@@ -71,7 +80,7 @@ class Submission:
                 continue  # another call took this seq_id meanwhile
 
     async def sample(self, tenant: str, request: SamplingRequest, *, streamed: bool = False) -> operation_pb2.Operation:
-        """Queues a generation or a scoring; `streamed` if its tokens are wanted as they come.
+        """Queues a generation, a scoring or a merge; `streamed` if its tokens are wanted as they come.
 
         Raises:
             NotFoundError: the sampling session is not this tenant's.
@@ -89,8 +98,11 @@ class Submission:
             check_sample(request, limits)
             if not request.sampling_params.HasField("seed"):
                 request.sampling_params.seed = secrets.randbits(62)
-        else:
+        elif isinstance(request, sampling_pb2.ComputeLogprobsRequest):
             check_compute_logprobs(request, limits)
+        elif not location:
+            message = "has no pinned checkpoint, so there is nothing to merge; open one with model_path"
+            raise InvalidArgumentError.at("sampling_session_id", message)
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location
@@ -124,19 +136,26 @@ class Submission:
         """Fills in what the client left to the server, and checks whose the other run is."""
         if isinstance(request, training_pb2.LoadStateRequest):
             path = training_path("path", request.path)
-            try:
-                await self._stores.catalog.run(path.training_run_id, tenant)
-            except NotFoundError:
-                raise NotFoundError(f"there is no checkpoint {path}", reason="CHECKPOINT_NOT_FOUND") from None
+            await self._check_may_load(path, tenant)
             request.path = str(path)
         if isinstance(request, training_pb2.SaveWeightsForSamplerRequest) and not request.name:
             request.name = f"seq-{request.seq_id}"
+
+    async def _check_may_load(self, path: TinkerPath, tenant: str) -> None:
+        """Refuses a checkpoint that cannot be there for this tenant when its turn comes.
+
+        A tenant's own may still be waiting to be saved; another tenant's must be published already.
+        """
+        try:
+            await self._stores.catalog.run_record(path.training_run_id, tenant)
+        except NotFoundError:
+            await self._stores.catalog.checkpoints.get(path, tenant)
 
     async def _enqueue_training(
         self,
         job: job_pb2.Job,
         digest: str,
-        request: RunRequest | CreateRequest,
+        request: Message,
         base_model: str,
         refusal: PlatformError | None = None,
     ) -> operation_pb2.Operation:

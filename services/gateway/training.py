@@ -9,7 +9,7 @@ from services.core.errors import InvalidArgumentError
 from services.core.names import training_run_id
 from services.core.server import Context
 from services.gateway.auth import Authenticator
-from services.gateway.paging import page_bounds
+from services.gateway.paging import page_request, page_size, seq_id_of
 from services.gateway.stores import Stores
 from services.gateway.submission import CreateRequest, Submission
 from services.gateway.validation.fields import check_metadata, check_seq_id
@@ -18,6 +18,7 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2, training_pb2, training_pb2_grpc
 
 DEFAULT_RUNS_PER_PAGE = 20
+DEFAULT_METRICS_PER_PAGE = 1000
 DEFAULT_ALPHA = 32
 
 
@@ -50,7 +51,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         tenant = await self._auth.tenant(context)
         await self._check_create(request, tenant)
         path = training_path("path", request.path)
-        checkpoint = (await self._stores.catalog.checkpoint(path, tenant)).checkpoint
+        checkpoint = (await self._stores.catalog.checkpoints.get(path, tenant)).checkpoint
         await self._stores.workers.serving(checkpoint.base_model, job_pb2.WORKER_KIND_TRAINER, "path")
         request.path = str(path)
         run = _new_run(request, checkpoint.base_model, checkpoint.lora_config)
@@ -68,12 +69,22 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.ListTrainingRunsResponse:
         """The tenant's runs, newest first."""
         tenant = await self._auth.tenant(context)
-        size, start = page_bounds(request.page_size, request.page_token, DEFAULT_RUNS_PER_PAGE)
-        page = await self._stores.catalog.run_page(tenant, size, start)
-        runs = [await self._stores.catalog.run(name, tenant) for name in page.names]
+        wanted = page_request(request.page_size, request.page_token, DEFAULT_RUNS_PER_PAGE)
+        runs, page = await self._stores.catalog.run_page(tenant, wanted)
         return training_pb2.ListTrainingRunsResponse(
             training_runs=runs, next_page_token=page.next_page_token, total_size=page.total_size
         )
+
+    async def ListTrainingMetrics(
+        self, request: training_pb2.ListTrainingMetricsRequest, context: Context
+    ) -> training_pb2.ListTrainingMetricsResponse:
+        """What a run of the caller's tenant has measured, oldest first."""
+        tenant = await self._auth.tenant(context)
+        size, after = page_size(request.page_size, DEFAULT_METRICS_PER_PAGE), seq_id_of(request.page_token)
+        await self._stores.catalog.run_record(request.training_run_id, tenant)
+        entries, more = await self._stores.run_metrics.after(request.training_run_id, after, size)
+        token = str(entries[-1].seq_id) if more else ""
+        return training_pb2.ListTrainingMetricsResponse(training_metrics=entries, next_page_token=token)
 
     async def ForwardBackward(
         self, request: training_pb2.ForwardBackwardRequest, context: Context

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 from google.protobuf.message import Message
 
-from services.core.catalog import Catalog, StoredCheckpoint, checkpoint_writes, run_writes
+from services.core.catalog import Catalog, run_writes
+from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes, pin_write
 from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.names import OperationName
@@ -97,12 +98,12 @@ class JobRunner:
         return await self._device.run(execute, self._engine, self._checkpoints, job, locations)
 
     async def _source(self, job: job_pb2.Job) -> str:
-        """Where the checkpoint that a job loads is stored; "" if it loads none."""
+        """Where the checkpoint that a job loads is stored, pinned for a replay; "" if it loads none."""
         kind = job.WhichOneof("request")
         if kind not in ("load_state", "create_training_run_from_checkpoint"):
             return ""
         path = TinkerPath.parse(getattr(job, kind).path)
-        return (await self._catalog.checkpoint(path, job.tenant)).location
+        return (await self._catalog.checkpoints.pin(path, job.tenant, job.operation)).location
 
     async def _uploaded(self, job: job_pb2.Job, target: TinkerPath | None) -> Sequence[Path]:
         """The files that an import reads; none if it has written its checkpoint before, or the job is no import."""
@@ -141,7 +142,7 @@ class JobRunner:
 
     async def _is_taken(self, path: TinkerPath, tenant: str) -> bool:
         try:
-            await self._catalog.checkpoint(path, tenant)
+            await self._catalog.checkpoints.get(path, tenant)
         except NotFoundError:
             return False
         return True
@@ -157,13 +158,14 @@ class JobRunner:
             return ()
         if isinstance(response, checkpoint_pb2.ImportCheckpointResponse):
             run = response.training_run
-            written = source_write(name.scope, name.seq_id, _location(job, target))
-            return [*run_writes(job.tenant, run), *await self._entry(job, target, run), written]
-        return await self._entry(job, target, await self._catalog.run(target.training_run_id, job.tenant))
+            location = _location(job, target)
+            written = [source_write(name.scope, name.seq_id, location), pin_write(location, job.operation)]
+            return [*run_writes(job.tenant, run), *await self._entry(job, target, run), *written]
+        return await self._entry(job, target, await self._catalog.run_record(target.training_run_id, job.tenant))
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""
-        location = _location(job, path)
+        location, request = _location(job, path), getattr(job, job.WhichOneof("request") or "")
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
             checkpoint_type=_TYPES[path.kind or "weights"],
@@ -172,9 +174,14 @@ class JobRunner:
             training_run_id=path.training_run_id,
             base_model=run.base_model,
             lora_config=run.lora_config,
+            user_metadata=request.user_metadata,
         )
-        checkpoint.time.FromDatetime(datetime.now(UTC))
-        return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location))
+        now = datetime.now(UTC)
+        checkpoint.time.FromDatetime(now)
+        if request.HasField("ttl_seconds"):
+            checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
+        replaced = await self._catalog.checkpoints.location_of(path)
+        return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
 
 
 def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:

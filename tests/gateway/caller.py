@@ -73,13 +73,21 @@ class _StreamKey(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-ar
         return await continuation(_with_key(details, self._key), request)
 
 
+class _UploadKey(grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[type-arg]
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    async def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return await continuation(_with_key(details, self._key), requests)
+
+
 def _with_key(details: Any, key: str) -> Any:
     return details._replace(metadata=grpc.aio.Metadata(*(details.metadata or ()), ("x-api-key", key)))
 
 
 @asynccontextmanager
 async def open_caller(address: str, key: str | None) -> AsyncIterator[Caller]:
-    interceptors = [_CallKey(key), _StreamKey(key)] if key is not None else []
+    interceptors = [_CallKey(key), _StreamKey(key), _UploadKey(key)] if key is not None else []
     options = [("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(address, interceptors=interceptors, options=options) as channel:
         yield Caller(

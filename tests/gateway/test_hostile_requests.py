@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
 
 from tests.gateway.caller import BASE, Caller, forward_backward
 from tests.gateway.hostile import Fuzzer
@@ -21,8 +22,8 @@ REQUESTS = 3000
 OUR_FAULT = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNIMPLEMENTED}
 
 
-def methods(caller: Caller) -> list[tuple[Any, Any, bool]]:
-    """(stub, request type, streams) of every method of the contract."""
+def methods(caller: Caller) -> list[tuple[Any, Any, MethodDescriptor]]:
+    """(stub, request type, what it is) of every method of the contract."""
     stubs = {
         "Capability": (caller.capabilities, capability_pb2),
         "Checkpoint": (caller.checkpoints, checkpoint_pb2),
@@ -32,15 +33,18 @@ def methods(caller: Caller) -> list[tuple[Any, Any, bool]]:
         "Training": (caller.training, training_pb2),
     }
     return [
-        (getattr(stub, method.name), getattr(module, method.input_type.name), method.server_streaming)
+        (getattr(stub, method.name), getattr(module, method.input_type.name), method)
         for name, (stub, module) in stubs.items()
         for method in module.DESCRIPTOR.services_by_name[f"{name}Service"].methods
     ]
 
 
-async def send(stub: Any, request: Any, streams: bool) -> grpc.StatusCode:
+async def send(stub: Any, requests: list[Any], method: MethodDescriptor) -> grpc.StatusCode:
+    (request, *_) = requests
     try:
-        if streams:
+        if method.client_streaming:
+            await stub(requests, timeout=10)
+        elif method.server_streaming:
             async for _ in stub(request, timeout=0.2):
                 pass
         else:
@@ -54,14 +58,16 @@ async def test_random_requests_never_fail_inside_and_leave_others_alone(alice: C
     bystander = await alice.run()
     run, sampling = await mallory.run(), await mallory.sampling_session()
     session = run.partition(":")[0]
-    known = (run, sampling, session, f"{run}:0", f"{run}:1", BASE, f"tinker://{run}/weights/a")
+    paths = [f"tinker://{run}/{tail}" for tail in ("weights/a", "sampler_weights/a", "a", "weights/..", "weights/%2e")]
+    known = (run, sampling, session, f"{run}:0", f"{run}:1", BASE, *paths)
     fuzzer = Fuzzer(1, known)
     choices, seen = methods(mallory), set()
     for number in range(REQUESTS):
-        stub, request_type, streams = fuzzer.choose(choices)
-        request = request_type()
-        fuzzer.fill(request)
-        code = await send(stub, request, streams)
+        stub, request_type, method = fuzzer.choose(choices)
+        requests = [request_type() for _ in range(3 if method.client_streaming else 1)]
+        for request in requests:
+            fuzzer.fill(request)
+        code = await send(stub, requests, method)
         assert code not in OUR_FAULT, f"request {number}, {request_type.__name__}: {code}"
         seen.add(code)
     assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND} <= seen

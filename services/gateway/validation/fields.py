@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import timedelta
 
 from services.core.errors import InvalidArgumentError
 from services.core.names import MAX_SEQ_ID
 from tinker_proto import path as tinker_path
 from tinker_proto.path import TinkerPath
+from tinker_proto.v1 import checkpoint_pb2, training_pb2
 
+MIN_TTL = timedelta(hours=1)
+MAX_TTL = timedelta(days=3650)
 MAX_METADATA_ENTRIES = 64
 MAX_METADATA_CHARACTERS = 1024
+
+RequestWithTtl = (
+    training_pb2.SaveStateRequest
+    | training_pb2.SaveWeightsForSamplerRequest
+    | checkpoint_pb2.SetCheckpointTtlRequest
+    | checkpoint_pb2.ImportCheckpointRequest
+)
 
 
 def check_range(field: str, value: float, low: float, high: float) -> None:
     """Refuses a number outside [low, high], NaN included."""
     if not low <= value <= high:
-        raise InvalidArgumentError.at(field, f"is {value:g}; allowed are {low:g} to {high:g}")
+        raise InvalidArgumentError.at(field, f"is {value:.12g}; allowed are {low:.12g} to {high:.12g}")
 
 
 def check_finite(field: str, value: float) -> None:
@@ -30,6 +41,12 @@ def check_seq_id(field: str, seq_id: int, low: int) -> None:
     """Refuses a seq_id outside [low, 2^53)."""
     if not low <= seq_id <= MAX_SEQ_ID:
         raise InvalidArgumentError.at(field, f"is {seq_id}; allowed are {low} to {MAX_SEQ_ID}")
+
+
+def check_ttl(field: str, request: RequestWithTtl) -> None:
+    """Refuses a time to live out of range; absent means for ever."""
+    if request.HasField("ttl_seconds"):
+        check_range(field, request.ttl_seconds, MIN_TTL.total_seconds(), MAX_TTL.total_seconds())
 
 
 def check_metadata(field: str, metadata: Mapping[str, str]) -> None:

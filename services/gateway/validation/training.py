@@ -5,7 +5,14 @@ from __future__ import annotations
 from services.core.errors import InvalidArgumentError
 from services.core.linears import ADAPTABLE_LINEARS
 from services.gateway.validation.data import check_data, check_loss
-from services.gateway.validation.fields import check_checkpoint_name, check_finite, check_range, parse_path
+from services.gateway.validation.fields import (
+    check_checkpoint_name,
+    check_finite,
+    check_metadata,
+    check_range,
+    check_ttl,
+    parse_path,
+)
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import training_pb2
@@ -32,11 +39,18 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
             check_adam_params(request.adam_params)
         case training_pb2.SaveStateRequest():
             check_checkpoint_name("name", request.name)
+            _check_labels(request)
         case training_pb2.SaveWeightsForSamplerRequest():
             if request.name:
                 check_checkpoint_name("name", request.name)
+            _check_labels(request)
         case training_pb2.LoadStateRequest():
             training_path("path", request.path)
+
+
+def _check_labels(request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest) -> None:
+    check_ttl("ttl_seconds", request)
+    check_metadata("user_metadata", request.user_metadata)
 
 
 def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:

@@ -1,0 +1,36 @@
+-- Takes checkpoints out of the catalog: one for its owner, or those that have expired. Their files are doomed: they go
+-- when nobody pins them any more.
+-- KEYS  1 expiring  2 doomed
+-- ARGV  1 prefix of all keys  2 path of the one, or '' for the expired  3 its tenant  4 most expired ones to take
+-- Returns the one's fields, or 'missing' | 'denied'; or the number of expired ones that were taken
+local expiring, doomed = KEYS[1], KEYS[2]
+local prefix, path, tenant = ARGV[1], ARGV[2], ARGV[3]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function bury(path)
+  local checkpoint = prefix .. 'checkpoint:' .. path
+  local fields = redis.call('HMGET', checkpoint, 'tenant', 'location')
+  local run, kind = string.match(path, '^tinker://([^/]+)/([^/]+)/')
+  redis.call('DEL', checkpoint)
+  redis.call('ZREM', expiring, path)
+  if fields[1] then
+    redis.call('ZREM', prefix .. 'checkpoints:' .. fields[1], path)
+    redis.call('ZREM', prefix .. 'run-checkpoints:' .. run, path)
+    redis.call('ZREM', prefix .. 'run-' .. kind .. ':' .. run, path)
+    redis.call('ZADD', doomed, now_ms, fields[2])
+  end
+end
+
+if path == '' then
+  local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', now_ms, 'LIMIT', 0, ARGV[4])
+  for _, expired in ipairs(due) do bury(expired) end
+  return #due
+end
+local checkpoint = prefix .. 'checkpoint:' .. path
+local state = redis.call('HMGET', checkpoint, 'tenant', 'public', 'expires')
+if not state[1] or (state[3] and tonumber(state[3]) <= now_ms) then return 'missing' end
+if state[1] ~= tenant then return state[2] and 'denied' or 'missing' end
+local fields = redis.call('HGETALL', checkpoint)
+bury(path)
+return fields
