@@ -18,6 +18,7 @@ from services.core.connection import RedisConnection
 from services.core.errors import CancelledError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.payloads import Payloads
+from services.core.persistence import until_reached
 from tinker_proto.v1 import operation_pb2
 
 KEEP_FINISHED = timedelta(hours=24)
@@ -57,12 +58,13 @@ class OperationStore:
         self._payloads = payloads
 
     async def result(self, outcome: Message | PlatformError) -> Result:
-        """Packs an outcome; a large response goes to the blob store."""
+        """Packs an outcome; a large response goes to the blob store, however long that takes."""
         if isinstance(outcome, PlatformError):
             return Result("failed", "error", outcome.to_operation_error().SerializeToString())
         packed = any_pb2.Any()
         packed.Pack(outcome)
-        return Result("succeeded", "response", await self._payloads.pack("results", packed.SerializeToString()))
+        content = packed.SerializeToString()
+        return Result("succeeded", "response", await until_reached(lambda: self._payloads.pack("results", content)))
 
     async def read(self, names: Sequence[str], tenant: str) -> list[operation_pb2.Operation]:
         """The operations of `tenant` among `names`, in that order; unknown and foreign ones are left out."""

@@ -175,7 +175,7 @@ class S3Storage:
         """See Storage: uploads of directories that have no contents.json, or one of another attempt."""
         newest = datetime.now(UTC) - older_than
         attempts: dict[str, str] = {}
-        for prefix in ("checkpoints", "exports"):
+        for prefix in ("checkpoints", "snapshots", "exports"):
             for file in self.files(prefix):
                 key, _, rest = file.key.rpartition("/")
                 directory, _, attempt = key.rpartition("/")

@@ -42,6 +42,10 @@ class BaseModel:
     config: PreTrainedConfig
     device: torch.device
     dtype: torch.dtype
+    """What it is served in."""
+
+    stored_dtype: torch.dtype
+    """What its files have."""
 
     max_context_length: int
     """Longest sequence, in tokens."""
@@ -100,6 +104,7 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
         config=module.config,
         device=placed,
         dtype=dtype,
+        stored_dtype=_stored_dtype(config),
         max_context_length=module.config.max_position_embeddings,
         vocab_size=module.config.vocab_size,
         eos_token_ids=_eos_token_ids(module, tokenizer),
@@ -140,6 +145,16 @@ def _rope_type(config: dict[str, Any]) -> str | None:
     """How rotary frequencies are scaled, by either of the names that configurations use."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return rope.get("rope_type", rope.get("type"))
+
+
+def _stored_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The dtype that a config.json names, by either of the names that it has had; float32 if there is none."""
+    language = config.get("text_config") or {}
+    for content in (config, language):
+        named = getattr(torch, str(content.get("dtype") or content.get("torch_dtype")), None)
+        if isinstance(named, torch.dtype):
+            return named
+    return torch.float32
 
 
 def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

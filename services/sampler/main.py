@@ -10,6 +10,7 @@ from services.core.blobs import BlobStore
 from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings, parse_base_model
 from services.core.connection import RedisConnection
+from services.core.exports import ExportStore
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.presence import Presence
@@ -22,6 +23,7 @@ from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
 from services.sampler.engine import SamplerEngine
+from services.sampler.merges import Merges
 from services.sampler.worker import SamplerWorker
 from tinker_proto.internal.v1 import job_pb2
 
@@ -47,13 +49,15 @@ async def serve(settings: Settings, base_model: str) -> None:
     blobs = BlobStore(storage)
     payloads = Payloads(blobs)
     tokenizer_blob = await store_tokenizer(base, blobs)
+    checkpoints = CheckpointStore(storage)
     serving = SamplerWorker(
         worker,
         base,
         engine,
         SampleQueues(connection, payloads),
         OperationStore(connection, payloads),
-        CheckpointStore(storage),
+        checkpoints,
+        Merges(base, checkpoints, ExportStore(storage)),
         TokenStream(connection),
         lease_s=settings.lease_seconds,
     )

@@ -24,6 +24,7 @@ from services.model.base import BaseModel
 from services.model.device import DeviceThread
 from services.sampler.convert import to_logprobs_response, to_piece, to_request, to_sample_response
 from services.sampler.engine import SamplerEngine
+from services.sampler.merges import Merges
 from services.sampler.request import Finished, GenerationRequest, Piece
 from tinker_proto.internal.v1 import job_pb2
 
@@ -43,6 +44,7 @@ class SamplerWorker:
         queues: SampleQueues,
         operations: OperationStore,
         checkpoints: CheckpointStore,
+        merges: Merges,
         tokens: TokenStream,
         *,
         lease_s: float,
@@ -53,9 +55,11 @@ class SamplerWorker:
         self._queues = queues
         self._operations = operations
         self._checkpoints = checkpoints
+        self._merges = merges
         self._tokens = tokens
         self._lease_s = lease_s
         self._device = DeviceThread()
+        self._tasks = asyncio.TaskGroup()
         self._entries: dict[str, SampleEntry] = {}
         """Jobs at work, by operation."""
 
@@ -82,7 +86,7 @@ class SamplerWorker:
         await until_reached(lambda: self._queues.join(self._base.name))
         position = await until_reached(self._operations.cancelled_position)
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._tasks as tasks:
                 tasks.create_task(self._take())
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
@@ -135,6 +139,7 @@ class SamplerWorker:
         entry = self._entries.pop(name, None)
         if entry is not None:
             self._scoring.discard(name)
+            self._merges.cancel(name)
             self._room = await self._device.run(self._forget, name)
             self._has_room.set()
             await until_reached(lambda: self._queues.drop(self._base.name, entry))
@@ -171,15 +176,22 @@ class SamplerWorker:
             return None
         try:
             job = await self._queues.read_job(entry)
+            if job.WhichOneof("request") == "merge_weights":
+                self._tasks.create_task(self._merge(job))
+                return None
             if job.WhichOneof("request") == "compute_logprobs":
                 self._scoring.add(entry.operation)
-            return self._request(job)
+            return await self._request(job)
         except PlatformError as error:
             self._end([Finished(entry.operation, error)])
             return None
 
-    def _request(self, job: job_pb2.Job) -> GenerationRequest:
-        adapter = self._checkpoints.open(job.checkpoint_location) if job.checkpoint_location else None
+    async def _merge(self, job: job_pb2.Job) -> None:
+        await self._complete(job.operation, await self._merges.run(job))
+
+    async def _request(self, job: job_pb2.Job) -> GenerationRequest:
+        location = job.checkpoint_location
+        adapter = await asyncio.to_thread(self._checkpoints.open, location) if location else None
         return to_request(
             job,
             adapter=adapter,
@@ -242,13 +254,13 @@ class SamplerWorker:
             self._has_ended.clear()
             while self._ended:
                 ended, self._ended = self._ended[:REPORTED_AT_ONCE], self._ended[REPORTED_AT_ONCE:]
-                await asyncio.gather(*(self._complete(end) for end in ended))
+                await asyncio.gather(*(self._complete(end.name, self._response(end)) for end in ended))
 
-    async def _complete(self, finished: Finished) -> None:
-        entry = self._entries.get(finished.name)
+    async def _complete(self, name: str, outcome: Message | PlatformError) -> None:
+        entry = self._entries.get(name)
         if entry is None:
             return  # cancelled meanwhile
-        result = await self._operations.result(self._response(finished))
+        result = await self._operations.result(outcome)
         await until_reached(lambda: self._queues.complete(self._base.name, entry, result))
-        self._entries.pop(finished.name, None)
-        self._scoring.discard(finished.name)
+        self._entries.pop(name, None)
+        self._scoring.discard(name)

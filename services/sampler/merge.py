@@ -1,0 +1,108 @@
+"""Full models from a base model and an adapter: W + scale B A in float32, as a Hugging Face model directory.
+
+Written shard by shard, so that a merge takes the memory of one shard and not of a second model. The weights have the
+base model's own dtype. Where the unembedding shares the embedding's weight and is adapted, they become two, and the
+configuration says so (tie_word_embeddings).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
+from torch import Tensor
+
+from services.model.adapter_files import write_tensors
+from services.model.adapters import AdapterWeights
+from services.model.base import BaseModel
+
+SHARD_BYTES = 4 << 30
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def write_merged(
+    directory: Path,
+    base: BaseModel,
+    adapter: AdapterWeights,
+    *,
+    go_on: Callable[[], None] = lambda: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Fills an empty directory with the merged model, its configuration and its tokenizer.
+
+    Args:
+        directory: where to.
+        base: the base model; only read, from any thread.
+        adapter: an adapter of it, on the CPU.
+        go_on: called before each tensor; raises to give up.
+        shard_bytes: largest file of weights, unless one tensor is larger.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    weights, dtype = _own_weights(base, adapter), export_dtype(base)
+    split = _split(weights, dtype, shard_bytes)
+    for file, names in split.filename_to_tensors.items():
+        shard = {}
+        for name in names:
+            go_on()
+            shard[name] = _merged(name, weights[name], adapter, dtype)
+        write_tensors(shard, directory / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    _write_configuration(directory, base, dtype, is_tied=_is_tied(base) and "lm_head" not in adapter.linears)
+    for name, content in base.tokenizer_files.items():
+        (directory / name).write_bytes(content)
+
+
+def export_dtype(base: BaseModel) -> torch.dtype:
+    """The dtype that the base model is stored in, or is served in if that is narrower."""
+    return base.stored_dtype if base.stored_dtype.itemsize <= base.dtype.itemsize else base.dtype
+
+
+def _own_weights(base: BaseModel, adapter: AdapterWeights) -> dict[str, Tensor]:
+    """The weights by name; of those that are one in memory only the first, unless an adapter tells them apart."""
+    adapted = {f"{name}.weight" for name in adapter.linears}
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, weight in base.module.state_dict().items():
+        if weight.data_ptr() not in seen or name in adapted:
+            weights[name] = weight
+        seen.add(weight.data_ptr())
+    return weights
+
+
+def _split(weights: Mapping[str, Tensor], dtype: torch.dtype, shard_bytes: int) -> StateDictSplit:
+    sizes = {
+        name: torch.empty_like(weight, dtype=dtype if weight.is_floating_point() else None, device="meta")
+        for name, weight in weights.items()
+    }
+    return split_torch_state_dict_into_shards(sizes, max_shard_size=shard_bytes)
+
+
+def _merged(name: str, weight: Tensor, adapter: AdapterWeights, dtype: torch.dtype) -> Tensor:
+    pair = adapter.linears.get(name.removesuffix(".weight"))
+    weight = weight.cpu()
+    if pair is not None:
+        a_RI, b_OR = pair
+        weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=adapter.scale)
+    return weight.to(dtype).contiguous() if weight.is_floating_point() else weight
+
+
+def _is_tied(base: BaseModel) -> bool:
+    return bool(getattr(base.config, "tie_word_embeddings", False))
+
+
+def _write_configuration(directory: Path, base: BaseModel, dtype: torch.dtype, *, is_tied: bool) -> None:
+    config = copy.deepcopy(base.config)
+    config.tie_word_embeddings = is_tied
+    config.dtype = dtype
+    config.architectures = config.architectures or [type(base.module).__name__]
+    config.save_pretrained(str(directory))
+    if base.module.generation_config is not None:
+        base.module.generation_config.save_pretrained(str(directory))
