@@ -49,4 +49,4 @@ bench: $(STAMP)  ## measure; prints tables of ratios
 	$(BIN)/python benchmarks/sampler.py
 
 clean:  ## remove everything that was made
-	rm -rf $(VENV) .demo build dist tinker_proto/v1 tinker_proto/internal .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .demo build dist tinker_proto/v1 tinker_proto/internal tinker_proto/sdk .pytest_cache .mypy_cache .ruff_cache

@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
-GENERATED = ("v1", "internal")
+GENERATED = ("v1", "internal", "sdk")
 
 
 def generate_stubs(root: Path = ROOT) -> None:
@@ -45,6 +45,8 @@ def generate_stubs(root: Path = ROOT) -> None:
         root / "tinker_proto" / "v1",
         root / "tinker_proto" / "internal",
         root / "tinker_proto" / "internal" / "v1",
+        root / "tinker_proto" / "sdk",
+        root / "tinker_proto" / "sdk" / "v1",
     ):
         (directory / "__init__.py").write_text('"""Generated from protos/; see hatch_build.py."""\n')
 
