@@ -79,6 +79,8 @@ def _ask(chosen: Sequence[str]) -> None:
     what = chosen[0] if len(chosen) == 1 else f"these {len(chosen):,} checkpoints"
     print(f"Delete {what}? There is no way back. [y/N] ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline().strip().lower()
+    if not sys.stdin.isatty():
+        print(file=sys.stderr)
     if answer not in ("y", "yes"):
         raise CommandError("nothing was deleted; -y deletes without asking", ExitCode.FAILED)
 

@@ -9,7 +9,7 @@ import typer
 
 from services.cli.access import Access, user_command
 from services.cli.listing import Limit, at_most, in_pages
-from services.cli.output import age, labels, moment, print_json, print_line, print_properties, print_table
+from services.cli.output import NOTHING, age, labels, moment, print_json, print_line, print_properties, print_table
 
 if TYPE_CHECKING:
     from tinker_client.types import Session
@@ -58,19 +58,20 @@ def session_info(access: Access, session_id: Annotated[str, typer.Argument(help=
         print_json(session)
         return
     now = datetime.now(UTC)
-    properties = {
-        "State": _state(session),
-        "Opened": moment(session.create_time, now),
-        "Last seen": moment(session.last_seen_time, now),
-        "Labels": labels(session.user_metadata),
-        "Training runs": str(len(session.training_run_ids)),
-        "Sampling sessions": str(len(session.sampling_session_ids)),
-    }
-    if session.end_time is not None:
-        properties["Ended"] = moment(session.end_time, now)
-    print_properties(f"Session {session.session_id}", properties)
-    for made in (*session.training_run_ids, *session.sampling_session_ids):
-        print_line(f"  {made}")
+    print_properties(
+        f"Session {session.session_id}",
+        {
+            "Opened": moment(session.create_time, now),
+            "Last seen": moment(session.last_seen_time, now),
+            "Ended": NOTHING if session.end_time is None else moment(session.end_time, now),
+            "Labels": labels(session.user_metadata),
+        },
+    )
+    for title, made in (("runs", session.training_run_ids), ("sampling sessions", session.sampling_session_ids)):
+        if made:
+            print_line(f"\nIts {title}", style="bold")
+        for name in made:
+            print_line(f"  {name}")
 
 
 def _state(session: Session) -> str:
