@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
@@ -65,10 +66,14 @@ def print_properties(title: str, properties: Mapping[str, str]) -> None:
 
 def print_line(text: str, *, style: str = "", to_stderr: bool = False) -> None:
     """A line as it is; it is styled on a terminal alone."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    if not style:
+        print(text, file=stream)
+        return
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=to_stderr, highlight=False).print(Text(text, style), soft_wrap=True)
+    Console(file=stream, highlight=False).print(Text(text, style), soft_wrap=True)
 
 
 def printable(text: str) -> str:
