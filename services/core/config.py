@@ -98,11 +98,6 @@ class Settings(BaseSettings):
             raise InvalidArgumentError(message, reason="NO_REDIS_URL")
         return self
 
-    @property
-    def snapshot_dir(self) -> Path:
-        """Where snapshots of training runs are stored."""
-        return self.data_dir / "snapshots"
-
 
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (None means not given) and the environment.

@@ -18,7 +18,7 @@ from services.core.errors import AlreadyExistsError
 from services.core.files import PARTIAL_PREFIX, partial_beside, sync_directory, sync_file, sync_tree, write_whole
 from services.core.storage import Stored, full_disk_named
 
-OWNED = ("checkpoints", "blobs", "uploads", "exports")
+OWNED = ("checkpoints", "snapshots", "blobs", "uploads", "exports")
 """What the platform stores below the root; a data directory has other things in it too."""
 
 

@@ -1,19 +1,21 @@
 """Where snapshots of training runs live: one directory each, visible whole or not at all, never changed afterwards.
 
-`<root>/<training_run_id>/<seq_id>-<epoch>`: the state after an operation, written under a lease. Holders of different
-leases never write to the same place. Which snapshots count is recorded in Redis, behind a check of the epoch; what lies
-here beside them is left over from a holder that died or lost its lease, and the next one removes it.
+`snapshots/<training_run_id>/<seq_id>-<epoch>`: the state after an operation, written under a lease, so that holders of
+different leases never write to the same place. Which snapshots count is recorded in Redis, behind a check of the epoch;
+what lies here beside them is left over from a holder that died or lost its lease, and the next one removes it.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core.files import PARTIAL_PREFIX, sync_directory, sync_tree
+from services.core.errors import DataLossError
+from services.core.storage import Storage
+
+ROOT = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -37,40 +39,41 @@ class SnapshotName:
 
 
 class SnapshotStore:
-    """Snapshot directories below one root."""
+    """Snapshot directories of one storage."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
     @contextmanager
     def write(self, run: str, name: SnapshotName) -> Iterator[Path]:
         """Yields an empty directory to fill; on a clean exit it is the snapshot, on an exception it is gone.
 
         Raises:
-            OSError: the disk does not take it.
+            ResourceExhaustedError, UnavailableError: the storage is full, or cannot be reached.
         """
-        target = self.path(run, name)
-        partial = target.with_name(f"{PARTIAL_PREFIX}{name}")
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            sync_tree(partial)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        sync_directory(target.parent)
-        sync_directory(self._root)
+        with self._storage.write_directory(_key(run, name)) as directory:
+            yield directory
 
-    def path(self, run: str, name: SnapshotName) -> Path:
-        """The directory of a snapshot, whether it is there or not."""
-        return self._root / run / str(name)
+    def open(self, run: str, name: SnapshotName) -> Path:
+        """The directory of a snapshot on this machine's disk.
+
+        Raises:
+            DataLossError: it is gone, or was damaged on the way.
+            UnavailableError: the storage cannot be reached.
+        """
+        key = _key(run, name)
+        try:
+            return self._storage.open_directory(key)
+        except FileNotFoundError:
+            raise DataLossError(f"{key} is missing", reason="SNAPSHOT_MISSING") from None
 
     def keep_only(self, run: str, kept: Collection[SnapshotName], epoch: int) -> None:
         """Removes what holders of leases up to `epoch` have left of a run, except the snapshots that are kept."""
-        run_directory = self._root / run
-        if not run_directory.is_dir():
-            return
-        for directory in run_directory.iterdir():
-            name = SnapshotName.parse(directory.name.removeprefix(PARTIAL_PREFIX))
-            if name.epoch <= epoch and directory.name not in map(str, kept):
-                shutil.rmtree(directory, ignore_errors=True)
+        for stored in list(self._storage.directories(f"{ROOT}/{run}")):
+            name = SnapshotName.parse(stored.key.rpartition("/")[2])
+            if name.epoch <= epoch and name not in kept:
+                self._storage.delete_directory(stored.key)
+
+
+def _key(run: str, name: SnapshotName) -> str:
+    return f"{ROOT}/{run}/{name}"

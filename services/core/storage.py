@@ -2,7 +2,8 @@
 
 Two kinds of things are stored: files, and directories of files. Both are visible whole or not at all, and a directory
 never changes once it is visible. A key is a relative path below a root that the platform owns; `checkpoints/`,
-`blobs/`, `uploads/` and `exports/` each belong to one class. All methods block: asyncio calls them in threads.
+`snapshots/`, `blobs/`, `uploads/` and `exports/` each belong to one class. All methods block: asyncio calls them in
+threads.
 """
 
 from __future__ import annotations

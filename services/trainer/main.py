@@ -93,7 +93,7 @@ def assemble(
         connection,
         logs,
         Sessions(connection),
-        Snapshots(engine, device, SnapshotStore(settings.snapshot_dir), RunPasts(connection, payloads)),
+        Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),
         SnapshotPolicy.of(settings),
         max_runs=settings.max_runs,
         lease_s=settings.lease_seconds,
@@ -102,13 +102,7 @@ def assemble(
     return TrainerWorker(
         worker,
         holdings,
-        JobRunner(
-            engine,
-            device,
-            Catalog(connection),
-            CheckpointStore(storage),
-            UploadStore(storage, settings.max_upload_bytes),
-        ),
+        JobRunner(engine, device, Catalog(connection), CheckpointStore(storage), uploads),
         connection,
         logs,
         OperationStore(connection, payloads),

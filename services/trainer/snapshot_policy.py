@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from services.core.config import Settings
 
-LOADS = frozenset({"create_training_run_from_checkpoint", "load_state"})
+LOADS = frozenset({"create_training_run_from_checkpoint", "import_checkpoint", "load_state"})
 """Requests that read a checkpoint."""
 
 

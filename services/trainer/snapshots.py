@@ -7,7 +7,9 @@ Restoring tries the snapshots from the newest to the oldest and leaves the rest 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from safetensors import SafetensorError
@@ -66,7 +68,7 @@ class Snapshots:
         name = SnapshotName(copy.progress.seq_id, lease.epoch)
         try:
             await asyncio.to_thread(self._write, run, name, copy.state)
-        except (OSError, SafetensorError) as error:
+        except (PlatformError, OSError, SafetensorError) as error:
             _log.error("snapshot not written", run=run, seq_id=name.seq_id, error=str(error))
             return False
         kept = (name, *held.snapshots)[:_KEPT]
@@ -76,20 +78,20 @@ class Snapshots:
             if len(kept) == _KEPT:
                 await until_reached(lambda: self._pasts.trim(lease, kept[-1].seq_id))
         except FencedError:
-            await asyncio.to_thread(self._store.keep_only, run, held.snapshots, lease.epoch)
+            await self._keep_only(lease, held.snapshots)
             raise
-        await asyncio.to_thread(self._store.keep_only, run, kept, lease.epoch)
+        await self._keep_only(lease, kept)
         return True
 
     async def restore(self, lease: Lease) -> HeldRun:
         """Puts the newest good snapshot of a run into the engine; what came after it is left to the replay."""
         run = lease.run
         past = await until_reached(lambda: self._pasts.read(run))
-        await asyncio.to_thread(self._store.keep_only, run, past.snapshots, lease.epoch)
+        await self._keep_only(lease, past.snapshots)
         damage = []
         for index, name in enumerate(past.snapshots):
             try:
-                state = await asyncio.to_thread(read_snapshot, self._store.path(run, name), self._engine.base)
+                state = await until_reached(partial(asyncio.to_thread, self._read, run, name))
             except PlatformError as error:
                 _log.error("snapshot damaged", run=run, seq_id=name.seq_id, error=error.message)
                 damage.append(error.message)
@@ -104,6 +106,12 @@ class Snapshots:
     async def drop(self, run: str) -> None:
         """Frees a run's memory; nothing happens if it has none."""
         await self._device.run(self._engine.drop_run, run)
+
+    async def _keep_only(self, lease: Lease, kept: Sequence[SnapshotName]) -> None:
+        await until_reached(partial(asyncio.to_thread, self._store.keep_only, lease.run, kept, lease.epoch))
+
+    def _read(self, run: str, name: SnapshotName) -> RunState:
+        return read_snapshot(self._store.open(run, name), self._engine.base)
 
     def _write(self, run: str, name: SnapshotName, state: RunState) -> None:
         operation = str(OperationName(run, name.seq_id))

@@ -8,6 +8,7 @@ import pytest
 
 from services.core import keyspace
 from services.core.blobs import BlobStore
+from services.core.errors import DataLossError
 from services.core.local_storage import LocalStorage
 from services.core.payloads import Payloads
 from services.core.run_log import FencedError, Lease
@@ -94,7 +95,7 @@ async def test_the_place_of_a_loaded_checkpoint_is_remembered_with_the_result(qu
 
 
 def test_a_snapshot_is_visible_whole_or_not_at_all(tmp_path: Path) -> None:
-    store, name = SnapshotStore(tmp_path), SnapshotName(3, 1)
+    store, name = SnapshotStore(LocalStorage(tmp_path)), SnapshotName(3, 1)
 
     def write_half() -> None:
         with store.write(RUN, name) as directory:
@@ -103,20 +104,20 @@ def test_a_snapshot_is_visible_whole_or_not_at_all(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="full"):
         write_half()
-    assert not store.path(RUN, name).exists()
+    with pytest.raises(DataLossError, match="3-1 is missing"):
+        store.open(RUN, name)
     with store.write(RUN, name) as directory:
         (directory / "file").write_text("content")
-        assert not store.path(RUN, name).exists()
-    assert (store.path(RUN, name) / "file").read_text() == "content"
+        with pytest.raises(DataLossError):
+            store.open(RUN, name)
+    assert (store.open(RUN, name) / "file").read_text() == "content"
 
 
 def test_what_older_holders_left_is_removed_and_what_newer_ones_write_is_not(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path)
+    store = SnapshotStore(LocalStorage(tmp_path))
     kept, left, newer = SnapshotName(3, 1), SnapshotName(9, 1), SnapshotName(12, 3)
     for name in (kept, left, newer):
-        with store.write(RUN, name):
-            pass
-    (tmp_path / RUN / ".partial-10-1").mkdir()
-    (tmp_path / RUN / ".partial-13-3").mkdir()
+        with store.write(RUN, name) as directory:
+            (directory / "file").touch()
     store.keep_only(RUN, [kept], epoch=2)
-    assert {path.name for path in (tmp_path / RUN).iterdir()} == {str(kept), str(newer), ".partial-13-3"}
+    assert {path.name for path in (tmp_path / "snapshots" / RUN).iterdir()} == {str(kept), str(newer)}

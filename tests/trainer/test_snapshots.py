@@ -261,7 +261,7 @@ async def test_an_owner_whose_lease_has_moved_makes_no_snapshot_current(
 ) -> None:
     engine, device = new_engine(), DeviceThread()
     await queue.create(RUN, "t")
-    snapshots = Snapshots(engine, device, SnapshotStore(data_dir / "snapshots"), pasts)
+    snapshots = Snapshots(engine, device, SnapshotStore(LocalStorage(data_dir)), pasts)
     old = await queue.logs.claim("w", RUN, "0-1", 60_000)
     assert old is not None
     held = await snapshots.restore(old)
