@@ -125,7 +125,8 @@ class TrainerEngine:
         jobs = [JobUnderWay(item, self.run(item.training_run_id)) for item in work]
         limit = row_tokens or self.row_tokens
         for backward in (True, False):
-            parts = [part for job in jobs if job.work.backward == backward for part in divide(job, limit)]
+            alike = [job for job in jobs if job.work.backward == backward]
+            parts = [part for job in alike for part in divide(job, limit, may_share=self.share_prefixes)]
             for row in fill_rows(parts, limit if self.share_rows else 0):
                 self._run_row(row)
         outcomes = [job.outcome() for job in jobs]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from services.trainer.batch import Example
-from services.trainer.sharing import common_beginning
+from services.trainer.sharing import Extent
 from services.trainer.work import JobUnderWay
 
 
@@ -22,19 +22,24 @@ class Part:
     examples: Sequence[Example]
 
     tokens: int
-    """Their tokens; what an example has in common with the one before counts once, as it is laid out if that pays."""
+    """Tokens of the row that they take."""
 
 
-def divide(job: JobUnderWay, limit: int) -> list[Part]:
-    """Parts of at most `limit` tokens, filled in order; an example is never divided, so a long one is a part alone."""
+def divide(job: JobUnderWay, limit: int, *, may_share: bool) -> list[Part]:
+    """Parts of at most `limit` tokens, filled in order; an example is never divided, so a long one is a part alone.
+
+    With `may_share` common beginnings count as often as they are laid out.
+    """
     parts: list[Part] = []
+    extent: Extent | None = None
     for example in job.work.examples:
-        last = parts[-1] if parts else Part(job, (), 0)
-        common = common_beginning(last.examples[-1].tokens, example.tokens) if last.examples else 0
-        if last.examples and last.tokens + len(example.tokens) - common <= limit:
-            parts[-1] = Part(job, (*last.examples, example), last.tokens + len(example.tokens) - common)
+        grown = extent.joined_by(example.tokens) if extent else None
+        tokens = (grown.tokens if may_share else grown.whole) if grown else 0
+        if grown and tokens <= limit:
+            extent, parts[-1] = grown, Part(job, (*parts[-1].examples, example), tokens)
         else:
-            parts.append(Part(job, (example,), len(example.tokens)))
+            extent = Extent.of(example.tokens)
+            parts.append(Part(job, (example,), extent.whole))
     return parts
 
 

@@ -26,6 +26,17 @@ class Group:
 
     members: tuple[int, ...]
 
+    @property
+    def saved(self) -> int:
+        """Tokens that are left out because the beginning is laid out once."""
+        return self.prefix * (len(self.members) - 1)
+
+    def joined_by(self, tokens: Tensor, index: int, first: Tensor) -> Group | None:
+        """With one more member, if that saves more; `first` are the first member's tokens."""
+        common = common_beginning(first, tokens)
+        grown = Group(min(common, self.prefix) if self.prefix else common, (*self.members, index))
+        return grown if grown.saved > self.saved else None
+
 
 @dataclass(frozen=True)
 class SharedLayout:
@@ -51,15 +62,48 @@ def find_groups(sequences: Sequence[Tensor]) -> list[Group]:
     """Groups neighbours wherever that leaves out more tokens than not; each keeps at least one token of its own."""
     groups: list[Group] = []
     for index, tokens in enumerate(sequences):
-        if groups:
-            prefix, members = groups[-1].prefix, groups[-1].members
-            common = common_beginning(sequences[members[0]], tokens)
-            common = min(common, prefix) if prefix else common
-            if common * len(members) > prefix * (len(members) - 1):
-                groups[-1] = Group(common, (*members, index))
-                continue
-        groups.append(Group(0, (index,)))
+        if groups and (grown := groups[-1].joined_by(tokens, index, sequences[groups[-1].members[0]])):
+            groups[-1] = grown
+        else:
+            groups.append(Group(0, (index,)))
     return groups
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many tokens neighbours take that `share` lays out, counted as they come."""
+
+    whole: int
+    """Tokens of all."""
+
+    saved: int
+    """Tokens that groups before the last leave out."""
+
+    last: Group
+    first: Tensor
+    """Tokens of the last group's first member."""
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Extent:
+        """That of one example."""
+        return cls(len(tokens), 0, Group(0, (0,)), tokens)
+
+    def joined_by(self, tokens: Tensor) -> Extent:
+        """With one more example behind."""
+        index, whole = self.last.members[-1] + 1, self.whole + len(tokens)
+        if grown := self.last.joined_by(tokens, index, self.first):
+            return Extent(whole, self.saved, grown, self.first)
+        return Extent(whole, self.saved + self.last.saved, Group(0, (index,)), tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens laid out."""
+        return laid_out(self.whole, self.saved + self.last.saved)
+
+
+def laid_out(whole: int, saved: int) -> int:
+    """Tokens that are laid out of `whole` ones of which `saved` could be left out: all, if sharing is not worth it."""
+    return whole - saved if saved > MIN_SAVING * whole else whole
 
 
 def share(sequences: Sequence[Tensor], targets: Sequence[Tensor]) -> SharedLayout | None:
@@ -70,26 +114,26 @@ def share(sequences: Sequence[Tensor], targets: Sequence[Tensor]) -> SharedLayou
         targets: int64 [N, K] of each, one K for all.
     """
     groups = find_groups(sequences)
-    saved = sum(group.prefix * (len(group.members) - 1) for group in groups)
-    if saved <= MIN_SAVING * sum(map(len, sequences)):
+    whole = sum(map(len, sequences))
+    if laid_out(whole, sum(group.saved for group in groups)) == whole:
         return None
     pieces: list[Tensor] = []
     lengths: list[int] = []
     prefixes: list[tuple[int, int]] = []
     hidden_rows: list[Tensor] = []
     head_rows: list[Tensor] = []
-    laid_out = heads = 0
+    end = heads = 0
     for group in groups:
-        start, first = laid_out, sequences[group.members[0]]
+        start, first = end, sequences[group.members[0]]
         if group.prefix:
             pieces.append(first[: group.prefix])
             lengths.append(group.prefix)
             prefixes.append((0, 0))
-            laid_out += group.prefix
+            end += group.prefix
         first_heads = torch.arange(heads, heads + group.prefix)
         for member in group.members:
             own = len(sequences[member]) - group.prefix
-            rows = torch.cat([torch.arange(start, start + group.prefix), torch.arange(laid_out, laid_out + own)])
+            rows = torch.cat([torch.arange(start, start + group.prefix), torch.arange(end, end + own)])
             is_first = member == group.members[0]
             same = targets[member][: group.prefix] == targets[group.members[0]][: group.prefix]
             fresh = torch.ones(len(rows), dtype=torch.bool)
@@ -103,7 +147,7 @@ def share(sequences: Sequence[Tensor], targets: Sequence[Tensor]) -> SharedLayou
             pieces.append(sequences[member][group.prefix :])
             lengths.append(own)
             prefixes.append((start, group.prefix))
-            laid_out += own
+            end += own
     return SharedLayout(
         torch.cat(pieces), tuple(lengths), tuple(prefixes), torch.cat(hidden_rows), torch.cat(head_rows)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +13,9 @@ from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.batch import Batch, read_example
 from services.trainer.engine import TrainerEngine
-from services.trainer.sharing import Group, find_groups, share
+from services.trainer.sharing import Extent, Group, find_groups, share
 from tests.trainer.data import datum, random_data, work
+from tests.trainer.memory import small_memory
 from tinker_proto.v1 import data_pb2
 
 
@@ -94,3 +96,40 @@ def test_recomputed_activations_change_no_bit(load: Callable[..., BaseModel]) ->
         results.append((state.gradient, torch.cat(outcome.logprobs)))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def conversation(turns: int, length: int) -> list[data_pb2.Datum]:
+    """Each datum continues the one before, as samples of a dialogue do turn by turn."""
+    (whole,) = random_data("cross_entropy", (turns * length,), seed=8)
+    tokens = list(whole.model_input.chunks[0].encoded_text.tokens)
+    return [datum(tokens[:end], tokens[1 : end + 1]) for end in range(length, turns * length, length)]
+
+
+@pytest.mark.parametrize("may_share", [True, False])
+@pytest.mark.parametrize(
+    ("data", "most_rows"),
+    [(conversation(8, 12), 8), (group("cross_entropy", 50, (4,) * 8, seed=1), 8)],
+    ids=["each continues the last", "one prompt"],
+)
+def test_rows_are_no_longer_than_their_limit_whatever_is_shared(
+    load: Callable[..., BaseModel], data: list[data_pb2.Datum], most_rows: int, may_share: bool
+) -> None:
+    engine = TrainerEngine(load(), row_tokens=110)
+    engine.share_prefixes = may_share
+    engine.create_run("run", AdapterConfig(4, seed=0))
+    with small_memory(engine, 110) as rows:
+        engine.run_alone(work("run", data))
+    whole = sum(len(item.model_input.chunks[0].encoded_text.tokens) for item in data)
+    assert sum(rows) == whole or (may_share and sum(rows) < 0.8 * whole)
+    assert len(rows) < most_rows, "and are filled"
+
+
+def test_an_extent_counts_what_is_laid_out() -> None:
+    draw = random.Random(4)
+    for _ in range(200):
+        texts = ["".join(draw.choices("ab", k=draw.randint(1, 6))) for _ in range(draw.randint(1, 6))]
+        extent = Extent.of(sequences(texts[0])[0])
+        for tokens in sequences(*texts[1:]):
+            extent = extent.joined_by(tokens)
+        layout = share(sequences(*texts), [torch.zeros(len(text), 1, dtype=torch.int64) for text in texts])
+        assert extent.tokens == (len(layout.tokens) if layout else sum(map(len, texts)))
