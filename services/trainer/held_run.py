@@ -14,6 +14,7 @@ from services.core.errors import PlatformError
 from services.core.run_log import Lease, LogEntry
 from services.core.run_past import RunPast
 from services.core.snapshot_store import SnapshotName
+from services.trainer.measurement import token_count
 from services.trainer.planner import BACKWARD_COST, Waiting
 from services.trainer.snapshot_policy import Progress
 from tinker_proto.internal.v1 import job_pb2
@@ -120,8 +121,7 @@ class HeldRun:
         cost = 0
         if isinstance(job, job_pb2.Job) and kind in _PASSES:
             request = job.forward_backward if kind == "forward_backward" else job.forward
-            tokens = sum(len(chunk.encoded_text.tokens) for d in request.data for chunk in d.model_input.chunks)
-            cost = _PASSES[kind] * tokens
+            cost = _PASSES[kind] * token_count(request.data)
         if isinstance(job, job_pb2.Job):
             self.tenant = job.tenant
         waiting = Waiting(self.tenant, cost, joins=kind in _PASSES and not replay)

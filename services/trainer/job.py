@@ -20,11 +20,13 @@ from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.run_log import Write
+from services.core.run_metrics import metrics_write
 from services.core.run_past import source_write
 from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.model.device import DeviceThread
 from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations, execute, execute_together
+from services.trainer.execute import Locations
+from services.trainer.measurement import execute_measured, execute_together_measured
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
@@ -61,17 +63,17 @@ class JobRunner:
         """Carries out a job."""
         try:
             source, target = await self._source(job), await self._target(job)
-            response = await self._execute(job, source, target)
-            return response, await self._writes(job, source, target, response)
+            response, measured = await self._execute(job, source, target)
+            return response, [*await self._writes(job, source, target, response), *_history(job, measured)]
         except Exception as error:
             return _failure(job, error), ()
 
     async def run_together(self, jobs: Sequence[job_pb2.Job]) -> list[JobOutcome]:
         """Carries out forward and forward_backward jobs of any runs in one pass."""
-        results = await self._device.run(execute_together, self._engine, jobs)
+        results = await self._device.run(execute_together_measured, self._engine, jobs)
         return [
-            (_failure(job, result) if isinstance(result, Exception) else result, ())
-            for job, result in zip(jobs, results, strict=True)
+            (_failure(job, result) if isinstance(result, Exception) else result, _history(job, measured))
+            for job, (result, measured) in zip(jobs, results, strict=True)
         ]
 
     async def replay(self, job: job_pb2.Job, source: str) -> None:
@@ -89,13 +91,15 @@ class JobRunner:
         except Exception as error:
             raise _failure(job, error) from error
 
-    async def _execute(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Message:
+    async def _execute(
+        self, job: job_pb2.Job, source: str, target: TinkerPath | None
+    ) -> tuple[Message, training_pb2.TrainingMetrics | None]:
         locations = Locations(
             source=source,
             target=_location(job, target) if target is not None else "",
             uploads=await self._uploaded(job, target),
         )
-        return await self._device.run(execute, self._engine, self._checkpoints, job, locations)
+        return await self._device.run(execute_measured, self._engine, self._checkpoints, job, locations)
 
     async def _source(self, job: job_pb2.Job) -> str:
         """Where the checkpoint that a job loads is stored, pinned for a replay; "" if it loads none."""
@@ -182,6 +186,11 @@ class JobRunner:
             checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
         replaced = await self._catalog.checkpoints.location_of(path)
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
+
+
+def _history(job: job_pb2.Job, measured: training_pb2.TrainingMetrics | None) -> Sequence[Write]:
+    """The writes that enter what a job has measured into its run's history."""
+    return [metrics_write(OperationName.parse(job.operation).scope, measured)] if measured else []
 
 
 def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:
