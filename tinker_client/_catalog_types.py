@@ -122,6 +122,14 @@ class Session:
 
 
 @dataclass(frozen=True)
+class ImportCheckpointResponse:
+    """An imported adapter: its training checkpoint, and the run that it began."""
+
+    path: str
+    training_run: TrainingRun
+
+
+@dataclass(frozen=True)
 class ListSessionsResponse:
     """A page of sessions, newest first; an empty token means the last page."""
 

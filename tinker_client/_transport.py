@@ -7,7 +7,7 @@ soon, so that a wrong address is reported; after it, an outage may last `patienc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -96,6 +96,21 @@ class Transport:
         async for message in method(request, metadata=self._metadata):
             self._reached = True
             yield message
+
+    async def send(
+        self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Callable[[], AsyncIterator[Q]]
+    ) -> R:
+        """Sends messages, from the first one on until they have an answer, and returns that; raises as `call`."""
+        outage = self.outage()
+        while True:
+            self._check_open()
+            try:
+                response = await method(requests(), metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                await asyncio.sleep(outage.pause_after(error))
+            else:
+                self._reached = True
+                return response
 
     def outage(self) -> Outage:
         """A new count of the time without an answer."""

@@ -7,11 +7,13 @@ returns the value.
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tinker_client import _convert, types
 from tinker_client._catalog_calls import LARGEST_PAGE, CatalogCalls
 from tinker_client._connection import Connection
+from tinker_client._download import ReportBytes, download
 from tinker_client.future import APIFuture
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
@@ -84,6 +86,16 @@ class RestClient:
             request = checkpoint_pb2.SetCheckpointTtlRequest(tinker_path=_path(tinker_path), ttl_seconds=ttl_seconds)
         return self._start(self._calls.set_ttl(request))
 
+    def download_checkpoint(
+        self, tinker_path: str, directory: str | Path, progress: ReportBytes | None = None
+    ) -> APIFuture[Path]:
+        """Writes a checkpoint into a directory that PEFT can load; returns the directory.
+
+        An interrupted download goes on where it stopped when it is asked for again. `progress` is called with the bytes
+        that are here and the bytes in all. A file of the same name with other content is a FileExistsError.
+        """
+        return self._start(self._download(_path(tinker_path), Path(directory), progress))
+
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
         """Deletes a checkpoint, e.g. of id "weights/step-100"."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
@@ -154,6 +166,12 @@ class RestClient:
         """`set_checkpoint_ttl_from_tinker_path`, awaited."""
         return await self.set_checkpoint_ttl_from_tinker_path(tinker_path, ttl_seconds)
 
+    async def download_checkpoint_async(
+        self, tinker_path: str, directory: str | Path, progress: ReportBytes | None = None
+    ) -> Path:
+        """`download_checkpoint`, awaited."""
+        return await self.download_checkpoint(tinker_path, directory, progress)
+
     async def delete_checkpoint_async(self, training_run_id: str, checkpoint_id: str) -> None:
         """`delete_checkpoint`, awaited."""
         await self.delete_checkpoint(training_run_id, checkpoint_id)
@@ -174,6 +192,16 @@ class RestClient:
         """Closes the connection, unless a ServiceClient shares it."""
         if not self._shares:
             self._connection.loop.run(self._connection.close())
+
+    async def _download(self, tinker_path: str, directory: Path, progress: ReportBytes | None) -> Path:
+        transport = self._connection.transport
+        listing = checkpoint_pb2.ListCheckpointFilesRequest(tinker_path=tinker_path)
+        files = (await transport.call(transport.checkpoints.ListCheckpointFiles, listing)).files
+
+        def request(name: str, offset: int) -> checkpoint_pb2.ReadFileRequest:
+            return checkpoint_pb2.ReadFileRequest(tinker_path=tinker_path, name=name, offset=offset)
+
+        return await download(transport, files, directory, request, progress)
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> APIFuture[T]:
         return APIFuture(self._connection.loop, coroutine)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from google.protobuf.message import Message
 
 from tinker_client import _convert, types
 from tinker_client._connection import Connection
+from tinker_client._download import ReportBytes
+from tinker_client._merge import merge_into
 from tinker_client._session import Session, SubmitMethod
 from tinker_client._tokenizer import get_tokenizer, get_tokenizer_async
 from tinker_client._window import Window
@@ -149,6 +152,18 @@ class SamplingClient:
             lambda response: _convert.prompt_logprobs(response.logprobs),
         )
 
+    def merge_weights(self, directory: str | Path, progress: ReportBytes | None = None) -> APIFuture[Path]:
+        """Writes base model and adapter as one full Hugging Face model into a directory; returns the directory.
+
+        The platform merges in float32 and keeps the result for a day; an interrupted download goes on where it stopped
+        when it is asked for again. `progress` is called with the bytes that are here and the bytes in all.
+        """
+        request = sampling_pb2.MergeWeightsRequest()
+        self._name(request)
+        cancelled = asyncio.Event()
+        merging = merge_into(Path(directory), self._session, self._window, request, cancelled, progress)
+        return APIFuture(self._connection.loop, merging, cancelled.set)
+
     async def sample_async(
         self,
         prompt: types.ModelInput,
@@ -180,6 +195,10 @@ class SamplingClient:
         """`compute_logprobs`, awaited."""
         return await self.compute_logprobs(prompt, prompt_logprobs_last_n)
 
+    async def merge_weights_async(self, directory: str | Path, progress: ReportBytes | None = None) -> Path:
+        """`merge_weights`, awaited."""
+        return await self.merge_weights(directory, progress)
+
     def get_base_model(self) -> str:
         """The base model's name."""
         return self._base_model
@@ -192,7 +211,10 @@ class SamplingClient:
         """`get_tokenizer`, awaited."""
         return await get_tokenizer_async(self._connection, self._base_model)
 
-    def _name(self, request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest) -> str:
+    def _name(
+        self,
+        request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest | sampling_pb2.MergeWeightsRequest,
+    ) -> str:
         """Gives a request its seq_id, and so its operation's name."""
         request.sampling_session_id = self._sampling_session_id
         request.seq_id = next(self._seq_ids)

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tinker_client import _convert, types
+from tinker_client import _catalog_convert, _convert, types
 from tinker_client._connection import Connection
+from tinker_client._download import ReportBytes
 from tinker_client._session import SubmitMethod
 from tinker_client._transport import PATIENCE
+from tinker_client._upload import AdapterFiles, import_adapter
 from tinker_client.future import APIFuture
 from tinker_client.rest_client import RestClient
 from tinker_client.sampling_client import SamplingClient
 from tinker_client.training_client import TrainingClient
-from tinker_proto.v1 import capability_pb2, training_pb2
+from tinker_proto.v1 import capability_pb2, checkpoint_pb2, training_pb2
 
 T = TypeVar("T")
 
@@ -91,6 +94,39 @@ class ServiceClient:
         """Samples from a checkpoint or from a base model: give exactly one."""
         return self._run(self._create_sampling_client(model_path, base_model))
 
+    def import_checkpoint(
+        self,
+        path: str | Path,
+        base_model: str,
+        name: str,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        config: str | Path | None = None,
+        rename_base_model: bool = False,
+        ttl_seconds: int | None = None,
+        progress: ReportBytes | None = None,
+    ) -> types.ImportCheckpointResponse:
+        """Makes a training run with a training checkpoint from a LoRA adapter in PEFT's format.
+
+        Args:
+            path: the adapter's directory, or its .safetensors file. bfloat16 and float16 are taken too, and become
+                float32.
+            base_model: the base model that it is for, as the platform calls it.
+            name: the checkpoint's name.
+            user_metadata: labels of run and checkpoint.
+            config: adapter_config.json of a .safetensors file, if it is not beside it.
+            rename_base_model: take it though its configuration names another base model; its shapes must fit.
+            ttl_seconds: when the checkpoint deletes itself; None: never.
+            progress: called with the bytes sent and the bytes in all.
+
+        Raises:
+            ValueError, FileNotFoundError: there is no adapter of plain files at `path`.
+            RequestFailedError: the adapter does not fit the base model; says what of it.
+        """
+        files = AdapterFiles.find(path, config)
+        request = _import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
+        return self._run(self._import_checkpoint(files, request, progress))
+
     def create_rest_client(self) -> RestClient:
         """Looks at training runs and checkpoints."""
         return RestClient(connection=self._connection)
@@ -137,6 +173,23 @@ class ServiceClient:
     ) -> SamplingClient:
         """`create_sampling_client`, awaited."""
         return await self._start(self._create_sampling_client(model_path, base_model))
+
+    async def import_checkpoint_async(
+        self,
+        path: str | Path,
+        base_model: str,
+        name: str,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        config: str | Path | None = None,
+        rename_base_model: bool = False,
+        ttl_seconds: int | None = None,
+        progress: ReportBytes | None = None,
+    ) -> types.ImportCheckpointResponse:
+        """`import_checkpoint`, awaited."""
+        files = AdapterFiles.find(path, config)
+        request = _import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
+        return await self._start(self._import_checkpoint(files, request, progress))
 
     def close(self) -> None:
         """Ends the session; what is still outstanding fails here, and is carried out there."""
@@ -211,7 +264,30 @@ class ServiceClient:
         )
         return TrainingClient(self._connection, session, created.training_run)
 
+    async def _import_checkpoint(
+        self, files: AdapterFiles, request: checkpoint_pb2.ImportCheckpointRequest, progress: ReportBytes | None
+    ) -> types.ImportCheckpointResponse:
+        imported = await import_adapter(self._connection, files, request, progress)
+        return types.ImportCheckpointResponse(imported.path, _catalog_convert.training_run(imported.training_run))
+
     async def _create_sampling_client(self, model_path: str | None, base_model: str | None) -> SamplingClient:
         if (model_path is None) == (base_model is None):
             raise ValueError("give either model_path or base_model, and not both")
         return await SamplingClient.open(self._connection, model_path=model_path, base_model=base_model)
+
+
+def _import_request(
+    base_model: str,
+    name: str,
+    user_metadata: Mapping[str, str] | None,
+    rename_base_model: bool,
+    ttl_seconds: int | None,
+) -> checkpoint_pb2.ImportCheckpointRequest:
+    with _convert.naming("import_checkpoint"):
+        return checkpoint_pb2.ImportCheckpointRequest(
+            base_model=base_model,
+            rename_base_model=rename_base_model,
+            name=name,
+            ttl_seconds=ttl_seconds,
+            user_metadata=user_metadata,
+        )
