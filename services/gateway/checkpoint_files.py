@@ -16,7 +16,13 @@ from services.core.names import OperationName
 from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
-from services.gateway.validation.fields import check_checkpoint_name, check_metadata, check_range, check_seq_id
+from services.gateway.validation.fields import (
+    check_checkpoint_name,
+    check_metadata,
+    check_range,
+    check_seq_id,
+    check_ttl,
+)
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2
 
@@ -27,7 +33,6 @@ PIECE_BYTES = 1 << 20
 BLOCK_BYTES = 8 << 20
 """Read from the storage at once: a remote one takes a request for each."""
 
-TTL_SECONDS = (3_600, 315_360_000)
 
 Read = Callable[[int, int], bytes]
 """(start, length) to at most so many bytes."""
@@ -87,8 +92,7 @@ class CheckpointFiles:
         check_seq_id("training_run_seq_id", request.training_run_seq_id, 0)
         check_checkpoint_name("name", request.name)
         check_metadata("user_metadata", request.user_metadata)
-        if request.HasField("ttl_seconds"):
-            check_range("ttl_seconds", request.ttl_seconds, *TTL_SECONDS)
+        check_ttl("ttl_seconds", request)
         limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
         await self._check_uploads(tenant, request, limits)
         return await self._submission.import_checkpoint(tenant, request)
