@@ -16,6 +16,7 @@ from services.core.telemetry import configure_logging
 from services.gateway.auth import Authenticator
 from services.gateway.capability import CapabilityServicer
 from services.gateway.checkpoint import CheckpointServicer
+from services.gateway.creation import Creation
 from services.gateway.http import http_server
 from services.gateway.operation import OperationServicer
 from services.gateway.reflection_key import ReflectionKeyInterceptor
@@ -78,15 +79,20 @@ def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
     """The gRPC server with every service of the contract; not started yet."""
     auth = Authenticator(stores.api_keys)
     submission = Submission(stores, settings)
+    creation = Creation(stores, submission)
     interceptors = [ReflectionKeyInterceptor(stores.api_keys)] if settings.reflection == "key" else []
     wrapped = GrpcServer(settings, interceptors)
     server = wrapped.server
     capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
     checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth, submission), server)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(stores, auth), server)
-    sampling_pb2_grpc.add_SamplingServiceServicer_to_server(SamplingServicer(stores, auth, submission), server)
+    sampling_pb2_grpc.add_SamplingServiceServicer_to_server(
+        SamplingServicer(stores, auth, submission, creation), server
+    )
     session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(stores, auth), server)
-    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(stores, auth, submission), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(
+        TrainingServicer(stores, auth, submission, creation), server
+    )
     return wrapped
 
 

@@ -5,56 +5,34 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
-from services.core.checkpoint_catalog import StoredCheckpoint
-from services.core.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from services.core.errors import UnavailableError
 from services.core.events import Watcher
-from services.core.names import MAX_SEQ_ID, OperationName, sampling_session_id
+from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.server import Context
 from services.core.token_stream import TokenListener
 from services.gateway.auth import Authenticator
+from services.gateway.creation import Creation
 from services.gateway.stores import Stores
 from services.gateway.submission import SamplingRequest, Submission
-from services.gateway.validation.fields import check_seq_id, parse_path
-from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import operation_pb2, sampling_pb2, sampling_pb2_grpc
 
 
 class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
     """Sampling sessions pin their checkpoint when they are opened: what is saved later does not change them."""
 
-    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission) -> None:
+    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission, creation: Creation) -> None:
         self._stores = stores
         self._auth = auth
         self._submission = submission
+        self._creation = creation
         self._cancelling: set[asyncio.Future[bool]] = set()
 
     async def CreateSamplingSession(
         self, request: sampling_pb2.CreateSamplingSessionRequest, context: Context
     ) -> sampling_pb2.SamplingSession:
         """Opens a sampling session on a base model or a checkpoint."""
-        tenant = await self._auth.tenant(context)
-        await self._stores.sessions.open(request.session_id, tenant)
-        check_seq_id("sampling_session_seq_id", request.sampling_session_seq_id, 0)
-        sampling = sampling_pb2.SamplingSession(
-            sampling_session_id=sampling_session_id(request.session_id, request.sampling_session_seq_id),
-            base_model=request.base_model,
-        )
-        location, field = "", "base_model"
-        if request.WhichOneof("source") == "model_path":
-            stored, field = await self._pinned(request.model_path, tenant, request.session_id), "model_path"
-            sampling.base_model = stored.checkpoint.base_model
-            sampling.model_path = stored.checkpoint.tinker_path
-            location = stored.location
-        elif not request.base_model:
-            message = "is missing; allowed is exactly one of base_model and model_path"
-            raise InvalidArgumentError.at("base_model", message)
-        await self._stores.workers.serving(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER, field)
-        sampling.create_time.FromDatetime(datetime.now(UTC))
-        await self._stores.catalog.add_sampling_session(tenant, sampling, location)
-        return (await self._stores.catalog.sampling_session(sampling.sampling_session_id, tenant))[0]
+        return await self._creation.sampling_session(await self._auth.tenant(context), request)
 
     async def GetSamplingSession(
         self, request: sampling_pb2.GetSamplingSessionRequest, context: Context
@@ -112,22 +90,6 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
 
     async def _sample(self, request: SamplingRequest, context: Context) -> operation_pb2.Operation:
         return await self._submission.sample(await self._auth.tenant(context), request)
-
-    async def _pinned(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
-        """The checkpoint of a path, its files kept for a session.
-
-        The two-part form means a sampler checkpoint if there is one of that name, else a training checkpoint.
-        """
-        parsed, checkpoints = parse_path("model_path", path), self._stores.catalog.checkpoints
-        if parsed.kind is not None:
-            return await checkpoints.pin(parsed, tenant, session_id)
-        sampler, training = (
-            TinkerPath(parsed.training_run_id, kind, parsed.name) for kind in ("sampler_weights", "weights")
-        )
-        try:
-            return await checkpoints.pin(sampler, tenant, session_id)
-        except NotFoundError:
-            return await checkpoints.pin(training, tenant, session_id)
 
 
 async def _until_finished(

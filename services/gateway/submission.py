@@ -70,14 +70,28 @@ class Submission:
         """
         base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
         if request.HasField("seq_id"):
-            check_seq_id("seq_id", request.seq_id, 1)
-            return await self._train_at(tenant, request, base_model, request_digest(request))
-        while True:
-            request.seq_id = max(1, await self._stores.run_logs.next_seq_id(request.training_run_id))
-            try:
-                return await self._train_at(tenant, request, base_model, secrets.token_hex(16))
-            except AlreadyExistsError:
-                continue  # another call took this seq_id meanwhile
+            operation, refusal = await self._train_at(tenant, request, base_model, request_digest(request))
+        else:
+            operation, refusal = await self._train_next(tenant, request, base_model)
+        if refusal is not None:
+            raise refusal
+        return operation
+
+    async def enter(
+        self, tenant: str, request: RunRequest, unfit: InvalidArgumentError | None = None
+    ) -> operation_pb2.Operation:
+        """Queues an operation on a run at the request's seq_id; a refused one is returned as the failed one it is.
+
+        `unfit` refuses it whatever it says: its sender could not say what it means in a request of ours.
+
+        Raises:
+            NotFoundError: the run is not this tenant's.
+            InvalidArgumentError: the seq_id.
+            AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
+        """
+        base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
+        operation, _ = await self._train_at(tenant, request, base_model, request_digest(request), unfit)
+        return operation
 
     async def sample(self, tenant: str, request: SamplingRequest, *, streamed: bool = False) -> operation_pb2.Operation:
         """Queues a generation, a scoring or a merge; `streamed` if its tokens are wanted as they come.
@@ -116,21 +130,35 @@ class Submission:
         )
         return accepted or await stores.operations.get(str(name), tenant)
 
+    async def _train_next(
+        self, tenant: str, request: RunRequest, base_model: str
+    ) -> tuple[operation_pb2.Operation, PlatformError | None]:
+        while True:
+            request.seq_id = max(1, await self._stores.run_logs.next_seq_id(request.training_run_id))
+            try:
+                return await self._train_at(tenant, request, base_model, secrets.token_hex(16))
+            except AlreadyExistsError:
+                continue  # another call took this seq_id meanwhile
+
     async def _train_at(
-        self, tenant: str, request: RunRequest, base_model: str, digest: str
-    ) -> operation_pb2.Operation:
+        self,
+        tenant: str,
+        request: RunRequest,
+        base_model: str,
+        digest: str,
+        refusal: PlatformError | None = None,
+    ) -> tuple[operation_pb2.Operation, PlatformError | None]:
+        """The operation at the request's seq_id, and why it is refused."""
+        check_seq_id("seq_id", request.seq_id, 1)
         limits = await self._stores.workers.limits(base_model, job_pb2.WORKER_KIND_TRAINER)
-        refusal: PlatformError | None = None
-        try:
-            check_run_request(request, limits)
-            await self._complete(tenant, request)
-        except (InvalidArgumentError, NotFoundError) as error:
-            refusal = error
+        if refusal is None:
+            try:
+                check_run_request(request, limits)
+                await self._complete(tenant, request)
+            except (InvalidArgumentError, NotFoundError) as error:
+                refusal = error
         job = _job(OperationName(request.training_run_id, request.seq_id), tenant, request)
-        operation = await self._enqueue_training(job, digest, request, base_model, refusal)
-        if refusal is not None:
-            raise refusal
-        return operation
+        return await self._enqueue_training(job, digest, request, base_model, refusal), refusal
 
     async def _complete(self, tenant: str, request: RunRequest) -> None:
         """Fills in what the client left to the server, and checks whose the other run is."""

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import secrets
-from datetime import UTC, datetime
-
-from services.core.errors import InvalidArgumentError
-from services.core.names import training_run_id
 from services.core.server import Context
 from services.gateway.auth import Authenticator
+from services.gateway.creation import Creation
 from services.gateway.paging import page_request, page_size, seq_id_of
 from services.gateway.stores import Stores
-from services.gateway.submission import CreateRequest, Submission
-from services.gateway.validation.fields import check_metadata, check_seq_id
-from services.gateway.validation.training import RunRequest, check_lora_config, training_path
-from tinker_proto.internal.v1 import job_pb2
+from services.gateway.submission import Submission
+from services.gateway.validation.training import RunRequest
 from tinker_proto.v1 import operation_pb2, training_pb2, training_pb2_grpc
 
 DEFAULT_RUNS_PER_PAGE = 20
 DEFAULT_METRICS_PER_PAGE = 1000
-DEFAULT_ALPHA = 32
 
 
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     """Every call validates, queues and returns at once."""
 
-    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission) -> None:
+    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission, creation: Creation) -> None:
         self._stores = stores
         self._auth = auth
         self._submission = submission
+        self._creation = creation
 
     async def CreateTrainingRun(
         self, request: training_pb2.CreateTrainingRunRequest, context: Context
     ) -> operation_pb2.Operation:
         """Creates a run with a fresh adapter."""
-        tenant = await self._auth.tenant(context)
-        await self._check_create(request, tenant)
-        if not request.base_model:
-            raise InvalidArgumentError.at("base_model", "is missing; get_server_capabilities lists the base models")
-        limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
-        config = _completed(request.lora_config)
-        check_lora_config(config, limits)
-        run = _new_run(request, request.base_model, config)
-        return await self._submission.create_run(tenant, request, run)
+        return await self._creation.training_run(await self._auth.tenant(context), request)
 
     async def CreateTrainingRunFromCheckpoint(
         self, request: training_pb2.CreateTrainingRunFromCheckpointRequest, context: Context
     ) -> operation_pb2.Operation:
         """Creates a run that starts from a checkpoint."""
-        tenant = await self._auth.tenant(context)
-        await self._check_create(request, tenant)
-        path = training_path("path", request.path)
-        checkpoint = (await self._stores.catalog.checkpoints.get(path, tenant)).checkpoint
-        await self._stores.workers.serving(checkpoint.base_model, job_pb2.WORKER_KIND_TRAINER, "path")
-        request.path = str(path)
-        run = _new_run(request, checkpoint.base_model, checkpoint.lora_config)
-        return await self._submission.create_run(tenant, request, run)
+        return await self._creation.training_run_from_checkpoint(await self._auth.tenant(context), request)
 
     async def GetTrainingRun(
         self, request: training_pb2.GetTrainingRunRequest, context: Context
@@ -116,30 +95,3 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
 
     async def _train(self, request: RunRequest, context: Context) -> operation_pb2.Operation:
         return await self._submission.train(await self._auth.tenant(context), request)
-
-    async def _check_create(self, request: CreateRequest, tenant: str) -> None:
-        await self._stores.sessions.open(request.session_id, tenant)
-        check_seq_id("training_run_seq_id", request.training_run_seq_id, 0)
-        check_metadata("user_metadata", request.user_metadata)
-
-
-def _completed(config: training_pb2.LoraConfig) -> training_pb2.LoraConfig:
-    """The config with every absent field decided; the seed is drawn."""
-    completed = training_pb2.LoraConfig(alpha=DEFAULT_ALPHA, use_rslora=False)
-    if not config.target_modules:
-        completed.MergeFrom(training_pb2.LoraConfig(train_mlp=True, train_attn=True, train_unembed=True))
-    if not config.HasField("seed"):
-        completed.seed = secrets.randbits(62)
-    completed.MergeFrom(config)
-    return completed
-
-
-def _new_run(request: CreateRequest, base_model: str, config: training_pb2.LoraConfig) -> training_pb2.TrainingRun:
-    run = training_pb2.TrainingRun(
-        training_run_id=training_run_id(request.session_id, request.training_run_seq_id),
-        base_model=base_model,
-        lora_config=config,
-        user_metadata=request.user_metadata,
-    )
-    run.create_time.FromDatetime(datetime.now(UTC))
-    return run
