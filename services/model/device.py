@@ -1,4 +1,4 @@
-"""The one thread that may touch the device."""
+"""The one thread that may touch the device, and how full the device is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+import torch
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,3 +26,12 @@ class DeviceThread:
     def close(self) -> None:
         """Waits for the call under way and ends the thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def memory_pressure(device: torch.device) -> float:
+    """How short a GPU's memory is: 0 while a fifth of it is free, 1 when nothing is; always 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0.0, 1 - (free + cached) / total / 0.2)

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
 
-from services.core import keyspace, streams
+from services.core import keyspace
 from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.names import session_of
 from services.core.persistence import until_reached
+from services.core.places import Places
 from services.core.run_log import FencedError, Lease, RunLogs
 from services.core.sessions import Sessions
 from services.trainer.held_run import HeldRun
@@ -27,12 +28,13 @@ from services.trainer.snapshot_policy import SnapshotPolicy
 from services.trainer.snapshots import Snapshots
 
 HESITATION_S = 0.2
-"""How long a trainer that is full but for one slot waits before it takes a run."""
+"""How long a trainer waits before it takes a run, if it is all but full."""
 
 MAKE_ROOM_AFTER_S = 1.0
 """A run that has been idle for so long makes room for another that waits."""
 
 LOOK_EVERY_S = 1.0
+RELEASE_S = 2.0
 RETRY_SNAPSHOT_S = 5.0
 PARKED_AT_ONCE = 4
 
@@ -48,19 +50,22 @@ class Holdings:
         worker: str,
         base_model: str,
         connection: RedisConnection,
+        places: Places,
         logs: RunLogs,
         sessions: Sessions,
         snapshots: Snapshots,
         policy: SnapshotPolicy,
+        memory_pressure: Callable[[], float],
         *,
         max_runs: int,
         lease_s: float,
         idle_s: float,
     ) -> None:
+        """`memory_pressure` says how short the device's memory is, from 0 to 1."""
         self._worker = worker
         self._base_model = base_model
-        self._place = keyspace.place(base_model)
         self._connection = connection
+        self._places = places
         self._logs = logs
         self._sessions = sessions
         self._snapshots = snapshots
@@ -68,6 +73,7 @@ class Holdings:
         self._max_runs = max_runs
         self._lease_ms = int(lease_s * 1000)
         self._idle_s = idle_s
+        self._memory_pressure = memory_pressure
         self.runs: dict[str, HeldRun] = {}
         self._moving: dict[str, Lease] = {}
         """Leases of runs that are being restored or parked."""
@@ -79,25 +85,22 @@ class Holdings:
         self.progressed = asyncio.Event()
         """Set when operations have been carried out."""
 
-    async def open(self) -> None:
-        """Makes what the loops need."""
-        await until_reached(lambda: streams.make_group(self._connection.commands, keyspace.TRAINERS_GROUP, self._place))
-
     async def take_runs(self) -> None:
         """Takes runs for ever, one at a time."""
+        await self._places.open()
         while True:
             try:
                 free = self._max_runs - len(self.runs) - len(self._moving)
                 if free <= 0:
                     await self._make_room()
                     continue
-                newest = await streams.last_id(self._connection.commands, self._place)
-                await asyncio.sleep(HESITATION_S * (1 - free / self._max_runs))
-                entry = await self._next_place()
+                newest = await self._places.newest()
+                await asyncio.sleep(HESITATION_S * max(1 - free / self._max_runs, self._memory_pressure()))
+                entry = await self._places.take()
                 if entry is not None:
                     await self._take(entry.fields[b"run"].decode(), entry.entry_id)
                 else:
-                    await streams.read(self._connection.blocking, {self._place: newest}, count=1, block_ms=1000)
+                    await self._places.wait(newest)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.2)
@@ -109,10 +112,7 @@ class Holdings:
             leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
             try:
                 kept = await self._logs.renew(leases, self._lease_ms)
-                entries = [lease.place_entry for lease in kept]
-                await streams.keep(
-                    self._connection.commands, keyspace.TRAINERS_GROUP, self._worker, self._place, entries
-                )
+                await self._places.keep(kept)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 continue
@@ -179,9 +179,11 @@ class Holdings:
         await self.give_back()
 
     async def give_back(self) -> None:
-        """Gives all leases back as things are."""
+        """Gives all leases back as things are; those that Redis does not take in time expire."""
         leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
-        await asyncio.gather(*(self._logs.release(lease, self._base_model) for lease in leases), return_exceptions=True)
+        releases = (self._logs.release(lease, self._base_model) for lease in leases)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*releases, return_exceptions=True), RELEASE_S)
 
     async def forget(self, held: HeldRun) -> None:
         """Drops a run that another worker has taken."""
@@ -203,14 +205,6 @@ class Holdings:
         task.add_done_callback(self._steps.discard)
         return await asyncio.shield(task)
 
-    async def _next_place(self) -> streams.StreamEntry | None:
-        """A run that no living trainer has."""
-        commands, group = self._connection.commands, keyspace.TRAINERS_GROUP
-        found = await streams.take_over(commands, group, self._worker, self._place, idle_ms=self._lease_ms, count=1)
-        if not found:
-            found = await streams.read_group(commands, group, self._worker, self._place, count=1)
-        return found[0] if found else None
-
     async def _take(self, run: str, place_entry: str) -> None:
         if run in self.runs or run in self._moving:
             return
@@ -231,15 +225,10 @@ class Holdings:
         idle = [held for held in self.runs.values() if not held.entries_here]
         oldest = min(idle, key=lambda held: held.used_at, default=None)
         is_ripe = oldest is not None and time.monotonic() - oldest.used_at > MAKE_ROOM_AFTER_S
-        if oldest is None or not is_ripe or not await self._others_wait():
+        if oldest is None or not is_ripe or not await self._places.has_waiting():
             await asyncio.sleep(0.2)
         else:
             await self._park(oldest.lease.run)
-
-    async def _others_wait(self) -> bool:
-        return await streams.has_waiting(
-            self._connection.commands, keyspace.TRAINERS_GROUP, self._place, idle_ms=self._lease_ms
-        )
 
     async def _park(self, run: str) -> None:
         """Parks a run unless it is in use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 
 import structlog
 
@@ -15,6 +16,7 @@ from services.core.connection import RedisConnection
 from services.core.losses import LOSSES
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
+from services.core.places import Places
 from services.core.presence import Presence
 from services.core.run_log import RunLogs
 from services.core.run_past import RunPasts
@@ -27,7 +29,7 @@ from services.core.uploads import UploadStore
 from services.core.workers import WorkerDirectory
 from services.model.announce import choose_device, store_tokenizer, worker_name
 from services.model.base import load_base_model
-from services.model.device import DeviceThread
+from services.model.device import DeviceThread, memory_pressure
 from services.trainer.engine import TrainerEngine
 from services.trainer.holdings import Holdings
 from services.trainer.job import JobRunner
@@ -91,10 +93,12 @@ def assemble(
         worker,
         engine.base.name,
         connection,
+        Places(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
         logs,
         Sessions(connection),
         Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),
         SnapshotPolicy.of(settings),
+        partial(memory_pressure, engine.base.device),
         max_runs=settings.max_runs,
         lease_s=settings.lease_seconds,
         idle_s=settings.idle_seconds,

@@ -1,19 +1,14 @@
 """When a run needs a snapshot: a pure function of how far it has come since its last one.
 
 A snapshot is due by optimizer steps or by seconds, whichever bounds a replay first, and by the length of the log, which
-may grow without any change of the run. A load is due at once: what it has read may be deleted, and then a replay could
-not read it again.
+may grow without any change of the run.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from services.core.config import Settings
-
-LOADS = frozenset({"create_training_run_from_checkpoint", "import_checkpoint", "load_state"})
-"""Requests that read a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +19,14 @@ class Progress:
     """The last operation that was carried out; -1 before the first."""
 
     changes: int = 0
-    """Operations that have changed the run, counted from when its holder took it; so are the other two."""
+    """Operations that have changed the run since its holder took it."""
 
     steps: int = 0
-    loads: int = 0
+    """Optimizer steps among them."""
 
     def after(self, seq_id: int, kind: str, *, changed: bool) -> Progress:
         """The progress after one more operation of this kind."""
-        if not changed:
-            return Progress(seq_id, self.changes, self.steps, self.loads)
-        steps, loads = self.steps + (kind == "optim_step"), self.loads + (kind in LOADS)
-        return Progress(seq_id, self.changes + 1, steps, loads)
+        return Progress(seq_id, self.changes + changed, self.steps + (changed and kind == "optim_step"))
 
 
 @dataclass(frozen=True)
@@ -63,8 +55,6 @@ class SnapshotPolicy:
             now: its progress.
             seconds: since its last snapshot.
         """
-        if now.loads > saved.loads:
-            return math.inf
         by_log = (now.seq_id - saved.seq_id) / self.log_entries
         if now.changes == saved.changes:
             return by_log

@@ -20,15 +20,12 @@ from services.core.operations import OperationStore
 from services.core.run_log import LogEntry, RunLogs, decode_entry, entry_position
 from services.trainer.cycle import carry_out
 from services.trainer.held_run import READ_AHEAD
-from services.trainer.holdings import Holdings
+from services.trainer.holdings import RELEASE_S, Holdings
 from services.trainer.job import JobRunner
 from services.trainer.planner import Shares, plan
 from tinker_proto.internal.v1 import job_pb2
 
 BLOCK_MS = 5000
-RELEASE_S = 2.0
-"""Of the time for draining, what is left for giving leases back."""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -73,7 +70,6 @@ class TrainerWorker:
             not reported, and whoever takes the runs does it again.
         """
         holdings = self._holdings
-        await holdings.open()
         async with asyncio.TaskGroup() as tasks:
             leases = tasks.create_task(holdings.keep_leases())
             work = tasks.create_task(self._work())
