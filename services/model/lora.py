@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +108,7 @@ def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bo
     return True
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What a segment does to one linear."""
 
     rows: slice

@@ -108,3 +108,23 @@ def test_the_norm_of_a_large_buffer_is_accurate() -> None:
     values = torch.rand(20_000_000, generator=torch.Generator().manual_seed(0))
     exact = float(torch.linalg.vector_norm(values, dtype=torch.float64))
     assert global_norm(values) == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_denominator_that_float32_cannot_hold_is_no_step(state: RunState) -> None:
+    """Nothing has moved yet and eps is 0 in float32: 0 / 0."""
+    before = state.buffer.clone()
+    with pytest.raises(FailedPreconditionError, match="not taken"):
+        adamw_step(state, dataclasses.replace(ADAM, eps=1e-60))
+    assert torch.equal(state.buffer, before)
+
+
+def test_moments_that_would_overflow_are_no_step(state: RunState) -> None:
+    state.gradient.fill_(1e17)
+    adamw_step(state, dataclasses.replace(ADAM, weight_decay=0.0))
+    state.exp_avg_sq.fill_(3.4e38)
+    state.gradient.fill_(1e18)
+    state.exp_avg.fill_(3e38)
+    before = state.buffer.clone()
+    with pytest.raises(FailedPreconditionError, match="not taken"):
+        adamw_step(state, dataclasses.replace(ADAM, learning_rate=1e30))
+    assert torch.equal(state.buffer, before)
