@@ -123,7 +123,8 @@ def failing_clearly() -> Iterator[None]:
     except ValueError as error:
         raise CommandError(str(error), ExitCode.BAD_REQUEST) from error
     except OSError as error:
-        raise CommandError(f"{error.filename or 'file'}: {error.strerror}", ExitCode.FAILED) from error
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise CommandError(message, ExitCode.FAILED) from error
 
 
 def exit_code_of(error: Exception) -> ExitCode:

@@ -13,6 +13,7 @@ from services.cli.access import Access, user_command
 from services.cli.checkpoint_choice import After, Before, Choice, PathArgument, RunId, TypeOption
 from services.cli.checkpoint_delete import delete
 from services.cli.checkpoint_output import expiry, print_checkpoint, print_checkpoints
+from services.cli.checkpoint_transfer import download, import_checkpoint, merge
 from services.cli.listing import Limit, at_most
 from services.cli.output import as_json, print_json, print_line
 
@@ -101,6 +102,9 @@ def set_ttl(
 
 
 user_command(app, "delete")(delete)
+user_command(app, "download")(download)
+user_command(app, "merge")(merge)
+user_command(app, "import")(import_checkpoint)
 
 
 def _report(access: Access, checkpoint: Checkpoint, sentence: str) -> None:

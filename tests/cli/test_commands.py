@@ -234,7 +234,10 @@ def test_a_platform_that_runs_in_this_directory_is_found(
 
 GROUPS = {
     "run": ["list", "info"],
-    "checkpoint": ["list", "info", "publish", "unpublish", "set-ttl", "delete"],
+    "checkpoint": [
+        *("list", "info", "publish", "unpublish", "set-ttl", "delete"),
+        *("download", "merge", "import"),
+    ],
     "session": ["list", "info"],
     "model": ["list"],
 }

@@ -1,0 +1,146 @@
+"""`tinker-platform checkpoint download | merge | import`: adapters on their way out of the platform and into it.
+
+What is fetched is verified; what was interrupted goes on where it stopped; files with other content are left alone
+unless --force is given, and then replaced only once the new ones are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.access import Access
+from services.cli.checkpoint_choice import PathArgument
+from services.cli.output import print_json, print_line, size
+from services.cli.progress import ReportBytes, transfer_bar
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", file_okay=False, help="Where to. Default: a new directory here."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there with other content.")]
+
+
+def download(access: Access, path: PathArgument, output: Output = None, force: Force = False) -> None:
+    """Write a checkpoint's adapter as a PEFT directory, which PeftModel.from_pretrained reads.
+
+    Example: tinker-platform checkpoint download tinker://$RUN/sampler_weights/final -o final
+    """
+    directory = output or _directory_of(path, "")
+
+    def fetch(target: Path, report: ReportBytes) -> None:
+        access.rest.download_checkpoint(path, target, report).result()
+
+    _write(access, path, directory, force=force, title="downloading", fetch=fetch)
+
+
+def merge(access: Access, path: PathArgument, output: Output = None, force: Force = False) -> None:
+    """Merge a checkpoint's adapter into its base model, and write the whole as a Hugging Face model directory.
+
+    A sampler of the base model does the work.
+
+    Example: tinker-platform checkpoint merge tinker://$RUN/sampler_weights/final -o final-merged
+    """
+    directory = output or _directory_of(path, "-merged")
+
+    def fetch(target: Path, report: ReportBytes) -> None:
+        merging = access.service.create_sampling_client(model_path=path).merge_weights(target, report)
+        try:
+            merging.result()
+        except KeyboardInterrupt:
+            merging.cancel()
+            raise
+
+    _write(access, path, directory, force=force, title="merging", fetch=fetch)
+
+
+def import_checkpoint(
+    access: Access,
+    adapter: Annotated[Path, typer.Argument(metavar="DIR", help="A PEFT adapter directory, or a .safetensors file.")],
+    base_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A base model of `model list`. Default: the one that the adapter names."),
+    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the checkpoint.")] = "imported",
+    rename_base_model: Annotated[
+        bool, typer.Option("--rename-base-model", help="Take it though it names another base model; shapes must fit.")
+    ] = False,
+    ttl: Annotated[
+        int | None, typer.Option(metavar="SECONDS", help="Delete it so long from now: 3600 to 315360000.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label; may be repeated.")] = None,
+) -> None:
+    """Make a training run and a checkpoint, with a fresh optimizer, from an adapter in PEFT's format.
+
+    Example: tinker-platform checkpoint import my-adapter --base-model Qwen/Qwen3-0.6B --name start
+    """
+    user_metadata = dict(_label(text) for text in label or ())
+    with transfer_bar("uploading") as report:
+        imported = access.service.import_checkpoint(
+            adapter,
+            base_model=base_model or _named_base_model(adapter),
+            name=name,
+            rename_base_model=rename_base_model,
+            ttl_seconds=ttl,
+            user_metadata=user_metadata,
+            progress=report,
+        )
+    if access.wants_json:
+        print_json(imported)
+    else:
+        print_line(imported.path)
+
+
+def _write(
+    access: Access,
+    path: str,
+    directory: Path,
+    *,
+    force: bool,
+    title: str,
+    fetch: Callable[[Path, ReportBytes], None],
+) -> None:
+    target = directory.parent / f".{directory.name}.new" if force else directory
+    with transfer_bar(title) as report:
+        fetch(target, report)
+    if force:
+        _replace(directory, target)
+    size_bytes = sum(file.stat().st_size for file in directory.iterdir() if file.is_file())
+    if access.wants_json:
+        print_json({"checkpoint_path": path, "destination": str(directory), "file_size_bytes": size_bytes})
+    else:
+        print_line(f"{directory}: {size(size_bytes)}")
+
+
+def _replace(directory: Path, fetched: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in fetched.iterdir():
+        os.replace(file, directory / file.name)
+    fetched.rmdir()
+
+
+def _directory_of(tinker_path: str, suffix: str) -> Path:
+    from tinker_proto.path import TinkerPath
+
+    path = TinkerPath.parse(tinker_path)
+    return Path(f"{path.training_run_id.replace(':', '-')}_{path.name}{suffix}")
+
+
+def _named_base_model(adapter: Path) -> str:
+    config = (adapter if adapter.is_dir() else adapter.parent) / "adapter_config.json"
+    named = json.loads(config.read_text()).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise typer.BadParameter(f"{config} names no base model: say which with --base-model")
+    return named
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--label")
+    return name, value
