@@ -53,7 +53,7 @@ def import_adapter(
 
 
 def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
-    """Whether a tensor is a weight of the base model itself, unchanged.
+    """Whether a tensor is a weight of the base model itself, the same as far as the narrower of the two can tell.
 
     Raises:
         InvalidArgumentError: it is one that was changed.
@@ -62,7 +62,8 @@ def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
     weight = base.module.state_dict(keep_vars=True).get(own)
     if weight is None or not name.startswith(_PREFIX):
         return False
-    if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu().to(tensor.dtype), tensor):
+    dtype = min(weight.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
+    if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu().to(dtype), tensor.to(dtype)):
         message = f"{WEIGHTS_FILE}: {name} is not the base model's; adapters that change whole weights are not taken"
         raise InvalidArgumentError(message, reason="BAD_ADAPTER")
     return True

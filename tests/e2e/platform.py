@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -40,6 +40,7 @@ class Platform:
 
     model_dir: Path
     data_dir: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
     process: subprocess.Popen[str] | None = None
@@ -57,6 +58,7 @@ class Platform:
         """Starts and waits for the line `ready`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
         environment |= {"TINKER_API_KEY": API_KEY, "OMP_NUM_THREADS": "1", "TINKER_LEASE_SECONDS": "2"}
+        environment |= self.variables
         command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", f"{BASE_MODEL}={self.model_dir}"]
         ports = ["--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port)]
         self.data_dir.mkdir(parents=True, exist_ok=True)
