@@ -122,6 +122,8 @@ def failing_clearly() -> Iterator[None]:
         raise CommandError(error.message, exit_code_of(error)) from error
     except ValueError as error:
         raise CommandError(str(error), ExitCode.BAD_REQUEST) from error
+    except BrokenPipeError:  # the reader of a pipe has what it wanted: the framework ends in silence
+        raise
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise CommandError(message, ExitCode.FAILED) from error

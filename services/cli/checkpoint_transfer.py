@@ -132,10 +132,15 @@ def _directory_of(tinker_path: str, suffix: str) -> Path:
 
 
 def _named_base_model(adapter: Path) -> str:
+    if not adapter.is_dir() and adapter.suffix != ".safetensors":
+        raise ValueError(f"{adapter} is neither an adapter's directory nor a .safetensors file")
     config = (adapter if adapter.is_dir() else adapter.parent) / "adapter_config.json"
-    named = json.loads(config.read_text()).get("base_model_name_or_path")
+    try:
+        named = json.loads(config.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        named = None
     if not isinstance(named, str) or not named:
-        raise typer.BadParameter(f"{config} names no base model: say which with --base-model")
+        raise ValueError(f"{config} names no base model: say which with --base-model")
     return named
 
 
