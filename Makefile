@@ -47,6 +47,7 @@ released-protos: $(STAMP)  ## record today's contract as the one that must not b
 bench: $(STAMP)  ## measure; prints tables of ratios
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/trainer.py --quick
 
 clean:  ## remove everything that was made
 	rm -rf $(VENV) .demo build dist tinker_proto/v1 tinker_proto/internal tinker_proto/sdk .pytest_cache .mypy_cache .ruff_cache
