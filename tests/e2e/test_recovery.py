@@ -22,15 +22,18 @@ import redis
 from services.core import keyspace
 from services.core.blobs import BlobStore
 from services.core.catalog import Catalog
+from services.core.checkpoints import CheckpointStore
 from services.core.connection import RedisConnection
 from services.core.files import PARTIAL_PREFIX
 from services.core.local_storage import LocalStorage
 from services.core.operations import OperationStore
+from services.core.pages import PageRequest
 from services.core.payloads import Payloads
 from services.core.run_log import RunLogs
 from tests.e2e.trainers import BASE_MODEL, Trainers, signal_to, spin_until
 from tests.model.tiny import save_model, tiny_config
 from tests.trainer.serving import Queue
+from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import training_pb2
 
 TENANTS = ("alice", "bob", "carol")
@@ -242,3 +245,34 @@ async def test_sigterm_moves_runs_to_another_trainer(scene: Scene, calm: dict[st
     kept = [scene.commands.hget(keyspace.run_meta(f"s{index}:train:0"), "snapshots") for index in range(len(TENANTS))]
     assert all(kept), "every run has left with a snapshot"
     assert await scene.finish() == calm
+
+
+async def test_clients_that_list_and_delete_while_trainers_die_in_saves_see_whole_checkpoints_only(
+    scene: Scene,
+) -> None:
+    store, checkpoints = CheckpointStore(LocalStorage(scene.data_dir)), scene.catalog.checkpoints
+    verified: Counter[str] = Counter()
+    removed: list[str] = []
+
+    async def client(tenant: str) -> None:
+        """Reads everything that is listed to its last byte; what both of its kind have read, the second deletes."""
+        mine: set[str] = set()
+        while len(mine) < STEPS + 1:
+            for item in (await scene.catalog.checkpoint_page(tenant, "", PageRequest(100)))[0]:
+                if item.tinker_path not in mine:
+                    path = TinkerPath.parse(item.tinker_path)
+                    await asyncio.to_thread(store.verify, (await checkpoints.get(path, tenant)).location)
+                    mine.add(item.tinker_path)
+                    verified[item.tinker_path] += 1
+                    if verified[item.tinker_path] == 2:
+                        removed.append((await checkpoints.remove(path, tenant)).location)
+            await asyncio.sleep(0.01)
+
+    clients = [asyncio.create_task(client(tenant)) for tenant in TENANTS for _ in range(2)]
+    for _ in range(2):
+        await asyncio.to_thread(stop_in_the_middle, scene, "save", signal.SIGKILL)
+    scene.trainers.start(**NO_SNAPSHOTS)
+    await asyncio.wait_for(asyncio.gather(*clients), 120)
+    assert len(removed) == len(TENANTS) * (STEPS + 1)
+    for name, tenant in scene.tenants.items():
+        assert not (await scene.queue.result(name, tenant)).HasField("error")
