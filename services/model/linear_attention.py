@@ -1,8 +1,8 @@
 """Linear attention in a packed row: every sequence from a state of its own.
 
 A linear-attention layer hands a state from token to token and knows no boundaries: in a packed row the state of one
-sequence would run on into the next, and nothing would show it. So the layer gets sequences one by one, or a row for
-each, padded at the end, where nothing follows that could see the padding. All else of the model stays packed.
+sequence would run on into the next, and nothing would show it. So these layers get a row for each sequence, padded at
+the end, where nothing follows that could see the padding. All else of the model stays packed.
 """
 
 from __future__ import annotations
@@ -21,28 +21,20 @@ CHUNK = 64
 """Tokens that the layers of transformers compute at once; they pad every row to whole chunks themselves."""
 
 
-def keep_sequences_apart(base: BaseModel, *, padded: bool | None = None) -> None:
-    """Gives the linear-attention layers of a base model the sequences of a packed row apart. Call it once.
-
-    Args:
-        base: the base model; one without such layers stays as it is.
-        padded: whether sequences of as many chunks go through a layer together. None: on a GPU, where the number of
-            calls counts. On a CPU it gains next to nothing, and a sequence that goes alone has the same bits in any
-            company.
-    """
-    padded = base.device.type != "cpu" if padded is None else padded
+def keep_sequences_apart(base: BaseModel) -> None:
+    """Gives the linear-attention layers of a base model the sequences of a packed row apart. Call it once."""
     for layer in base.trunk.get_submodule("layers").children():
         mixer = getattr(layer, "linear_attn", None)
         if mixer is not None:
-            mixer.forward = _apart(mixer.forward, padded=padded)
+            mixer.forward = _apart(mixer.forward)
 
 
-def _apart(forward: Callable[..., Tensor], *, padded: bool) -> Callable[..., Tensor]:
+def _apart(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def packed(hidden_states: Tensor, *, sequences: PackedSequences, **options: Any) -> Tensor:
         """[1, T, D] in and out."""
         whole = _with_prefixes(hidden_states[0], sequences)
         mixed: list[Tensor] = [hidden_states] * len(whole)
-        for members in _groups([len(tokens_ND) for tokens_ND in whole], padded=padded):
+        for members in _of_as_many_chunks([len(tokens_ND) for tokens_ND in whole]):
             rows_BND = forward(pad_sequence([whole[member] for member in members], batch_first=True), **options)
             for member, row_ND in zip(members, rows_BND, strict=True):
                 mixed[member] = row_ND[: len(whole[member])][-sequences.lengths[member] :]
@@ -62,10 +54,8 @@ def _with_prefixes(hidden_TD: Tensor, sequences: PackedSequences) -> list[Tensor
     ]
 
 
-def _groups(lengths: Sequence[int], *, padded: bool) -> list[list[int]]:
-    """Which sequences go through a layer together: each alone, or those of as many chunks."""
-    if not padded:
-        return [[member] for member in range(len(lengths))]
+def _of_as_many_chunks(lengths: Sequence[int]) -> list[list[int]]:
+    """Which sequences go through a layer together, so that padding adds nothing to what the layer pads itself."""
     by_chunks: dict[int, list[int]] = {}
     for member, length in enumerate(lengths):
         by_chunks.setdefault(-(-length // CHUNK), []).append(member)

@@ -51,7 +51,9 @@ class TrainerEngine:
         self.recompute_above = recompute_above
         self.share_prefixes = base.device.type == "cpu"  # flash attention has no kernel for it yet
         self._lora = install_lora(base)
-        self.share_rows = self._lora.rowwise or base.device.type != "cpu"  # a GPU's bits are not promised
+        # Models with linear attention gate their other layers by a sigmoid, whose bits depend on an element's place.
+        keeps_bits = self._lora.rowwise and not base.has_linear_attention
+        self.share_rows = keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
         self._recompute = Recompute(base)
         self._runs: dict[str, RunState] = {}
         base.module.set_attn_implementation(PACKED_ATTENTION)

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from services.core.errors import FailedPreconditionError
-from services.model import linear_attention
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.attention import PackedSequences
-from services.model.base import BaseModel
+from services.model.base import BaseModel, load_base_model
 from services.model.linear_attention import CHUNK, keep_sequences_apart
 from services.trainer.engine import TrainerEngine
 from services.trainer.work import Outcome
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.model.rows import perturbed_adapter, random_tokens
+from tests.model.tiny import save_model, tiny_config
 from tests.trainer.data import random_data, work
+from tests.trainer.test_same_bits import assert_alone_as_together, crowd, random_mix
 from tests.trainer.test_sharing import group
 
 FAMILY = "qwen3_5"
@@ -38,15 +39,12 @@ def packed(base: BaseModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     return list(torch.split_with_sizes(output.last_hidden_state[0], lengths))
 
 
-@pytest.fixture(params=[False, True], ids=["each alone", "padded"])
-def engine(load: Load, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TrainerEngine:
-    """An engine whose linear attention takes sequences as on a CPU, and as on a GPU."""
-
-    def either(base: BaseModel) -> None:
-        linear_attention.keep_sequences_apart(base, padded=request.param)
-
-    monkeypatch.setattr("services.trainer.engine.keep_sequences_apart", either)
-    return TrainerEngine(load(FAMILY))
+@pytest.fixture
+def engine(load: Load) -> TrainerEngine:
+    """An engine in which jobs share rows, as on a GPU."""
+    engine = TrainerEngine(load(FAMILY))
+    engine.share_rows = True
+    return engine
 
 
 def add_run(engine: TrainerEngine, name: str, rank: int) -> AdapterWeights:
@@ -119,21 +117,13 @@ def test_a_group_with_one_prompt_gets_what_its_members_get_alone(engine: Trainer
     assert float((engine.run("run").gradient - gradient).norm() / gradient.norm()) < 5e-6
 
 
-def test_on_a_cpu_a_job_has_the_same_bits_in_any_company(load: Load) -> None:
-    engine = TrainerEngine(load(FAMILY))
-    jobs = []
-    for rank in (1, 3, 8):
-        add_run(engine, f"r{rank}", rank)
-        jobs.append(work(f"r{rank}", random_data("cross_entropy", LENGTHS[: rank + 1], seed=rank)))
-    together = engine.run_pass(jobs)
-    for job, outcome in zip(jobs, together, strict=True):
-        state = engine.run(job.training_run_id)
-        gradient = state.gradient.clone()
-        state.gradient.zero_()
-        alone = engine.run_alone(job)
-        assert isinstance(outcome, Outcome)
-        assert all(torch.equal(one, other) for one, other in zip(outcome.logprobs, alone.logprobs, strict=True))
-        assert torch.equal(state.gradient, gradient)
+def test_on_a_cpu_a_job_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
+    config = tiny_config(FAMILY)
+    config.head_dim = 20  # four heads of a gate that no register divides
+    base = load_base_model(str(save_model(tmp_path, config)), name="odd", device="cpu")
+    engine = crowd(base)
+    for seed in range(4):
+        assert_alone_as_together(engine, random_mix(seed))
 
 
 def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +134,16 @@ def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pyte
     for base, differs in ((mixing, True), (keeping, False)):
         first, other, second = random_tokens(base, (6, 6, 9))
         assert torch.equal(packed(base, [first, second])[1], packed(base, [other, second])[1]) != differs
+
+
+def test_recomputed_activations_change_no_bit(load: Load) -> None:
+    gradients = []
+    for recompute_above in (8192, 1):
+        engine = TrainerEngine(load(FAMILY), recompute_above=recompute_above)
+        add_run(engine, "run", 4)
+        engine.run_alone(work("run", random_data("cross_entropy", LENGTHS)))
+        gradients.append(engine.run("run").gradient)
+    assert torch.equal(*gradients)
 
 
 def test_a_model_without_such_layers_stays_as_it_is(load: Load) -> None:
