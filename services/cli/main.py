@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from services.cli import checkpoint, keys, model, run, session
+from services.cli import checkpoint, keys, model, run, session, storage
 from services.cli.access import FormatOption
 from services.cli.exit_code import CommandError, ExitCode
 from services.core.errors import InvalidArgumentError, PlatformError
@@ -46,6 +46,7 @@ _USERS, _OPERATORS = "Your runs and checkpoints", "The platform"
 for name, group in USERS_GROUPS.items():
     app.add_typer(group, name=name, rich_help_panel=_USERS)
 app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATORS)
+app.add_typer(storage.app, name="storage", rich_help_panel=_OPERATORS)
 
 BaseModels = Annotated[
     list[str],

@@ -7,18 +7,19 @@ location a name stands for is the catalog's to say.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from services.core.errors import DataLossError, NotFoundError
-from services.core.files import sha256_of
 from services.core.storage import Storage, Stored
 from tinker_proto.v1 import checkpoint_pb2
 
 ROOT = "checkpoints"
 MANIFEST_FILE = "checkpoint.json"
+_BLOCK_BYTES = 8 << 20
 
 
 class CheckpointStore:
@@ -97,12 +98,17 @@ class CheckpointStore:
         Raises:
             NotFoundError, DataLossError: it is gone, or a file is missing, truncated or corrupted; names it.
         """
-        expected = self.files(location)
-        directory = self.open(location)
-        for file in expected:
-            if sha256_of(directory / file.name) != file.sha256:
+        for file in self.files(location):
+            if self._sha256(location, file) != file.sha256:
                 message = f"{file.name} of checkpoint {location} is corrupted: its SHA-256 is not the manifest's"
                 raise DataLossError(message, reason="CHECKPOINT_DAMAGED")
+
+    def _sha256(self, location: str, file: checkpoint_pb2.File) -> str:
+        """Of what the storage holds now, whatever this machine has a copy of."""
+        digest = hashlib.sha256()
+        for start in range(0, file.size_bytes, _BLOCK_BYTES):
+            digest.update(self.read(location, file.name, start, _BLOCK_BYTES))
+        return digest.hexdigest()
 
     def _sizes(self, location: str) -> dict[str, int]:
         try:

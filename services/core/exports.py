@@ -13,7 +13,7 @@ from pathlib import Path
 from services.core.errors import NotFoundError
 from services.core.files import sha256_of
 from services.core.operations import KEEP_FINISHED
-from services.core.storage import Storage
+from services.core.storage import Storage, Stored
 from tinker_proto.v1 import checkpoint_pb2
 
 ROOT = "exports"
@@ -59,14 +59,16 @@ class ExportStore:
         except FileNotFoundError:
             raise _gone(operation) from None
 
-    def sweep(self) -> int:
-        """Removes exports whose operations' results have expired; returns how many."""
+    def expired(self) -> list[Stored]:
+        """Exports whose operations' results have expired."""
         # An export is written before its operation is finished, hence the hour.
         oldest = datetime.now(UTC) - KEEP_FINISHED - timedelta(hours=1)
-        old = [stored.key for stored in self._storage.directories(ROOT) if stored.modified < oldest]
-        for key in old:
-            self._storage.delete_directory(key)
-        return len(old)
+        return [stored for stored in self._storage.directories(ROOT) if stored.modified < oldest]
+
+    def sweep(self) -> None:
+        """Removes what has expired."""
+        for stored in self.expired():
+            self._storage.delete_directory(stored.key)
 
 
 def describe(directory: Path) -> list[checkpoint_pb2.File]:

@@ -8,6 +8,11 @@ _INLINE = b"i"
 _BLOB = b"b"
 
 
+def blob_of(packed: bytes) -> str:
+    """The reference in a packed value; "" if the content is in the value itself."""
+    return packed[1:].decode() if packed[:1] == _BLOB else ""
+
+
 class Payloads:
     """Packs and unpacks payloads over one blob store."""
 

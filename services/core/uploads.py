@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError
 from services.core.files import sha256_of
-from services.core.storage import Storage, in_threads
+from services.core.storage import Storage, Stored, in_threads
 from tinker_proto.v1 import checkpoint_pb2
 
 ROOT = "uploads"
@@ -80,13 +80,15 @@ class UploadStore:
             raise DataLossError(f"upload {upload_id} of {name} is corrupted", reason="UPLOAD_DAMAGED")
         return path
 
-    def sweep(self) -> int:
-        """Removes what was uploaded more than a day ago; returns how many files."""
+    def expired(self) -> list[Stored]:
+        """What was uploaded more than a day ago."""
         oldest = datetime.now(UTC) - KEEP
-        old = [stored.key for stored in self._storage.files(ROOT) if stored.modified < oldest]
-        for key in old:
-            self._storage.delete_file(key)
-        return len(old)
+        return [stored for stored in self._storage.files(ROOT) if stored.modified < oldest]
+
+    def sweep(self) -> None:
+        """Removes what has expired."""
+        for stored in self.expired():
+            self._storage.delete_file(stored.key)
 
     def _check(self, file: checkpoint_pb2.File) -> None:
         limits = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: self._max_bytes}

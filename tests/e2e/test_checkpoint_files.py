@@ -231,7 +231,7 @@ def test_links_and_odd_files_are_never_sent(
 ) -> None:
     directory = save_peft_adapter(model_dir, tmp_path / "adapter")
     if odd == "pipe":
-        os.mkfifo(directory / "README.md")
+        os.mkfifo(directory / "notes")
     elif odd == "link":
         (directory / "notes").symlink_to("/etc/passwd")
     else:

@@ -1,0 +1,185 @@
+"""Garbage: what nobody needs goes, and nothing that anybody needs. Verification: damage is found by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.main import app
+from services.core import keyspace
+from services.core.blobs import BlobStore
+from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
+from services.core.connection import RedisConnection
+from services.core.errors import NotFoundError
+from services.core.exports import ExportStore
+from services.core.garbage import GarbageCollector
+from services.core.local_storage import LocalStorage
+from services.core.payloads import Payloads
+from services.core.storage import Storage
+from services.core.uploads import UploadStore
+from services.core.verification import verify_checkpoints
+from tinker_proto.path import TinkerPath
+from tinker_proto.v1 import checkpoint_pb2
+
+RUN = "0123abcd:train:0"
+NOW = timedelta(0)
+
+
+@pytest.fixture
+def storage(data_dir: Path) -> Storage:
+    return LocalStorage(data_dir)
+
+
+def write(storage: Storage, name: str, seq_id: int = 5) -> str:
+    location = f"{RUN}/weights/{name}/{seq_id}"
+    with storage.write_directory(f"checkpoints/{location}") as directory:
+        (directory / "weights").write_bytes(b"x" * 100)
+        files = {"weights": hashlib.sha256(b"x" * 100).hexdigest()}
+        (directory / "checkpoint.json").write_text(json.dumps({"files": files}))
+    return location
+
+
+async def enter(connection: RedisConnection, location: str) -> TinkerPath:
+    run, _, name, _ = location.split("/")
+    path = TinkerPath(run, "weights", name)
+    record = checkpoint_pb2.Checkpoint(
+        tinker_path=str(path), training_run_id=run, checkpoint_type=checkpoint_pb2.CHECKPOINT_TYPE_TRAINING
+    )
+    for write in checkpoint_writes("alice", StoredCheckpoint(record, location), ""):
+        await connection.commands.execute_command(*write)
+    return path
+
+
+async def found(connection: RedisConnection, storage: Storage, young: timedelta = NOW) -> dict[str, str]:
+    return {waste.key: waste.kind for waste in await GarbageCollector(connection, storage, young=young).find()}
+
+
+async def collect(connection: RedisConnection, storage: Storage) -> None:
+    collector = GarbageCollector(connection, storage, young=NOW)
+    for waste in await collector.find():
+        assert await collector.remove(waste)
+
+
+async def test_checkpoints_go_when_no_path_names_them_and_nobody_pins_them(
+    connection: RedisConnection, storage: Storage
+) -> None:
+    named, lost, sampled, replayed = (write(storage, name) for name in ("named", "lost", "sampled", "replayed"))
+    await enter(connection, named)
+    overwritten = write(storage, "named", 3)
+    commands = connection.commands
+    await commands.hset(keyspace.session("0123abcd"), mapping={"tenant": "alice", "seen": time.time()})
+    await commands.sadd(keyspace.PINS + sampled, "0123abcd")
+    await commands.sadd(keyspace.PINS + replayed, f"{RUN}:7")
+    await commands.hset(keyspace.run_meta(RUN), "done_seq", 9)
+    await commands.hset(keyspace.run_sources(RUN), 7, replayed)
+    assert await found(connection, storage) == {lost: "checkpoint", overwritten: "checkpoint"}
+    assert await found(connection, storage, timedelta(hours=1)) == {}
+    await collect(connection, storage)
+    kept = {stored.key.removeprefix("checkpoints/") for stored in storage.directories("checkpoints")}
+    assert kept == {named, sampled, replayed}
+    await commands.hdel(keyspace.run_sources(RUN), 7)
+    await commands.hset(keyspace.session("0123abcd"), "ended", time.time() - 7200)
+    assert set(await found(connection, storage)) >= {sampled, replayed}
+
+
+async def test_what_is_named_between_finding_and_removing_stays(connection: RedisConnection, storage: Storage) -> None:
+    location = write(storage, "late")
+    collector = GarbageCollector(connection, storage, young=NOW)
+    (waste,) = await collector.find()
+    await enter(connection, location)
+    assert not await collector.remove(waste)
+    assert storage.has_directory(f"checkpoints/{location}")
+
+
+async def test_blobs_stay_while_a_log_a_queue_or_a_result_refers_to_them(
+    connection: RedisConnection, storage: Storage
+) -> None:
+    payloads, big = Payloads(BlobStore(storage)), b"x" * 100_000
+    logged, early, queued = [await payloads.pack("jobs", big) for _ in range(3)]
+    result, orphan = [await payloads.pack("results", big) for _ in range(2)]
+    tokenizer = await BlobStore(storage).put_once("tokenizers", big)
+    commands = connection.commands
+    await commands.xadd(keyspace.run_log(RUN), {"entry": logged}, id="5-1")
+    await commands.hset(keyspace.run_early(RUN), 7, early)
+    await commands.xadd(keyspace.sample_queue("tiny/lm"), {"operation": "x", "entry": queued})
+    await commands.hset(keyspace.operation(f"{RUN}:4"), mapping={"state": "succeeded", "response": result})
+    assert await found(connection, storage) == {orphan[1:].decode(): "blob"}
+    await collect(connection, storage)
+    for kept in (logged, early, queued, result):
+        assert await payloads.unpack(kept) == big
+    assert await BlobStore(storage).get(tokenizer) == big
+
+
+async def test_old_uploads_exports_and_unfinished_writes_go(
+    connection: RedisConnection, storage: Storage, data_dir: Path
+) -> None:
+    storage.put("uploads/2020-01-01/a", b"a")
+    with storage.write_directory("exports/s:sample:0:1") as directory:
+        (directory / "model").write_bytes(b"x")
+    killed = storage.write_directory("checkpoints/killed")
+    (killed.__enter__() / "weights").write_bytes(b"half")
+    kinds = set((await found(connection, storage)).values())
+    assert kinds == {"unfinished write"}, "the others have not had their day"
+    two_days_ago = time.time() - 2 * 86_400
+    for path in data_dir.rglob("*"):
+        os.utime(path, (two_days_ago, two_days_ago))
+    assert set((await found(connection, storage, timedelta(days=1))).values()) == {
+        "unfinished write",
+        "upload",
+        "export",
+    }
+    await collect(connection, storage)
+    assert [path for path in data_dir.rglob("*") if path.is_file()] == []
+    assert ExportStore(storage).expired() == []
+    assert UploadStore(storage, 1).expired() == []
+
+
+async def test_verification_names_what_is_damaged_and_what_is_lost(
+    connection: RedisConnection, storage: Storage, data_dir: Path
+) -> None:
+    locations = {name: write(storage, name) for name in ("whole", "flipped", "short", "missing", "unlisted", "lost")}
+    paths = {name: await enter(connection, location) for name, location in locations.items()}
+    files = {name: data_dir / "checkpoints" / location for name, location in locations.items()}
+    (files["flipped"] / "weights").write_bytes(b"x" * 99 + b"y")
+    (files["short"] / "weights").write_bytes(b"x" * 99)
+    (files["missing"] / "weights").unlink()
+    (files["unlisted"] / "checkpoint.json").write_text("{")
+    storage.delete_directory(f"checkpoints/{locations['lost']}")
+    problems = {item.location: item.problem for item in await verify_checkpoints(connection, storage)}
+    assert problems.pop(locations["whole"]) == ""
+    assert len(problems) == 5
+    expected = {"flipped": "weights", "short": "weights", "missing": "weights", "unlisted": "checkpoint.json"}
+    for name, file in expected.items():
+        assert problems[locations[name]].startswith(f"{file} of checkpoint {locations[name]} is ")
+    assert "gone" in problems[locations["lost"]]
+    (one,) = await verify_checkpoints(connection, storage, [paths["whole"]])
+    assert (one.location, one.problem) == (locations["whole"], "")
+    with pytest.raises(NotFoundError, match="weights/never"):
+        await verify_checkpoints(connection, storage, [TinkerPath(RUN, "weights", "never")])
+
+
+def test_the_commands_say_what_they_found_and_end_with_it(
+    redis_url: str, connection: RedisConnection, storage: Storage, data_dir: Path
+) -> None:
+    location = write(storage, "a")
+    options = ["--redis-url", redis_url, "--data-dir", str(data_dir)]
+    runner = CliRunner()
+    verified = runner.invoke(app, ["storage", "verify", *options])
+    assert (verified.exit_code, location in verified.output) == (0, True)
+    (data_dir / "checkpoints" / location / "weights").write_bytes(b"y")
+    damaged = runner.invoke(app, ["storage", "verify", *options])
+    assert damaged.exit_code == 1
+    assert "weights of checkpoint" in damaged.output
+    two_days_ago = time.time() - 2 * 86_400
+    os.utime(data_dir / "checkpoints" / location, (two_days_ago, two_days_ago))
+    dry = runner.invoke(app, ["storage", "gc", "--dry-run", *options])
+    assert (dry.exit_code, location in dry.output, storage.has_directory(f"checkpoints/{location}")) == (0, True, True)
+    collected = runner.invoke(app, ["storage", "gc", *options])
+    assert (collected.exit_code, storage.has_directory(f"checkpoints/{location}")) == (0, False)
