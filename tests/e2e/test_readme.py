@@ -15,8 +15,8 @@ from tinker_client import types
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_python_program_runs(platform: Platform) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_python_programs_run(platform: Platform) -> None:
+    program = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     program = program.replace("Qwen/Qwen3-0.6B", BASE_MODEL)
     environment = {"TINKER_GRPC_URL": platform.url, "TINKER_API_KEY": API_KEY}
     done = subprocess.run(
