@@ -49,7 +49,7 @@ SHAPES = (
 )
 
 
-@pytest.mark.parametrize("shape", list(product(["llama", "qwen3"], [True, False], SHAPES)), ids=str)
+@pytest.mark.parametrize("shape", list(product(["llama", "qwen3", "qwen3_5"], [True, False], SHAPES)), ids=str)
 def test_peft_reads_what_we_write(
     load: Callable[..., BaseModel], source: Callable[..., Path], tmp_path: Path, shape: tuple[str, bool, AdapterConfig]
 ) -> None:

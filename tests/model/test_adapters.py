@@ -14,7 +14,7 @@ from services.model.base import BaseModel
 from tests.model.plain_peft import PlainPeft
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_5"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("train_unembed", [True, False])
 def test_initialisation_is_pefts_own(
