@@ -65,14 +65,21 @@ class Catalog:
         await self.run_record(run_id, tenant)
         return await self.checkpoints.page(keyspace.run_checkpoints(run_id), wanted)
 
-    async def add_sampling_session(self, tenant: str, sampling: sampling_pb2.SamplingSession, location: str) -> None:
-        """Enters a sampling session; entering it again keeps the first record."""
+    async def add_sampling_session(
+        self, tenant: str, sampling: sampling_pb2.SamplingSession, location: str, follows: str = ""
+    ) -> None:
+        """Enters a sampling session; entering it again keeps the first record.
+
+        One that `follows` a run samples from the run's newest inflight weights instead of `location` alone.
+        """
         name = sampling.sampling_session_id
         key = keyspace.sampling_session(name)
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.hsetnx(key, "tenant", tenant)
         pipeline.hsetnx(key, "location", location)
         pipeline.hsetnx(key, "record", sampling.SerializeToString())
+        if follows:
+            pipeline.hsetnx(key, "follows", follows)
         pipeline.zadd(keyspace.session_samplings(session_of(name)), {name: time.time()}, nx=True)
         await pipeline.execute()
 
@@ -86,7 +93,24 @@ class Catalog:
         if record.get(b"tenant") != tenant.encode():
             message = f"there is no sampling session {sampling_session_id[:200]!r}"
             raise NotFoundError(message, reason="SAMPLING_SESSION_NOT_FOUND")
-        return sampling_pb2.SamplingSession.FromString(record[b"record"]), record[b"location"].decode()
+        sampling, location = sampling_pb2.SamplingSession.FromString(record[b"record"]), record[b"location"].decode()
+        if b"follows" in record:
+            newest = await self._commands.zrevrange(keyspace.inflight_weights(record[b"follows"].decode()), 0, 0)
+            if newest:
+                location, _, sampling.model_path = newest[0].decode().partition(" ")
+        return sampling, location
+
+    async def publish_inflight(self, run_id: str, seq_id: int, location: str, path: str) -> None:
+        """Has the inflight sampling sessions of a run sample from weights, unless they have newer ones already."""
+        key = keyspace.inflight_weights(run_id)
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.zadd(key, {f"{location} {path}": seq_id})
+        pipeline.zremrangebyrank(key, 0, -2)
+        await pipeline.execute()
+
+    async def count_client(self, sampling_session_id: str) -> int:
+        """The number of another client of a sampling session, from 1."""
+        return int(await self._commands.hincrby(keyspace.sampling_session(sampling_session_id), "clients", 1))
 
     async def _runs(self, run_ids: Sequence[str]) -> list[training_pb2.TrainingRun]:
         """Runs with what is known about them by now, in one round trip."""

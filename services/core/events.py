@@ -55,6 +55,7 @@ class EventHub:
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
         self._watchers: defaultdict[str, set[Watcher]] = defaultdict(set)
+        self._expecting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._shut = False
 
     @contextmanager
@@ -71,6 +72,23 @@ class EventHub:
             if not self._watchers[session_id]:
                 del self._watchers[session_id]
 
+    @contextmanager
+    def expect(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the operation finishes, and whenever its record should be looked at again."""
+        news = asyncio.Event()
+        self._expecting[name].add(news)
+        try:
+            yield news
+        finally:
+            self._expecting[name].discard(news)
+            if not self._expecting[name]:
+                del self._expecting[name]
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether this process is about to stop."""
+        return self._shut
+
     def shut(self) -> None:
         """Ends every watch, and every one that is opened from now on: this process is about to stop."""
         self._shut = True
@@ -80,6 +98,9 @@ class EventHub:
         for watchers in list(self._watchers.values()):
             for watcher in list(watchers):
                 watcher.close()
+        for expecting in list(self._expecting.values()):
+            for news in expecting:
+                news.set()
 
     async def start(self) -> str:
         """Connects; returns the position to run from. Watches opened after this miss nothing."""
@@ -102,6 +123,8 @@ class EventHub:
                 name = entry.fields[b"operation"].decode()
                 for watcher in self._watchers.get(session_of(name), ()):
                     watcher.add(name)
+                for news in self._expecting.get(name, ()):
+                    news.set()
 
     async def _reconnected(self) -> str:
         while True:

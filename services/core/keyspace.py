@@ -26,6 +26,9 @@ DOOMED = PREFIX + "doomed"
 PINS = PREFIX + "pins:"
 """With a location behind it: set of who keeps its files, session ids and names of operations that have loaded it."""
 
+DOWNLOAD_SECRET = PREFIX + "download-secret"
+"""What download links are signed with."""
+
 TRAINERS_GROUP = "trainers"
 SAMPLERS_GROUP = "samplers"
 
@@ -121,8 +124,18 @@ def tenant_runs(tenant: str) -> str:
 
 
 def sampling_session(sampling_session_id: str) -> str:
-    """Hash: tenant, record (tinker.v1.SamplingSession), location."""
+    """Hash: tenant, record (tinker.v1.SamplingSession), location, and if they are set: follows (a run), clients."""
     return f"{PREFIX}sampling:{sampling_session_id}"
+
+
+def reserved_sampler(operation: str) -> str:
+    """Hash: sampling_session_seq_id and kind of the sampling session that weights under way are saved for."""
+    return f"{PREFIX}reserved-sampler:{operation}"
+
+
+def inflight_weights(run: str) -> str:
+    """Sorted set by seq_id of `<location> <tinker path>`: what the run's inflight sampling sessions sample from."""
+    return f"{PREFIX}inflight:{run}"
 
 
 def checkpoint(tinker_path: str) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from services.core.checkpoint_catalog import StoredCheckpoint
 from services.core.errors import InvalidArgumentError, NotFoundError
-from services.core.names import sampling_session_id, training_run_id
+from services.core.names import OperationName, sampling_session_id, training_run_id
 from services.gateway.stores import Stores
 from services.gateway.submission import CreateRequest, Submission
 from services.gateway.validation.fields import check_metadata, check_seq_id, parse_path
@@ -67,9 +67,11 @@ class Creation:
         return await self._submission.create_run(tenant, request, run)
 
     async def sampling_session(
-        self, tenant: str, request: sampling_pb2.CreateSamplingSessionRequest
+        self, tenant: str, request: sampling_pb2.CreateSamplingSessionRequest, follows: OperationName | None = None
     ) -> sampling_pb2.SamplingSession:
         """Opens a sampling session on a base model or a checkpoint.
+
+        One that `follows` the save of its checkpoint goes on with what the run later saves inflight.
 
         Raises:
             NotFoundError: the session is not this tenant's, or there is no such checkpoint for it.
@@ -93,8 +95,12 @@ class Creation:
             raise InvalidArgumentError.at("base_model", message)
         await self._stores.workers.serving(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER, field)
         sampling.create_time.FromDatetime(datetime.now(UTC))
-        await self._stores.catalog.add_sampling_session(tenant, sampling, location)
-        return (await self._stores.catalog.sampling_session(sampling.sampling_session_id, tenant))[0]
+        catalog, run = self._stores.catalog, ""
+        if follows is not None:
+            run = follows.scope
+            await catalog.publish_inflight(run, follows.seq_id, location, sampling.model_path)
+        await catalog.add_sampling_session(tenant, sampling, location, run)
+        return (await catalog.sampling_session(sampling.sampling_session_id, tenant))[0]
 
     async def _pinned(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
         """The checkpoint of a path, its files kept for a session.

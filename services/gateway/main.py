@@ -17,7 +17,8 @@ from services.gateway.auth import Authenticator
 from services.gateway.capability import CapabilityServicer
 from services.gateway.checkpoint import CheckpointServicer
 from services.gateway.creation import Creation
-from services.gateway.http import http_server
+from services.gateway.http.app import http_server
+from services.gateway.http.front import Front
 from services.gateway.operation import OperationServicer
 from services.gateway.reflection_key import ReflectionKeyInterceptor
 from services.gateway.sampling import SamplingServicer
@@ -51,7 +52,7 @@ async def serve(settings: Settings) -> None:
     position = await stores.events.start()
     server = grpc_server(settings, stores)
     port = await server.start(settings.grpc_port, SERVICES)
-    http = http_server(settings, connection)
+    http = http_server(Front.open(settings, stores), connection)
     loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
@@ -63,9 +64,9 @@ async def serve(settings: Settings) -> None:
     _log.info("serving", grpc=f"{settings.host}:{port}", http=f"{settings.host}:{settings.http_port}")
     await asyncio.wait({stopped, *loops}, return_when=asyncio.FIRST_COMPLETED)
     _log.info("draining", seconds=settings.drain_seconds)
+    http.should_exit = True
     stores.events.shut()
     await server.drain()
-    http.should_exit = True
     failures = [loop.exception() for loop in loops if loop.done()]
     for task in (stopped, *loops[:-1]):
         task.cancel()

@@ -8,13 +8,16 @@ from services.core.api_keys import ApiKeys
 from services.core.blobs import BlobStore
 from services.core.catalog import Catalog
 from services.core.checkpoints import CheckpointStore
+from services.core.completions import Completions
 from services.core.config import Settings
 from services.core.connection import RedisConnection
+from services.core.download_links import DownloadLinks
 from services.core.events import EventHub
 from services.core.exports import ExportStore
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.pins import Pins
+from services.core.reserved_samplers import ReservedSamplers
 from services.core.run_log import RunLogs
 from services.core.run_metrics import RunMetrics
 from services.core.sample_queue import SampleQueues
@@ -33,10 +36,13 @@ class Stores:
     blobs: BlobStore
     catalog: Catalog
     checkpoints: CheckpointStore
+    completions: Completions
+    download_links: DownloadLinks
     events: EventHub
     exports: ExportStore
     operations: OperationStore
     pins: Pins
+    reserved_samplers: ReservedSamplers
     run_logs: RunLogs
     run_metrics: RunMetrics
     sample_queues: SampleQueues
@@ -56,10 +62,13 @@ class Stores:
             blobs=blobs,
             catalog=Catalog(connection),
             checkpoints=checkpoints,
+            completions=Completions(connection),
+            download_links=DownloadLinks(connection),
             events=EventHub(connection),
             exports=ExportStore(storage),
             operations=OperationStore(connection, payloads),
             pins=Pins(connection, checkpoints),
+            reserved_samplers=ReservedSamplers(connection),
             run_logs=RunLogs(connection, payloads),
             run_metrics=RunMetrics(connection),
             sample_queues=SampleQueues(connection, payloads),

@@ -1,0 +1,42 @@
+"""The HTTP server: all groups of routes in one Starlette application, in the gateway's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from services.core.connection import RedisConnection
+from services.gateway.http import sdk, status
+from services.gateway.http.errors import exception_handlers
+from services.gateway.http.front import Front
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the process, which drains gRPC and HTTP together."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def http_app(front: Front, connection: RedisConnection) -> Starlette:
+    """Everything that the HTTP port answers."""
+    return Starlette(routes=[*status.routes(connection), *sdk.routes(front)], exception_handlers=exception_handlers())
+
+
+def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:
+    """A server to run in the gateway's own loop."""
+    settings = front.settings
+    config = uvicorn.Config(
+        http_app(front, connection),
+        host=settings.host,
+        port=settings.http_port,
+        log_level="warning",
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    return _Server(config)

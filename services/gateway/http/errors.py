@@ -1,0 +1,81 @@
+"""Errors as HTTP answers: a status, one sentence, and the fields at fault.
+
+409 is never sent: the official SDK repeats it for minutes. What is over a limit is 429 with the time to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+from google.rpc import code_pb2
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ExceptionHandler
+
+from services.core.connection import TRANSIENT_ERRORS
+from services.core.errors import InternalError, PlatformError, ResourceExhaustedError, UnavailableError
+from services.gateway.http.body import BodyTooLargeError, WrongContentTypeError
+
+_log = structlog.get_logger(__name__)
+
+_STATUS: Mapping[int, int] = {
+    code_pb2.INVALID_ARGUMENT: 400,
+    code_pb2.ALREADY_EXISTS: 400,
+    code_pb2.FAILED_PRECONDITION: 400,
+    code_pb2.CANCELLED: 400,
+    code_pb2.UNAUTHENTICATED: 401,
+    code_pb2.PERMISSION_DENIED: 403,
+    code_pb2.NOT_FOUND: 404,
+    code_pb2.RESOURCE_EXHAUSTED: 429,
+    code_pb2.UNAVAILABLE: 503,
+}
+_STATUS_OF_KIND: Mapping[type[PlatformError], int] = {BodyTooLargeError: 413, WrongContentTypeError: 415}
+
+
+def error_response(error: PlatformError, status: int | None = None) -> Response:
+    """The answer that carries an error."""
+    content = {
+        "detail": error.message,
+        "reason": error.reason,
+        "violations": [{"field": v.field, "description": v.description} for v in error.violations],
+    }
+    known = _STATUS_OF_KIND.get(type(error)) or _STATUS.get(error.code, 500)
+    headers = {}
+    if isinstance(error, ResourceExhaustedError):
+        headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
+    elif known == 503:
+        headers["retry-after-ms"] = "1000"
+    return JSONResponse(content, status_code=status or known, headers=headers)
+
+
+def exception_handlers() -> Mapping[type[Exception], ExceptionHandler]:
+    """What Starlette does with whatever a route raises."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PlatformError)
+        return error_response(error)
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse(
+            {"detail": f"{request.method} {request.url.path[:200]}: {error.detail}", "reason": "NO_ROUTE"},
+            status_code=error.status_code,
+            headers=error.headers,
+        )
+
+    async def queue_away(request: Request, error: Exception) -> Response:
+        message = "the queue cannot be reached at the moment; try again"
+        return error_response(UnavailableError(message, reason="QUEUE_UNAVAILABLE"))
+
+    async def failed(request: Request, error: Exception) -> Response:
+        _log.error("request failed", path=request.url.path, exc_info=error)
+        return error_response(InternalError("the platform failed at this request; its log has the details"))
+
+    return {
+        PlatformError: refused,
+        HTTPException: no_route,
+        **dict.fromkeys(TRANSIENT_ERRORS, queue_away),
+        Exception: failed,
+    }

@@ -1,0 +1,59 @@
+"""What every group of routes works with: the stores, the application functions, and who is calling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from services.core.config import Settings
+from services.core.errors import UnauthenticatedError
+from services.gateway.checkpoint_files import CheckpointFiles
+from services.gateway.creation import Creation
+from services.gateway.stores import Stores
+from services.gateway.submission import Submission
+
+
+@dataclass(frozen=True)
+class Front:
+    """The application functions behind the HTTP port."""
+
+    settings: Settings
+    stores: Stores
+    submission: Submission
+    creation: Creation
+
+    @classmethod
+    def open(cls, settings: Settings, stores: Stores) -> Front:
+        """The application functions over one set of stores."""
+        submission = Submission(stores, settings)
+        return cls(settings, stores, submission, Creation(stores, submission))
+
+    @property
+    def files(self) -> CheckpointFiles:
+        """Files of checkpoints."""
+        return CheckpointFiles(self.stores, self.submission)
+
+    async def tenant(self, request: Request) -> str:
+        """The tenant of a request.
+
+        Raises:
+            UnauthenticatedError: the key is missing, unknown or revoked.
+        """
+        return await self.stores.api_keys.tenant_of(key_of(request))
+
+
+def key_of(request: Request) -> str:
+    """The API key of a request: `X-API-Key: tml-...`, or `Authorization: Bearer tml-...`.
+
+    Raises:
+        UnauthenticatedError: there is none.
+    """
+    key = request.headers.get("x-api-key")
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if key is None and scheme.lower() == "bearer":
+        key = token.strip()
+    if not key:
+        message = "no API key: send the header `X-API-Key: tml-...` (TINKER_API_KEY in the SDK)"
+        raise UnauthenticatedError(message, reason="MISSING_API_KEY")
+    return key

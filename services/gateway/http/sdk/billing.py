@@ -1,0 +1,29 @@
+"""What the SDK asks about money and audits: nothing is billed here, and nothing is recorded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.gateway.http.front import Front
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+
+    async def no_usage(request: Request) -> Response:
+        await front.tenant(request)
+        return JSONResponse({"data": [], "sessions": {}})
+
+    async def no_entries(request: Request) -> Response:
+        await front.tenant(request)
+        return JSONResponse({"entries": []})
+
+    return [
+        Route("/billing/usage/events", no_usage),
+        Route("/billing/usage/checkpoints/current", no_usage),
+        Route("/audit", no_entries),
+    ]

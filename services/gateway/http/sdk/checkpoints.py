@@ -1,0 +1,132 @@
+"""Checkpoints as the SDK lists, shares, limits and deletes them. Doing any of it again changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.pages import Cursor, PageRequest
+from services.gateway.http.body import read_json
+from services.gateway.http.front import Front
+from services.gateway.http.sdk.fields import Int64, SdkFields
+from services.gateway.http.sdk.paging import cursor_fields, offset_page
+from services.gateway.paging import MAX_PAGE_SIZE
+from services.gateway.validation.fields import check_ttl, parse_path
+from tinker_proto.path import TinkerPath
+from tinker_proto.v1 import checkpoint_pb2
+
+ONE = "/training_runs/{run}/checkpoints/{kind}/{name}"
+DEFAULT_CHECKPOINTS_PER_PAGE = 100
+_TYPES = {
+    checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
+    checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER: "sampler",
+}
+
+
+class Ttl(SdkFields):
+    """PUT .../ttl."""
+
+    ttl_seconds: Int64 | None
+
+
+class WeightsInfo(SdkFields):
+    """POST weights_info."""
+
+    tinker_path: str
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+    checkpoints, catalog = front.stores.catalog.checkpoints, front.stores.catalog
+
+    async def listing(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        wanted = offset_page(request, DEFAULT_CHECKPOINTS_PER_PAGE)
+        found, page = await catalog.checkpoint_page(tenant, "", wanted)
+        cursor = cursor_fields(wanted, page.total_size)
+        return JSONResponse({"checkpoints": [checkpoint_fields(entry) for entry in found], "cursor": cursor})
+
+    async def of_run(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        found: list[checkpoint_pb2.Checkpoint] = []
+        after: Cursor | None = None
+        while True:
+            entries, page = await catalog.checkpoint_page(
+                tenant, request.path_params["run"], PageRequest(MAX_PAGE_SIZE, after)
+            )
+            found.extend(entries)
+            after = Cursor.parse(page.next_page_token)
+            if after is None:
+                return JSONResponse({"checkpoints": [checkpoint_fields(entry) for entry in found]})
+
+    async def delete(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        removed = await checkpoints.remove(path_of(request), tenant)
+        await front.stores.pins.remove_if_unpinned(removed.location)
+        return Response(status_code=204)
+
+    async def publish(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        await checkpoints.set_public(path_of(request), tenant, public=request.method == "POST")
+        return Response(status_code=204)
+
+    async def limit(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        seconds = (await read_json(request, Ttl)).ttl_seconds
+        check_ttl("ttl_seconds", checkpoint_pb2.SetCheckpointTtlRequest(ttl_seconds=seconds))
+        await checkpoints.set_lifetime(path_of(request), tenant, seconds)
+        return Response(status_code=204)
+
+    async def info(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        path = parse_path("tinker_path", (await read_json(request, WeightsInfo)).tinker_path)
+        stored = (await checkpoints.get(path, tenant)).checkpoint
+        config = stored.lora_config
+        return JSONResponse(
+            {
+                "base_model": stored.base_model,
+                "optimizer_config": {"type": "adamw"},
+                "is_lora": True,
+                "lora_rank": config.rank,
+                "train_unembed": config.train_unembed,
+                "train_mlp": config.train_mlp,
+                "train_attn": config.train_attn,
+            }
+        )
+
+    return [
+        Route("/checkpoints", listing),
+        Route("/training_runs/{run}/checkpoints", of_run),
+        Route(ONE, delete, methods=["DELETE"]),
+        Route(f"{ONE}/publish", publish, methods=["POST", "DELETE"]),
+        Route(f"{ONE}/ttl", limit, methods=["PUT"]),
+        Route("/weights_info", info, methods=["POST"]),
+    ]
+
+
+def path_of(request: Request) -> TinkerPath:
+    """The checkpoint that a request's URL names.
+
+    Raises:
+        InvalidArgumentError: it names none.
+    """
+    parts = request.path_params
+    return parse_path("tinker_path", f"tinker://{parts['run']}/{parts['kind']}/{parts['name']}")
+
+
+def checkpoint_fields(checkpoint: checkpoint_pb2.Checkpoint) -> dict[str, Any]:
+    """A checkpoint as the SDK knows it."""
+    return {
+        "checkpoint_id": checkpoint.checkpoint_id,
+        "checkpoint_type": _TYPES[checkpoint.checkpoint_type],
+        "time": checkpoint.time.ToJsonString(),
+        "tinker_path": checkpoint.tinker_path,
+        "size_bytes": checkpoint.size_bytes,
+        "public": checkpoint.public,
+        "user_metadata": dict(checkpoint.user_metadata) or None,
+        "expires_at": checkpoint.expires_at.ToJsonString() if checkpoint.HasField("expires_at") else None,
+    }

@@ -1,0 +1,65 @@
+"""What a starting SDK asks: its flags, and what can be trained and sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.workers import supported_models
+from services.gateway.http.body import read_body
+from services.gateway.http.front import Front
+
+MAX_TELEMETRY_BYTES = 4 << 20
+
+FLAGS = {
+    "create_model_via_load_weights": True,
+    "parallel_fwdbwd_chunks": True,
+    "pjwt_auth_enabled": False,
+    "proto_compress_fwdbwd": True,
+    "sample_join_sampling_session": True,
+    "sample_use_retrieve_futures": True,
+}
+"""One request waits for all samples of a client, instead of one connection a sample."""
+
+DYNAMIC_FLAGS = {"refresh_interval_sec": 300, "sample_cancel_enabled": True, "sample_cancel_max_batch_size": 64}
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+
+    async def config(request: Request) -> Response:
+        await front.tenant(request)
+        return JSONResponse(FLAGS)
+
+    async def dynamic_config(request: Request) -> Response:
+        await front.tenant(request)
+        return JSONResponse(DYNAMIC_FLAGS)
+
+    async def telemetry(request: Request) -> Response:
+        """Read and forgotten: nobody here evaluates it."""
+        await front.tenant(request)
+        await read_body(request, MAX_TELEMETRY_BYTES)
+        return JSONResponse({"status": "accepted"})
+
+    async def capabilities(request: Request) -> Response:
+        await front.tenant(request)
+        known = [
+            {
+                "model_name": found.model_name,
+                "max_context_length": found.max_context_length,
+                "trainable": found.trainable,
+                "sampleable": found.sampleable,
+            }
+            for found in supported_models(await front.stores.workers.live())
+        ]
+        return JSONResponse({"supported_models": known})
+
+    return [
+        Route("/client/config", config, methods=["POST"]),
+        Route("/client/dynamic_config", dynamic_config, methods=["POST"]),
+        Route("/telemetry", telemetry, methods=["POST"]),
+        Route("/get_server_capabilities", capabilities),
+    ]

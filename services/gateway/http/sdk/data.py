@@ -1,0 +1,151 @@
+"""Tokens and arrays of the SDK as messages of tinker.v1, from protobuf and from JSON.
+
+What has no counterpart here is refused by its path: audio, images by reference, text options of a loss. Spans that say
+where tokens came from are accepted; no loss that is offered here reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.http.body import Fields
+from services.gateway.http.sdk.fields import Int32, Int64
+from tinker_proto.sdk.v1 import sdk_pb2
+from tinker_proto.v1 import data_pb2, training_pb2
+
+_TOKEN = np.dtype("<i4")
+_ITEM_BYTES = {
+    sdk_pb2.DATA_TYPE_FLOAT32: 4,
+    sdk_pb2.DATA_TYPE_INT64: 8,
+    sdk_pb2.DATA_TYPE_INT32: 4,
+    sdk_pb2.DATA_TYPE_BFLOAT16: 2,
+}
+_NEEDS_RECORDS = {
+    "stable_reinforce": "it needs what the sampler has recorded, which is not recorded here",
+    "custom": "losses are not carried out on the server; forward_backward_custom with a function works",
+}
+
+LossRequest = training_pb2.ForwardBackwardRequest | training_pb2.ForwardRequest
+
+
+def fill_loss(request: LossRequest, given: sdk_pb2.ForwardBackwardRequest) -> None:
+    """Fills a request with what the SDK has sent.
+
+    Raises:
+        InvalidArgumentError: something of it has no counterpart here.
+    """
+    if given.loss_fn in _NEEDS_RECORDS:
+        message = f"{given.loss_fn!r} is not offered: {_NEEDS_RECORDS[given.loss_fn]}"
+        raise InvalidArgumentError.at("loss_fn", message, reason="UNKNOWN_LOSS")
+    request.loss_fn = given.loss_fn
+    for name, value in given.loss_fn_config_v2.items():
+        if value.WhichOneof("value") != "number":
+            raise InvalidArgumentError.at(f'loss_fn_config["{name[:100]}"]', "is a text; allowed are numbers")
+        request.loss_fn_config[name] = value.number
+    if not given.loss_fn_config_v2:
+        request.loss_fn_config.update(given.loss_fn_config)
+    for i, datum in enumerate(given.data):
+        filled = request.data.add()
+        for j, chunk in enumerate(datum.model_input):
+            _fill_chunk(filled.model_input.chunks.add(), chunk, f"data[{i}].model_input.chunks[{j}]")
+        for name, tensor in datum.loss_fn_inputs.items():
+            _fill_tensor(filled.loss_fn_inputs[name], tensor)
+
+
+def _fill_chunk(filled: data_pb2.Chunk, given: sdk_pb2.Chunk, field: str) -> None:
+    match given.WhichOneof("content"):
+        case "encoded_text":
+            content = given.encoded_text.tokens
+            if len(content) % _TOKEN.itemsize:
+                message = f"has {len(content)} bytes, which is no multiple of {_TOKEN.itemsize}"
+                raise InvalidArgumentError.at(f"{field}.tokens", message, reason="BAD_TENSOR")
+            filled.encoded_text.tokens.extend(np.frombuffer(content, _TOKEN).tolist())
+        case "image":
+            filled.image.data, filled.image.format = given.image.data, given.image.format
+            if given.image.HasField("expected_tokens"):
+                filled.image.expected_tokens = given.image.expected_tokens
+        case other:
+            raise InvalidArgumentError.at(field, f"is {other or 'empty'}; allowed are encoded_text and image")
+
+
+def _fill_tensor(filled: data_pb2.Tensor, given: sdk_pb2.Tensor) -> None:
+    """Copies a tensor; one without a shape has one dimension. What is wrong with it is found where all tensors are."""
+    filled.dtype = data_pb2.DataType.ValueType(given.dtype)
+    filled.shape.extend(given.shape)
+    if given.WhichOneof("layout") == "csr":
+        filled.csr.values = given.csr.values
+        filled.csr.crow_indices = given.csr.crow_indices
+        filled.csr.col_indices = given.csr.col_indices
+    elif given.WhichOneof("layout") == "dense":
+        filled.dense = given.dense
+        if not given.shape and given.dtype in _ITEM_BYTES:
+            filled.shape.append(len(given.dense) // _ITEM_BYTES[given.dtype])
+
+
+class TextChunk(Fields):
+    """Tokens."""
+
+    type: Literal["encoded_text"] = "encoded_text"
+    tokens: list[Int32]
+
+
+class ImageChunk(Fields):
+    """An image, its file in base64."""
+
+    type: Literal["image"]
+    data: str
+    format: str
+    expected_tokens: Int32 | None = None
+
+
+class AssetChunk(Fields):
+    """An image by reference."""
+
+    type: Literal["image_asset_pointer"]
+    format: str
+    location: str
+    expected_tokens: Int32 | None = None
+
+
+class ModelInput(Fields):
+    """A sequence of chunks."""
+
+    chunks: list[TextChunk | Annotated[ImageChunk | AssetChunk, Field(discriminator="type")]]
+
+    def message(self, field: str) -> data_pb2.ModelInput:
+        """The message; raises InvalidArgumentError for what has no counterpart here."""
+        filled = data_pb2.ModelInput()
+        for i, chunk in enumerate(self.chunks):
+            match chunk:
+                case TextChunk():
+                    filled.chunks.add().encoded_text.tokens.extend(chunk.tokens)
+                case ImageChunk():
+                    filled.chunks.add().image.CopyFrom(_image(chunk, f"{field}.chunks[{i}].data"))
+                case AssetChunk():
+                    message = "is an image by reference; allowed are encoded_text and image"
+                    raise InvalidArgumentError.at(f"{field}.chunks[{i}]", message)
+        return filled
+
+
+class TensorFields(Fields):
+    """An array."""
+
+    data: list[Int64] | list[float]
+    dtype: Literal["int64", "float32"]
+    shape: list[Int64] | None = None
+    sparse_crow_indices: list[Int64] | None = None
+    sparse_col_indices: list[Int64] | None = None
+
+
+def _image(chunk: ImageChunk, field: str) -> data_pb2.ImageChunk:
+    try:
+        content = base64.b64decode(chunk.data, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError.at(field, "is no base64") from None
+    return data_pb2.ImageChunk(data=content, format=chunk.format, expected_tokens=chunk.expected_tokens)

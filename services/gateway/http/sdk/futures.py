@@ -1,0 +1,185 @@
+"""Promises: their results, fetched one by one, and which of a sampling session's are finished.
+
+A request for a result is held until there is one, at most `HOLD_S`; the SDK asks again at once when it is told to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any, Literal
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
+from services.core.names import OperationName, sampling_session_id, session_of
+from services.core.reserved_samplers import ReservedSampler
+from services.gateway.http.body import Fields, read_json
+from services.gateway.http.front import Front
+from services.gateway.http.sdk import results
+from services.gateway.http.sdk.fields import SdkFields, SeqId
+from tinker_proto.v1 import operation_pb2, sampling_pb2
+
+HOLD_S = 30.0
+SHUT_PAUSE_S = 1.0
+"""A stopping gateway still holds its answers so long: whoever asks again meets a closed port and waits by itself."""
+
+
+class Retrieve(SdkFields):
+    """POST retrieve_future."""
+
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class Target(Fields):
+    """One client of a sampling session."""
+
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: SeqId = 0
+
+
+class RetrieveMany(SdkFields):
+    """POST retrieve_futures."""
+
+    target: Target
+    prev_cursor: int = Field(default=0, ge=0, lt=2**63)
+    timeout: float | None = Field(default=None, ge=0)
+    retrieved_request_ids: tuple[str, ...] = Field(default=(), max_length=100_000)
+
+
+class Cancel(SdkFields):
+    """POST cancel_future."""
+
+    request_id: str
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+    futures = Futures(front)
+    return [
+        Route("/retrieve_future", futures.retrieve, methods=["POST"]),
+        Route("/retrieve_futures", futures.retrieve_many, methods=["POST"]),
+        Route("/cancel_future", futures.cancel, methods=["POST"]),
+    ]
+
+
+class Futures:
+    """The endpoints of this group."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._stores = front.stores
+
+    async def retrieve(self, request: Request) -> Response:
+        """A result as soon as there is one."""
+        tenant = await self._front.tenant(request)
+        name = OperationName.parse((await read_json(request, Retrieve)).request_id)
+        operation = await self._when_done(name, tenant)
+        if not operation.done:
+            return JSONResponse(_pending(operation), status_code=408)
+        if operation.HasField("error"):
+            return results.error_result(operation.error)
+        content = results.protobuf_result(operation)
+        if content is not None:
+            return Response(content, media_type=results.PROTOBUF)
+        try:
+            return JSONResponse(await self._json(name, operation, tenant))
+        except UnavailableError:
+            await asyncio.sleep(SHUT_PAUSE_S)  # the SDK would ask again at once
+            return JSONResponse(_pending(operation), status_code=408)
+        except PlatformError as error:
+            return results.error_result(error.to_operation_error())
+
+    async def retrieve_many(self, request: Request) -> Response:
+        """What a client of a sampling session has had finished since its cursor."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, RetrieveMany)
+        target = fields.target
+        sampling, _ = await self._stores.catalog.sampling_session(target.sampling_session_id, tenant)
+        deadline = asyncio.get_running_loop().time() + min(HOLD_S, HOLD_S if fields.timeout is None else fields.timeout)
+        cursor, opened = fields.prev_cursor, sampling.create_time.ToDatetime(UTC)
+        with self._stores.events.watch(session_of(target.sampling_session_id)) as watcher:
+            while True:
+                finished, cursor = await self._stores.completions.after(
+                    cursor, target.sampling_session_id, target.cloned_sampler_id, opened
+                )
+                if finished:
+                    break
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        if await watcher.next_names() is None:
+                            await asyncio.sleep(SHUT_PAUSE_S)
+                            break
+                except TimeoutError:
+                    break
+        operations = await self._stores.operations.read([str(name) for name in finished], tenant)
+        return JSONResponse({"completions": [_completion(found) for found in operations], "cursor": cursor})
+
+    async def cancel(self, request: Request) -> Response:
+        """Ends an operation that has not begun, or that samples; another is left as it is."""
+        tenant = await self._front.tenant(request)
+        name = OperationName.parse((await read_json(request, Cancel)).request_id)
+        await self._stores.operations.get(str(name), tenant)
+        await self._stores.operations.cancel(name)
+        return JSONResponse({"request_id": str(name)})
+
+    async def _when_done(self, name: OperationName, tenant: str) -> operation_pb2.Operation:
+        """An operation once it is done, or as it is after `HOLD_S`."""
+        deadline = asyncio.get_running_loop().time() + HOLD_S
+        with self._stores.events.expect(str(name)) as news:
+            while True:
+                news.clear()
+                operation = await self._stores.operations.get(str(name), tenant)
+                if operation.done:
+                    return operation
+                if self._stores.events.is_shut:
+                    await asyncio.sleep(SHUT_PAUSE_S)
+                    return operation
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await news.wait()
+                except TimeoutError:
+                    return operation
+
+    async def _json(self, name: OperationName, operation: operation_pb2.Operation, tenant: str) -> dict[str, Any]:
+        try:
+            content = results.json_result(operation)
+        except KeyError:
+            message = f"is a {operation.method}, which the SDK has no result for; allowed are its own requests"
+            raise InvalidArgumentError.at("request_id", message) from None
+        reserved = await self._stores.reserved_samplers.of(str(name))
+        if reserved is None:
+            return content
+        sampling = await self._sampling_session(name, reserved, content["path"], tenant)
+        return {"type": content["type"], "sampling_session_id": sampling}
+
+    async def _sampling_session(self, name: OperationName, reserved: ReservedSampler, path: str, tenant: str) -> str:
+        """The sampling session that a save was for; opened when it is asked for first."""
+        session_id, seq_id = name.session_id, reserved.sampling_session_seq_id
+        try:
+            opened, _ = await self._stores.catalog.sampling_session(sampling_session_id(session_id, seq_id), tenant)
+        except NotFoundError:
+            wanted = sampling_pb2.CreateSamplingSessionRequest(
+                session_id=session_id, sampling_session_seq_id=seq_id, model_path=path
+            )
+            follows = name if reserved.inflight else None
+            opened = await self._front.creation.sampling_session(tenant, wanted, follows)
+        if opened.model_path != path and not reserved.inflight:
+            message = f"is {seq_id}, which is the number of another sampling session of this session"
+            raise InvalidArgumentError.at("sampling_session_seq_id", message)
+        return opened.sampling_session_id
+
+
+def _pending(operation: operation_pb2.Operation) -> dict[str, Any]:
+    return {"type": "try_again", "request_id": operation.name, "queue_state": "active"}
+
+
+def _completion(operation: operation_pb2.Operation) -> dict[str, Any]:
+    state = "failed" if operation.HasField("error") else "finished"
+    return {"state": state, "request_id": operation.name}

@@ -1,0 +1,172 @@
+"""Sampling sessions and requests on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.http.body import Fields, read_json
+from services.gateway.http.front import Front
+from services.gateway.http.sdk.data import ModelInput, TensorFields
+from services.gateway.http.sdk.fields import Int32, Int64, SdkFields, SeqId
+from tinker_proto.tensor import from_array
+from tinker_proto.v1 import data_pb2, sampling_pb2
+
+
+class SamplingParamsFields(Fields):
+    """How tokens are drawn."""
+
+    max_tokens: Int32 | None = None
+    seed: Int64 | None = None
+    stop: str | list[str] | list[Int32] | None = None
+    temperature: float = 1.0
+    top_k: Int32 = -1
+    top_p: float = 1.0
+
+    def message(self) -> sampling_pb2.SamplingParams:
+        """The message; a `stop` that is empty is present and stops nothing."""
+        given = self.model_dump(exclude={"stop"}, exclude_none=True)
+        params = sampling_pb2.SamplingParams(**given)
+        if self.stop is None:
+            return params
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop
+        params.stop.SetInParent()
+        params.stop.strings.extend(stop for stop in stops if isinstance(stop, str))
+        params.stop.token_ids.extend(stop for stop in stops if isinstance(stop, int))
+        return params
+
+
+class Sample(SdkFields):
+    """POST asample."""
+
+    sampling_session_id: str
+    seq_id: SeqId
+    num_samples: Int32 = 1
+    prompt: ModelInput
+    sampling_params: SamplingParamsFields
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: Int32 = 0
+    topk_sample_logprobs: Int32 = 0
+    target_prompt_logprobs: TensorFields | None = None
+    prompt_alt_tokens_k: Int32 = 0
+    prompt_logprobs_last_n: Int32 | None = None
+    record_stability_info: bool | None = None
+    base_model: str | None = None
+    model_path: str | None = None
+
+    def message(self) -> sampling_pb2.SampleRequest:
+        """The message; raises InvalidArgumentError for what has no counterpart here."""
+        if self.prompt_alt_tokens_k:
+            raise InvalidArgumentError.at("prompt_alt_tokens_k", f"is {self.prompt_alt_tokens_k}; allowed is 0")
+        if self.record_stability_info:
+            raise InvalidArgumentError.at("record_stability_info", "is true; nothing of the kind is recorded here")
+        for name in ("base_model", "model_path"):
+            if getattr(self, name) is not None:
+                raise InvalidArgumentError.at(name, "is set; the sampling session says what is sampled from")
+        if self.num_samples < 1:
+            raise InvalidArgumentError.at("num_samples", f"is {self.num_samples}; allowed is 1 and more")
+        wanted = sampling_pb2.SampleRequest(
+            sampling_session_id=self.sampling_session_id,
+            seq_id=self.seq_id,
+            prompt=self.prompt.message("prompt"),
+            num_samples=self.num_samples,
+            sampling_params=self.sampling_params.message(),
+            include_prompt_logprobs=bool(self.prompt_logprobs),
+            topk_prompt_logprobs=self.topk_prompt_logprobs,
+            topk_sample_logprobs=self.topk_sample_logprobs,
+            prompt_logprobs_last_n=self.prompt_logprobs_last_n,
+        )
+        if self.target_prompt_logprobs is not None:
+            wanted.target_prompt_logprobs.CopyFrom(_targets(self.target_prompt_logprobs))
+        return wanted
+
+
+class CreateSamplingSession(SdkFields):
+    """POST create_sampling_session."""
+
+    session_id: str
+    sampling_session_seq_id: SeqId
+    base_model: str | None = None
+    model_path: str | None = None
+
+    def message(self) -> sampling_pb2.CreateSamplingSessionRequest:
+        """The message; a checkpoint says which base model it belongs to."""
+        wanted = sampling_pb2.CreateSamplingSessionRequest(
+            session_id=self.session_id, sampling_session_seq_id=self.sampling_session_seq_id
+        )
+        if self.model_path is not None:
+            wanted.model_path = self.model_path
+        elif self.base_model is not None:
+            wanted.base_model = self.base_model
+        return wanted
+
+
+class JoinSamplingSession(SdkFields):
+    """POST join_sampling_session."""
+
+    sampling_session_id: str
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+    catalog = front.stores.catalog
+
+    async def create(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        fields = await read_json(request, CreateSamplingSession)
+        sampling = await front.creation.sampling_session(tenant, fields.message())
+        if fields.base_model not in (None, sampling.base_model):
+            message = f"is {fields.base_model!r}; allowed is {sampling.base_model!r}, the checkpoint's"
+            raise InvalidArgumentError.at("base_model", message)
+        content = {"type": "create_sampling_session", "sampling_session_id": sampling.sampling_session_id}
+        return JSONResponse(content)
+
+    async def join(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        fields = await read_json(request, JoinSamplingSession)
+        sampling, _ = await catalog.sampling_session(fields.sampling_session_id, tenant)
+        return JSONResponse({"client_counter": await catalog.count_client(sampling.sampling_session_id)})
+
+    async def get(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        sampling, _ = await catalog.sampling_session(request.path_params["sampler"], tenant)
+        content = {"sampler_id": sampling.sampling_session_id, "base_model": sampling.base_model}
+        return JSONResponse({**content, "model_path": sampling.model_path or None})
+
+    async def sample(request: Request) -> Response:
+        tenant = await front.tenant(request)
+        wanted = (await read_json(request, Sample)).message()
+        operation = await front.submission.sample(tenant, wanted)
+        sequences = [f"{operation.name}:{i}" for i in range(wanted.num_samples)]
+        return JSONResponse({"request_id": operation.name, "sample_sequence_ids": sequences})
+
+    return [
+        Route("/create_sampling_session", create, methods=["POST"]),
+        Route("/join_sampling_session", join, methods=["POST"]),
+        Route("/samplers/{sampler}", get),
+        Route("/asample", sample, methods=["POST"]),
+    ]
+
+
+def _targets(given: TensorFields) -> data_pb2.Tensor:
+    """The SDK's [prompt length - 1, K], without the first position that nothing predicts, as our [prompt length, K].
+
+    Raises:
+        InvalidArgumentError: it is sparse, leaves cells out, or is no such array.
+    """
+    field = "target_prompt_logprobs"
+    if given.sparse_crow_indices is not None or given.sparse_col_indices is not None:
+        raise InvalidArgumentError.at(field, "is sparse; allowed is a dense array")
+    shape = given.shape or []
+    if given.dtype != "int64" or len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != len(given.data):
+        message = f"has dtype {given.dtype}, shape {shape} and {len(given.data)} elements"
+        raise InvalidArgumentError.at(field, f"{message}; allowed is int64 [prompt length - 1, K]", reason="BAD_SHAPE")
+    targets = np.array(given.data, dtype=np.int64).reshape(shape)
+    if (targets < 0).any():
+        raise InvalidArgumentError.at(field, "has a negative token; allowed is a token of the vocabulary in each cell")
+    return from_array(np.vstack([np.zeros((1, shape[1]), dtype=np.int64), targets]))

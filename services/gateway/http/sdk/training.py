@@ -1,0 +1,140 @@
+"""Training runs and what is done to them. Every call that is well-formed is answered with a promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.errors import InvalidArgumentError
+from services.core.reserved_samplers import ReservedSampler
+from services.gateway.http.body import read_json, read_protobuf
+from services.gateway.http.front import Front
+from services.gateway.http.sdk.data import LossRequest, fill_loss
+from services.gateway.http.sdk.training_fields import (
+    CreateModel,
+    GetInfo,
+    LoadWeights,
+    OptimStep,
+    SaveExternal,
+    SaveWeights,
+    SaveWeightsForSampler,
+)
+from services.gateway.validation.training import RunRequest, training_path
+from tinker_proto.sdk.v1 import sdk_pb2
+from tinker_proto.v1 import operation_pb2, training_pb2
+
+UNNAMED_TTL_S = 24 * 3600
+"""How long weights without a name stay in the catalog; their sampling session keeps the files as long as it lives."""
+
+
+def routes(front: Front) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+    training = Training(front)
+    posts = {
+        "/create_model": training.create_model,
+        "/get_info": training.get_info,
+        "/forward_backward": training.forward_backward,
+        "/optim_step": training.optim_step,
+        "/save_weights": training.save_weights,
+        "/save_weights_for_sampler": training.save_weights_for_sampler,
+        "/save_weights_external": training.save_weights_external,
+        "/load_weights": training.load_weights,
+    }
+    return [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
+
+
+class Training:
+    """The endpoints of this group."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def create_model(self, request: Request) -> Response:
+        """A run with a fresh adapter."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, CreateModel)
+        return _promise(await self._front.creation.training_run(tenant, fields.message()))
+
+    async def get_info(self, request: Request) -> Response:
+        """A run's base model and adapter."""
+        tenant = await self._front.tenant(request)
+        run = await self._front.stores.catalog.run_record((await read_json(request, GetInfo)).model_id, tenant)
+        return JSONResponse(
+            {
+                "type": "get_info",
+                "model_data": {"model_name": run.base_model, "tokenizer_id": None},
+                "model_id": run.training_run_id,
+                "is_lora": True,
+                "lora_rank": run.lora_config.rank,
+                "model_name": run.base_model,
+                "optimizer_config": {"type": "adamw"},
+            }
+        )
+
+    async def forward_backward(self, request: Request) -> Response:
+        """A loss, with or without its gradient."""
+        tenant = await self._front.tenant(request)
+        limit = self._front.settings.max_message_bytes
+        given = await read_protobuf(request, sdk_pb2.ForwardBackwardRequest(), limit)
+        wanted: LossRequest = (
+            training_pb2.ForwardRequest() if given.forward_only else training_pb2.ForwardBackwardRequest()
+        )
+        wanted.training_run_id, wanted.seq_id = given.model_id, given.seq_id
+        try:
+            fill_loss(wanted, given)
+        except InvalidArgumentError as unfit:
+            return await self._enter(tenant, wanted, unfit)
+        return await self._enter(tenant, wanted)
+
+    async def optim_step(self, request: Request) -> Response:
+        """An optimizer step."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, OptimStep)
+        return await self._enter(tenant, fields.message(), fields.unfit())
+
+    async def save_weights(self, request: Request) -> Response:
+        """A training checkpoint."""
+        tenant = await self._front.tenant(request)
+        return await self._enter(tenant, (await read_json(request, SaveWeights)).message())
+
+    async def save_weights_for_sampler(self, request: Request) -> Response:
+        """A sampler checkpoint; an unnamed one gets a sampling session."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, SaveWeightsForSampler)
+        wanted, unfit = fields.message(UNNAMED_TTL_S), fields.unfit()
+        if fields.sampling_session_seq_id is not None and unfit is None:
+            await self._front.stores.catalog.run_record(fields.model_id, tenant)
+            operation = f"{fields.model_id}:{fields.seq_id}"
+            reserved = ReservedSampler(fields.sampling_session_seq_id, fields.kind == "inflight")
+            await self._front.stores.reserved_samplers.reserve(operation, reserved)
+        return await self._enter(tenant, wanted, unfit)
+
+    async def save_weights_external(self, request: Request) -> Response:
+        """A sampler checkpoint to be downloaded."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, SaveExternal)
+        return await self._enter(tenant, fields.message(), fields.unfit())
+
+    async def load_weights(self, request: Request) -> Response:
+        """A checkpoint into a run, or a new run from a checkpoint."""
+        tenant = await self._front.tenant(request)
+        fields = await read_json(request, LoadWeights)
+        if fields.model_id is not None:
+            return await self._enter(tenant, fields.message(), fields.unfit())
+        wanted = fields.creation()
+        path = training_path("path", fields.path)
+        base_model = (await self._front.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
+        if fields.base_model not in (None, base_model):
+            message = f"is {fields.base_model!r}; allowed is {base_model!r}, the checkpoint's"
+            raise InvalidArgumentError.at("base_model", message)
+        return _promise(await self._front.creation.training_run_from_checkpoint(tenant, wanted))
+
+    async def _enter(self, tenant: str, wanted: RunRequest, unfit: InvalidArgumentError | None = None) -> Response:
+        return _promise(await self._front.submission.enter(tenant, wanted, unfit))
+
+
+def _promise(operation: operation_pb2.Operation) -> Response:
+    return JSONResponse({"request_id": operation.name, "model_id": operation.name.rpartition(":")[0]})

@@ -1,0 +1,239 @@
+"""JSON requests of the SDK about training runs, as messages of tinker.v1.
+
+`unfit` says why a well-formed request cannot be carried out here; it then takes its place in its run's order and fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.http.body import Fields
+from services.gateway.http.sdk.fields import Int32, Int64, Metadata, SdkFields, SeqId
+from tinker_proto.v1 import training_pb2
+
+
+class OtherOptimizer(Fields):
+    """An optimizer by its type, with parameters of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "adamw"
+
+
+class LoraFields(Fields):
+    """The shape of an adapter."""
+
+    rank: Int32
+    seed: Int64 | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class CreateModel(SdkFields):
+    """POST create_model."""
+
+    session_id: str
+    model_seq_id: SeqId
+    base_model: str
+    lora_config: LoraFields
+    optimizer_config: OtherOptimizer = OtherOptimizer()
+    user_metadata: Metadata = None
+
+    def message(self) -> training_pb2.CreateTrainingRunRequest:
+        """The message; raises InvalidArgumentError for another optimizer."""
+        _check_optimizer("optimizer_config", self.optimizer_config)
+        return training_pb2.CreateTrainingRunRequest(
+            session_id=self.session_id,
+            training_run_seq_id=self.model_seq_id,
+            base_model=self.base_model,
+            lora_config=training_pb2.LoraConfig(**self.lora_config.model_dump(exclude_none=True)),
+            user_metadata=self.user_metadata or {},
+        )
+
+
+class GetInfo(SdkFields):
+    """POST get_info."""
+
+    model_id: str
+
+
+class AdamFields(Fields):
+    """AdamW's parameters; values are checked where those of every client are."""
+
+    learning_rate: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+    grad_clip_norm: float | None = None
+
+
+class OptimStep(SdkFields):
+    """POST optim_step."""
+
+    model_id: str
+    seq_id: SeqId
+    adam_params: AdamFields | None = None
+    optimizer_params: OtherOptimizer | None = None
+
+    def message(self) -> training_pb2.OptimStepRequest:
+        """The message."""
+        wanted = training_pb2.OptimStepRequest(training_run_id=self.model_id, seq_id=self.seq_id)
+        if self.adam_params is not None:
+            given = self.adam_params.model_dump(exclude_none=True)
+            wanted.adam_params.CopyFrom(training_pb2.AdamParams(**given))
+        return wanted
+
+    def unfit(self) -> InvalidArgumentError | None:
+        """Why another optimizer's step cannot be taken."""
+        if self.optimizer_params is None:
+            return None
+        message = f"is for {self.optimizer_params.type[:100]!r}; allowed is adam_params in its place"
+        return InvalidArgumentError.at("optimizer_params", message)
+
+
+class SaveWeights(SdkFields):
+    """POST save_weights."""
+
+    model_id: str
+    seq_id: SeqId
+    path: str
+    ttl_seconds: Int64 | None = None
+    overwrite: bool = False
+    user_metadata: Metadata = None
+
+    def message(self) -> training_pb2.SaveStateRequest:
+        """The message."""
+        return training_pb2.SaveStateRequest(
+            training_run_id=self.model_id,
+            seq_id=self.seq_id,
+            name=self.path,
+            overwrite=self.overwrite,
+            ttl_seconds=self.ttl_seconds,
+            user_metadata=self.user_metadata or {},
+        )
+
+
+class SaveWeightsForSampler(SdkFields):
+    """POST save_weights_for_sampler: under a name, or for a sampling session."""
+
+    model_id: str
+    seq_id: SeqId
+    path: str | None = None
+    sampling_session_seq_id: SeqId | None = None
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    ttl_seconds: Int64 | None = None
+    user_metadata: Metadata = None
+
+    def message(self, unnamed_ttl_s: int) -> training_pb2.SaveWeightsForSamplerRequest:
+        """The message; weights without a name live for `unnamed_ttl_s` unless the request says otherwise."""
+        ttl = unnamed_ttl_s if self.path is None and self.ttl_seconds is None else self.ttl_seconds
+        return training_pb2.SaveWeightsForSamplerRequest(
+            training_run_id=self.model_id,
+            seq_id=self.seq_id,
+            name=self.path or "",
+            ttl_seconds=ttl,
+            user_metadata=self.user_metadata or {},
+        )
+
+    def unfit(self) -> InvalidArgumentError | None:
+        """Why it cannot be both or neither."""
+        if (self.path is None) == (self.sampling_session_seq_id is None):
+            return InvalidArgumentError.at("path", "allowed is exactly one of path and sampling_session_seq_id")
+        if self.path == "":
+            return InvalidArgumentError.at("path", "is empty; allowed are 1 to 200 characters of [A-Za-z0-9._-]")
+        if self.path is not None and self.kind == "inflight":
+            message = "is 'inflight' with a path; allowed is 'snapshot', or sampling_session_seq_id in place of path"
+            return InvalidArgumentError.at("kind", message)
+        return None
+
+
+class SaveExternal(SdkFields):
+    """POST save_weights_external."""
+
+    model_id: str
+    seq_id: SeqId
+    path: str = Field(min_length=1)
+    ttl_seconds: Int64 | None = None
+    age_encryption_recipients: list[str] | None = None
+
+    def message(self) -> training_pb2.SaveWeightsForSamplerRequest:
+        """The message: a sampler checkpoint is a PEFT directory already."""
+        return training_pb2.SaveWeightsForSamplerRequest(
+            training_run_id=self.model_id, seq_id=self.seq_id, name=self.path, ttl_seconds=self.ttl_seconds
+        )
+
+    def unfit(self) -> InvalidArgumentError | None:
+        """Why it cannot be encrypted."""
+        if not self.age_encryption_recipients:
+            return None
+        return InvalidArgumentError.at("age_encryption_recipients", "is set; weights are not encrypted here")
+
+
+class LoadWeights(SdkFields):
+    """POST load_weights: into a run (model_id, seq_id), or into a new one (session_id, model_seq_id)."""
+
+    model_id: str | None = None
+    seq_id: SeqId | None = None
+    session_id: str | None = None
+    model_seq_id: SeqId | None = None
+    path: str
+    optimizer: bool = False
+    weights_access_token: str | None = None
+    base_model: str | None = None
+    optimizer_config: OtherOptimizer | None = None
+    user_metadata: Metadata = None
+
+    def message(self) -> training_pb2.LoadStateRequest:
+        """The message for a run that exists; raises InvalidArgumentError without its id and a seq_id."""
+        if self.model_id is None or self.seq_id is None:
+            raise InvalidArgumentError.at("seq_id", "is missing; allowed is one together with model_id")
+        return training_pb2.LoadStateRequest(
+            training_run_id=self.model_id, seq_id=self.seq_id, path=self.path, restore_optimizer=self.optimizer
+        )
+
+    def creation(self) -> training_pb2.CreateTrainingRunFromCheckpointRequest:
+        """The message for a new run; raises InvalidArgumentError for what cannot be carried out."""
+        if self.session_id is None or self.model_seq_id is None or self.seq_id is not None:
+            message = "is missing; allowed are model_id with seq_id, or session_id with model_seq_id"
+            raise InvalidArgumentError.at("model_id", message)
+        if self.optimizer_config is not None:
+            _check_optimizer("optimizer_config", self.optimizer_config)
+        if (unfit := self._refused_token()) is not None:
+            raise unfit
+        return training_pb2.CreateTrainingRunFromCheckpointRequest(
+            session_id=self.session_id,
+            training_run_seq_id=self.model_seq_id,
+            path=self.path,
+            restore_optimizer=self.optimizer,
+            user_metadata=self.user_metadata or {},
+        )
+
+    def unfit(self) -> InvalidArgumentError | None:
+        """Why it cannot be loaded into a run that exists."""
+        extra: dict[str, Any] = {
+            "session_id": self.session_id,
+            "model_seq_id": self.model_seq_id,
+            "base_model": self.base_model,
+            "optimizer_config": self.optimizer_config,
+            "user_metadata": self.user_metadata,
+        }
+        for name, value in extra.items():
+            if value is not None:
+                return InvalidArgumentError.at(name, "is set beside model_id; allowed is one of the two ways to load")
+        return self._refused_token()
+
+    def _refused_token(self) -> InvalidArgumentError | None:
+        if self.weights_access_token is None:
+            return None
+        message = "is set; a checkpoint of another tenant can be loaded once its owner has published it"
+        return InvalidArgumentError.at("weights_access_token", message)
+
+
+def _check_optimizer(field: str, given: OtherOptimizer) -> None:
+    if given.type != "adamw" or given.model_extra:
+        raise InvalidArgumentError.at(field, f"is {given.type[:100]!r}; allowed is 'adamw' without further fields")

@@ -1,0 +1,28 @@
+"""Routes for whoever runs the platform: a health check for load balancers and metrics for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from services.core.connection import TRANSIENT_ERRORS, RedisConnection
+
+
+def routes(connection: RedisConnection) -> Sequence[BaseRoute]:
+    """The routes of this group."""
+
+    async def healthz(request: Request) -> Response:
+        try:
+            await connection.commands.ping()
+        except TRANSIENT_ERRORS as error:
+            return JSONResponse({"status": "unavailable", "detail": f"queue: {error}"}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return [Route("/healthz", healthz), Route("/metrics", metrics), Route("/api/v1/healthz", healthz)]

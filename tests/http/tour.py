@@ -1,0 +1,268 @@
+"""A user's program with the official SDK, unmodified: python tour.py <base model>. Prints one JSON line a feature.
+
+Every feature is tried on its own: one that fails is printed with its error, and the next goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+warnings.simplefilter("ignore")
+import tinker  # noqa: E402
+from tinker import types  # noqa: E402
+
+BASE_MODEL = sys.argv[1]
+PROMPT = types.ModelInput.from_ints([5, 6, 7])
+ADAM = types.AdamParams(learning_rate=1e-2)
+
+
+def datum(length: int = 6, **inputs: Any) -> types.Datum:
+    tokens = [5 + i for i in range(length)]
+    arrays = {"target_tokens": np.array([*tokens[1:], 11], dtype=np.int64), **inputs}
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens),
+        loss_fn_inputs={name: types.TensorData.from_numpy(array) for name, array in arrays.items()},
+    )
+
+
+def weighted(length: int = 6) -> types.Datum:
+    return datum(length, weights=np.array([0.0] + [1.0] * (length - 1), dtype=np.float32))
+
+
+def policy(length: int = 6) -> types.Datum:
+    logprobs = np.full(length, -4.0, dtype=np.float32)
+    return datum(length, logprobs=logprobs, advantages=np.linspace(-1, 1, length).astype(np.float32))
+
+
+class Tour:
+    """The features, in the order in which they are tried."""
+
+    def __init__(self) -> None:
+        self.service = tinker.ServiceClient(user_metadata={"who": "tour"})
+        self.training: Any = None
+        self.sampler: Any = None
+        self.saved = ""
+
+    def create(self) -> Any:
+        created = self.service.create_lora_training_client(BASE_MODEL, rank=4, seed=7)
+        self.training = created.result() if hasattr(created, "result") else created
+        info = self.training.get_info()
+        return [info.model_data.model_name, info.lora_rank]
+
+    def capabilities(self) -> Any:
+        return [model.model_name for model in self.service.get_server_capabilities().supported_models]
+
+    def forward_backward_and_optim_step(self) -> Any:
+        losses = []
+        for _ in range(3):
+            done = self.training.forward_backward([weighted(), weighted(4)], "cross_entropy")
+            step = self.training.optim_step(ADAM)
+            losses.append(done.result().metrics["loss:sum"])
+            assert step.result().metrics["grad_norm:mean"] > 0
+        assert losses[-1] < losses[0]
+        outputs = done.result().loss_fn_outputs
+        assert [output["logprobs"].shape for output in outputs] == [[6], [4]]
+        return losses
+
+    def forward(self) -> Any:
+        output = self.training.forward([weighted()], "cross_entropy").result()
+        return output.loss_fn_outputs[0]["logprobs"].tolist()
+
+    def every_loss(self) -> Any:
+        configs = {"ppo": {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}, "dro": {"beta": 0.1}}
+        losses = {}
+        for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
+            output = self.training.forward([policy()], name, loss_fn_config=configs.get(name)).result()
+            losses[name] = output.metrics["loss:sum"]
+        return losses
+
+    def sparse_soft_targets(self) -> Any:
+        import torch
+
+        weights = torch.zeros(6, 40)
+        weights[:, 3] = 1.0
+        targets = torch.arange(40).repeat(6, 1)
+        example = types.Datum(
+            model_input=types.ModelInput.from_ints([5, 6, 7, 8, 9, 10]),
+            loss_fn_inputs={"target_tokens": targets, "weights": weights},
+        )
+        return self.training.forward([example], "cross_entropy").result().metrics["loss:sum"]
+
+    def provenance(self) -> Any:
+        if not hasattr(types.Datum, "with_provenance"):
+            return None
+        spans = [types.PromptProvenanceSpan(sequence_id="x", offset=0, length=6)]
+        example = weighted().model_copy(update={"model_input_spans": spans})
+        return self.training.forward([example], "cross_entropy").result().metrics["loss:sum"]
+
+    def forward_backward_custom(self) -> Any:
+        def loss_fn(data: Any, logprobs: Any) -> Any:
+            loss = sum((entry**2).sum() for entry in logprobs)
+            return loss, {"squares": float(loss)}
+
+        output = self.training.forward_backward_custom([weighted(), weighted(5)], loss_fn).result()
+        self.training.optim_step(ADAM).result()
+        return output.metrics["squares"]
+
+    def batch_over_1024(self) -> Any:
+        data = [weighted(3)] * 1500
+        whole = self.training.forward(data, "cross_entropy").result()
+        one = self.training.forward([weighted(3)], "cross_entropy").result()
+        assert len(whole.loss_fn_outputs) == 1500
+        return whole.metrics["loss:sum"] / one.metrics["loss:sum"]
+
+    def batch_over_5_mb(self) -> Any:
+        wide = np.arange(100, dtype=np.int64).repeat(60)[None, :].repeat(6, axis=0) % 100
+        example = datum(6, target_tokens=wide, weights=np.ones(wide.shape, dtype=np.float32))
+        output = self.training.forward([example] * 16, "cross_entropy").result()
+        return [len(output.loss_fn_outputs), output.loss_fn_outputs[15]["logprobs"].shape]
+
+    def bad_data_fails_alone(self) -> Any:
+        bad = self.training.forward_backward([datum(4, weights=np.ones(3, dtype=np.float32))], "cross_entropy")
+        good = self.training.forward([weighted()], "cross_entropy")
+        try:
+            bad.result()
+        except tinker.RequestFailedError as error:
+            assert "weights" in str(error), error
+        else:
+            raise AssertionError("the bad batch was accepted")
+        return good.result().metrics["loss:sum"] > 0
+
+    def unknown_losses_are_refused(self) -> Any:
+        failed = self.training.forward_backward([policy()], "stable_reinforce")
+        try:
+            failed.result()
+        except tinker.RequestFailedError as error:
+            return "not offered" in str(error)
+
+    def save_and_sample(self) -> Any:
+        self.sampler = self.training.save_weights_and_get_sampling_client(name="tour")
+        self.sampler = self.sampler.result() if hasattr(self.sampler, "result") else self.sampler
+        params = types.SamplingParams(max_tokens=4, seed=3, temperature=1.0, stop=[])
+        response = self.sampler.sample(PROMPT, 2, params, True, 2).result()
+        assert [len(sequence.tokens) for sequence in response.sequences] == [4, 4]
+        assert response.prompt_logprobs[0] is None
+        assert response.topk_prompt_logprobs[0] is None
+        assert len(response.topk_prompt_logprobs[1]) == 2
+        again = self.sampler.sample(PROMPT, 2, params, True, 2).result()
+        assert [s.tokens for s in again.sequences] == [s.tokens for s in response.sequences]
+        assert response.sequences[0].tokens != response.sequences[1].tokens
+        return [sequence.tokens for sequence in response.sequences]
+
+    def compute_logprobs(self) -> Any:
+        return self.sampler.compute_logprobs(PROMPT).result()
+
+    def snapshot_is_fixed(self) -> Any:
+        before = self.sampler.compute_logprobs(PROMPT).result()
+        self.training.forward_backward([weighted()], "cross_entropy")
+        self.training.optim_step(ADAM).result()
+        assert self.sampler.compute_logprobs(PROMPT).result() == before
+        return True
+
+    def inflight_follows(self) -> Any:
+        first = self._inflight()
+        before = first.compute_logprobs(PROMPT).result()
+        self.training.forward_backward([weighted()], "cross_entropy")
+        self.training.optim_step(ADAM).result()
+        second = self._inflight()
+        now = second.compute_logprobs(PROMPT).result()
+        assert now != before
+        return first.compute_logprobs(PROMPT).result() == now
+
+    def _inflight(self) -> Any:
+        made = self.training.save_weights_and_get_sampling_client(kind="inflight")
+        return made.result() if hasattr(made, "result") else made
+
+    def base_model_sampling(self) -> Any:
+        made = self.service.create_sampling_client(base_model=BASE_MODEL)
+        sampler = made.result() if hasattr(made, "result") else made
+        params = types.SamplingParams(max_tokens=2, stop=[5])
+        return sampler.sample(PROMPT, 1, params).result().sequences[0].stop_reason in ("length", "stop")
+
+    def save_and_resume(self) -> Any:
+        self.saved = self.training.save_state("tour", ttl_seconds=7200, user_metadata={"a": "b"}).result().path
+        made = self.service.create_training_client_from_state_with_optimizer(self.saved)
+        resumed = made.result() if hasattr(made, "result") else made
+        losses = []
+        for client in (self.training, resumed):
+            client.forward_backward([weighted()], "cross_entropy")
+            client.optim_step(ADAM).result()
+            losses.append(client.forward([weighted()], "cross_entropy").result().metrics["loss:sum"])
+        assert losses[0] == losses[1], losses
+        made = self.service.create_training_client_from_state(self.saved)
+        fresh = made.result() if hasattr(made, "result") else made
+        fresh.forward([weighted()], "cross_entropy").result()
+        return losses
+
+    def name_in_use(self) -> Any:
+        try:
+            self.training.save_state("tour").result()
+        except tinker.RequestFailedError:
+            return bool(self.training.save_state("tour", overwrite=True, ttl_seconds=7200).result().path)
+        raise AssertionError("the name was taken twice")
+
+    def listings(self) -> Any:
+        rest = self.service.create_rest_client()
+        runs = rest.list_training_runs(limit=5).result().training_runs
+        assert runs[0].base_model == BASE_MODEL
+        run = rest.get_training_run(self.training.model_id).result()
+        assert run.last_checkpoint.tinker_path == self.saved
+        names = [found.checkpoint_id for found in rest.list_checkpoints(run.training_run_id).result().checkpoints]
+        assert "weights/tour" in names
+        assert rest.list_user_checkpoints(limit=1).result().cursor.total_count >= 2
+        info = rest.get_weights_info_by_tinker_path(self.saved).result()
+        assert (info.base_model, info.lora_rank) == (BASE_MODEL, 4)
+        sessions = rest.list_sessions().result().sessions
+        assert self.training.model_id in rest.get_session(sessions[0]).result().training_run_ids
+        return True
+
+    def publish_ttl_and_delete(self) -> Any:
+        rest = self.service.create_rest_client()
+        rest.publish_checkpoint_from_tinker_path(self.saved).result()
+        rest.publish_checkpoint_from_tinker_path(self.saved).result()
+        rest.set_checkpoint_ttl_from_tinker_path(self.saved, 9000).result()
+        found = {c.tinker_path: c for c in rest.list_checkpoints(self.training.model_id).result().checkpoints}
+        assert found[self.saved].public
+        assert found[self.saved].expires_at is not None
+        rest.unpublish_checkpoint_from_tinker_path(self.saved).result()
+        rest.delete_checkpoint_from_tinker_path(self.saved).result()
+        names = [c.tinker_path for c in rest.list_checkpoints(self.training.model_id).result().checkpoints]
+        return self.saved not in names
+
+    def download(self) -> Any:
+        import urllib.request
+
+        path = self.training.save_weights_external("adapter", ttl_seconds=3600).result().path
+        urls = self.service.create_rest_client().get_external_weights_urls(path).result().urls
+        sizes = {name: len(urllib.request.urlopen(url).read()) for name, url in urls.items()}
+        assert all(sizes.values())
+        return sorted(sizes)
+
+
+FEATURES = [
+    name for name, member in vars(Tour).items() if isinstance(member, type(Tour.create)) and not name.startswith("_")
+]
+
+
+def attempt(name: str, call: Callable[[], Any]) -> None:
+    began = time.monotonic()
+    try:
+        outcome = {"value": call()}
+    except Exception:
+        outcome = {"error": traceback.format_exc()}
+    print(json.dumps({"feature": name, **outcome, "seconds": time.monotonic() - began}), flush=True)
+
+
+if __name__ == "__main__":
+    tour = Tour()
+    for feature in FEATURES:
+        attempt(feature, getattr(tour, feature))
+    tour.service.close() if hasattr(tour.service, "close") else None
