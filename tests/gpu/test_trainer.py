@@ -43,7 +43,7 @@ def _trained(engine: TrainerEngine, run: str, config: AdapterConfig) -> tuple[Ru
     return state, engine.run_alone(work(run, random_data("cross_entropy", (30, 20, 1), seed=9)))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_5"])
 @pytest.mark.parametrize(
     ("dtype", "mean_difference"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)], ids=["float32", "bfloat16"]
 )
@@ -64,8 +64,11 @@ def test_the_same_seed_gives_the_same_adapter_on_both_devices(source: Callable[.
 
 
 @DTYPES
-def test_a_nan_run_leaves_the_other_bitwise_unchanged(source: Callable[..., Path], dtype: torch.dtype) -> None:
-    engine = _engine(source(), "cuda", dtype)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_a_nan_run_leaves_the_other_bitwise_unchanged(
+    source: Callable[..., Path], family: str, dtype: torch.dtype
+) -> None:
+    engine = _engine(source(family), "cuda", dtype)
     healthy, _ = _trained(engine, "healthy", AdapterConfig(8, seed=1))
     sick, _ = _trained(engine, "sick", AdapterConfig(8, seed=2))
     jobs = [work("sick", random_data("cross_entropy", (7,))), work("healthy", random_data("cross_entropy", (5, 9)))]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from services.model.adapters import AdapterConfig
@@ -14,10 +15,11 @@ from services.trainer.engine import TrainerEngine
 from tests.trainer.data import ADAM, random_data, work
 
 
-def test_training_stays_near_float32(source: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])
+def test_training_stays_near_float32(source: Callable[..., Path], family: str) -> None:
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        engine = TrainerEngine(load_base_model(str(source()), name="tiny", device="cpu", dtype=dtype))
+        engine = TrainerEngine(load_base_model(str(source(family)), name="tiny", device="cpu", dtype=dtype))
         state = engine.create_run("run", AdapterConfig(8, seed=1))
         for seed in range(3):
             outcome = engine.run_alone(work("run", random_data("cross_entropy", (30, 20), seed=seed)))
