@@ -15,12 +15,18 @@ from tinker_client import types
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_the_python_programs_run(platform: Platform) -> None:
+def test_the_python_programs_run(platform: Platform, tmp_path: Path) -> None:
     program = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     program = program.replace("Qwen/Qwen3-0.6B", BASE_MODEL)
     environment = {"TINKER_GRPC_URL": platform.url, "TINKER_API_KEY": API_KEY}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     steps = [float(line.split()[1]) for line in done.stdout.splitlines()[:10]]
