@@ -236,16 +236,16 @@ async def test_a_sampling_session_keeps_its_files_until_its_session_has_ended(
     location = await stores.catalog.checkpoints.location_of(TinkerPath.parse(path))
     session = await alice.session()
     await sampling_session(alice, path, session)
+    monkeypatch.setattr(pins, "LOOK_AGAIN", timedelta(0))
     assert (await delete(alice, path)).tinker_path == path
     assert await code_of(get(alice, path)) is grpc.StatusCode.NOT_FOUND
     assert await code_of(delete(alice, path)) is grpc.StatusCode.NOT_FOUND
-    monkeypatch.setattr(pins, "LOOK_AGAIN", timedelta(0))
     assert await stores.pins.remove_unpinned() == 0
     assert stores.checkpoints.exists(location), "a request under way still reads them"
     await alice.sessions.EndSession(session_pb2.EndSessionRequest(session_id=session))
     assert await stores.pins.remove_unpinned() == 0, "what it has queued is still carried out"
     monkeypatch.setattr(pins, "KEEP_AFTER_END", timedelta(0))
-    await stores.pins.remove_if_unpinned(location)
+    assert await stores.pins.remove_unpinned() == 1
     assert not stores.checkpoints.exists(location)
 
 
