@@ -169,7 +169,7 @@ class JobRunner:
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""
-        location, request = _location(job, path), getattr(job, job.WhichOneof("request") or "")
+        location, request = _location(job, path), getattr(job, str(job.WhichOneof("request")))
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
             checkpoint_type=_TYPES[path.kind or "weights"],
