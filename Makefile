@@ -13,6 +13,7 @@ help:  ## list the targets
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard protos/tinker_proto/*/*.proto protos/tinker_proto/*/*/*.proto)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m tests.http.sdk_versions
 	@touch $@
 
 demo: $(STAMP)  ## fine-tune a small model on real text and sample from it, in under 3 minutes

@@ -99,8 +99,11 @@ class Tour:
     def provenance(self) -> Any:
         if not hasattr(types.Datum, "with_provenance"):
             return None
-        spans = [types.PromptProvenanceSpan(sequence_id="x", offset=0, length=6)]
-        example = weighted().model_copy(update={"model_input_spans": spans})
+        spans = [
+            types.PromptProvenanceSpan(sequence_id="x", length=2),
+            types.SampledProvenanceSpan(sequence_id="x", length=4),
+        ]
+        example = weighted().with_provenance(spans, spans)
         return self.training.forward([example], "cross_entropy").result().metrics["loss:sum"]
 
     def forward_backward_custom(self) -> Any:
@@ -120,7 +123,7 @@ class Tour:
         return whole.metrics["loss:sum"] / one.metrics["loss:sum"]
 
     def batch_over_5_mb(self) -> Any:
-        wide = np.arange(100, dtype=np.int64).repeat(60)[None, :].repeat(6, axis=0) % 100
+        wide = np.arange(6000, dtype=np.int64)[None, :].repeat(6, axis=0) % 40
         example = datum(6, target_tokens=wide, weights=np.ones(wide.shape, dtype=np.float32))
         output = self.training.forward([example] * 16, "cross_entropy").result()
         return [len(output.loss_fn_outputs), output.loss_fn_outputs[15]["logprobs"].shape]
@@ -224,6 +227,11 @@ class Tour:
         assert self.training.model_id in rest.get_session(sessions[0]).result().training_run_ids
         return True
 
+    def many_samples_at_once(self) -> Any:
+        params = types.SamplingParams(max_tokens=2, stop=[])
+        futures = [self.sampler.sample(PROMPT, 1, params) for _ in range(200)]
+        return sum(len(future.result().sequences[0].tokens) for future in futures)
+
     def publish_ttl_and_delete(self) -> Any:
         rest = self.service.create_rest_client()
         rest.publish_checkpoint_from_tinker_path(self.saved).result()
@@ -265,4 +273,4 @@ if __name__ == "__main__":
     tour = Tour()
     for feature in FEATURES:
         attempt(feature, getattr(tour, feature))
-    tour.service.close() if hasattr(tour.service, "close") else None
+    attempt("close", lambda: tour.service.close("success").result())

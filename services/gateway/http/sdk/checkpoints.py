@@ -20,6 +20,7 @@ from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 
 ONE = "/training_runs/{run}/checkpoints/{kind}/{name}"
+EXTERNAL = "external_weights"
 DEFAULT_CHECKPOINTS_PER_PAGE = 100
 _TYPES = {
     checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
@@ -109,13 +110,20 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 
 
 def path_of(request: Request) -> TinkerPath:
-    """The checkpoint that a request's URL names.
+    """The checkpoint that a request's URL names; external weights are a sampler checkpoint under another name.
 
     Raises:
         InvalidArgumentError: it names none.
     """
     parts = request.path_params
-    return parse_path("tinker_path", f"tinker://{parts['run']}/{parts['kind']}/{parts['name']}")
+    kind = "sampler_weights" if parts["kind"] == EXTERNAL else parts["kind"]
+    return parse_path("tinker_path", f"tinker://{parts['run']}/{kind}/{parts['name']}")
+
+
+def external_path(path: str) -> str:
+    """The name under which the SDK downloads a sampler checkpoint."""
+    parsed = TinkerPath.parse(path)
+    return f"tinker://{parsed.training_run_id}/{EXTERNAL}/{parsed.name}"
 
 
 def checkpoint_fields(checkpoint: checkpoint_pb2.Checkpoint) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from services.core.reserved_samplers import ReservedSampler
 from services.gateway.http.body import Fields, read_json
 from services.gateway.http.front import Front
 from services.gateway.http.sdk import results
+from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
+REQUEST_TYPE = "x-tinker-request-type"
 HOLD_S = 30.0
 SHUT_PAUSE_S = 1.0
 """A stopping gateway still holds its answers so long: whoever asks again meets a closed port and waits by itself."""
@@ -85,16 +87,19 @@ class Futures:
             return JSONResponse(_pending(operation), status_code=408)
         if operation.HasField("error"):
             return results.error_result(operation.error)
-        content = results.protobuf_result(operation)
-        if content is not None:
-            return Response(content, media_type=results.PROTOBUF)
+        message = results.protobuf_result(operation)
+        if message is not None:
+            return Response(message, media_type=results.PROTOBUF)
         try:
-            return JSONResponse(await self._json(name, operation, tenant))
+            content = await self._json(name, operation, tenant)
         except UnavailableError:
             await asyncio.sleep(SHUT_PAUSE_S)  # the SDK would ask again at once
             return JSONResponse(_pending(operation), status_code=408)
         except PlatformError as error:
             return results.error_result(error.to_operation_error())
+        if "path" in content and request.headers.get(REQUEST_TYPE) == "SaveWeightsExternal":
+            content["path"] = external_path(content["path"])
+        return JSONResponse(content)
 
     async def retrieve_many(self, request: Request) -> Response:
         """What a client of a sampling session has had finished since its cursor."""
@@ -157,7 +162,7 @@ class Futures:
         if reserved is None:
             return content
         sampling = await self._sampling_session(name, reserved, content["path"], tenant)
-        return {"type": content["type"], "sampling_session_id": sampling}
+        return {"sampling_session_id": sampling}
 
     async def _sampling_session(self, name: OperationName, reserved: ReservedSampler, path: str, tenant: str) -> str:
         """The sampling session that a save was for; opened when it is asked for first."""

@@ -108,32 +108,32 @@ def _topk(rows: Sequence[sampling_pb2.TopkLogprobs]) -> sdk_pb2.TopkLogprobs:
     return sdk_pb2.TopkLogprobs(token_ids=token_ids.tobytes(), logprobs=logprobs.tobytes(), k=k, length=len(rows))
 
 
-def _created(operation: operation_pb2.Operation, kind: str) -> dict[str, Any]:
-    return {"type": kind, "model_id": operation.name.rpartition(":")[0]}
+def _created(operation: operation_pb2.Operation) -> dict[str, Any]:
+    return {"model_id": operation.name.rpartition(":")[0]}
 
 
 def _metrics(operation: operation_pb2.Operation) -> dict[str, Any]:
     response = training_pb2.OptimStepResponse()
     operation.response.Unpack(response)
-    return {"type": "optim_step", "metrics": dict(response.metrics)}
+    return {"metrics": dict(response.metrics)}
 
 
-def _path(operation: operation_pb2.Operation, kind: str) -> dict[str, Any]:
+def _path(operation: operation_pb2.Operation) -> dict[str, Any]:
     for response in (
         training_pb2.SaveStateResponse(),
         training_pb2.SaveWeightsForSamplerResponse(),
         training_pb2.LoadStateResponse(),
     ):
         if operation.response.Unpack(response):
-            return {"type": kind, "path": response.path}
+            return {"path": response.path}
     raise KeyError(operation.method)
 
 
 _JSON_RESULTS: Mapping[str, Callable[[operation_pb2.Operation], dict[str, Any]]] = {
-    "CreateTrainingRun": lambda operation: _created(operation, "create_model"),
-    "CreateTrainingRunFromCheckpoint": lambda operation: _created(operation, "load_weights"),
+    "CreateTrainingRun": _created,
+    "CreateTrainingRunFromCheckpoint": _created,
     "OptimStep": _metrics,
-    "SaveState": lambda operation: _path(operation, "save_weights"),
-    "SaveWeightsForSampler": lambda operation: _path(operation, "save_weights_for_sampler"),
-    "LoadState": lambda operation: _path(operation, "load_weights"),
+    "SaveState": _path,
+    "SaveWeightsForSampler": _path,
+    "LoadState": _path,
 }

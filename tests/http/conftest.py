@@ -1,0 +1,49 @@
+"""One platform for all programs of the official SDK; an application in this process for what is said on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.core.config import Settings
+from services.core.connection import RedisConnection
+from services.gateway.http.app import http_app
+from services.gateway.http.front import Front
+from services.gateway.stores import Stores
+from tests.e2e.platform import Platform
+from tests.gateway.conftest import stores as stores  # workers that are announced and take no work
+from tests.model.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="session")
+def sdk_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    model_dir = save_tiny_model(tmp_path_factory.mktemp("sdk-model"), "qwen3")
+    running = Platform(model_dir, tmp_path_factory.mktemp("sdk-platform") / "data")
+    running.start()
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> Settings:
+    return Settings(data_dir=data_dir, max_waiting_per_run=3, max_message_bytes=1 << 20)
+
+
+@pytest.fixture
+async def http(stores: Stores, connection: RedisConnection, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with a key of the tenant alice."""
+    position = await stores.events.start()
+    reader = asyncio.create_task(stores.events.run(position))
+    key, _ = await stores.api_keys.create("alice")
+    app = http_app(Front.open(settings, stores), connection)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://gateway/api/v1", headers={"x-api-key": key}
+    ) as client:
+        yield client
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
