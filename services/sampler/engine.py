@@ -9,22 +9,20 @@ request; an exception in a step fails the requests that were in it; in both case
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 
-from services.core.errors import AlreadyExistsError, FailedPreconditionError, InternalError, PlatformError
+from services.core.errors import AlreadyExistsError
 from services.model.base import BaseModel
+from services.sampler.failures import failure, not_finite
 from services.sampler.kv import KVStore, Slot
 from services.sampler.placement import Placement
 from services.sampler.request import Finished, GenerationRequest, Piece, check_request
 from services.sampler.residency import Residency
-from services.sampler.runner import Outcome, Runner
+from services.sampler.runner import Runner
 from services.sampler.scheduler import Chunk, schedule
 from services.sampler.sequence import Group, Sequence
 from services.sampler.stop import StopWatch
 from services.sampler.vocabulary import Vocabulary
-
-_log = logging.getLogger(__name__)
 
 
 class SamplerEngine:
@@ -193,10 +191,10 @@ class SamplerEngine:
             return [self._fail(group, error) for group in _groups_of(chunks)]
         broken = _groups_of(outcome.chunk for outcome in outcomes if not outcome.is_finite)
         for outcome in outcomes:
-            _commit(outcome)
+            outcome.chunk.sequence.advance(outcome.chunk.end, outcome.scores, outcome.drawn)
             if outcome.drawn is not None and outcome.chunk.sequence.group not in broken:
                 self._placement.announce(outcome.chunk.sequence)
-        return [self._fail(group, _not_finite(group)) for group in broken]
+        return [self._fail(group, not_finite(group)) for group in broken]
 
     def _retire(self) -> list[Finished]:
         """Takes ended sequences out, gives their slots on, and returns the requests that are complete."""
@@ -218,13 +216,9 @@ class SamplerEngine:
         return finished
 
     def _fail(self, group: Group, error: Exception) -> Finished:
-        """Ends a request with an error; what is no refusal is logged and reported as a fault of the platform."""
+        """Ends a request with an error and frees what it holds."""
         self._drop(group)
-        name = group.request.name
-        if isinstance(error, PlatformError):
-            return Finished(name, error)
-        _log.error("a step failed with %s in it", name, exc_info=error)
-        return Finished(name, InternalError(f"sampling failed: {type(error).__name__}", reason="STEP_FAILED"))
+        return failure(group.request.name, error)
 
     def _drop(self, group: Group) -> None:
         """Frees all that a group holds and forgets it."""
@@ -250,18 +244,5 @@ class SamplerEngine:
         return [sequence for group in self._groups.values() for sequence in group.live]
 
 
-def _commit(outcome: Outcome) -> None:
-    sequence = outcome.chunk.sequence
-    sequence.computed = outcome.chunk.end
-    sequence.group.scores.add(outcome.scores)
-    if outcome.drawn is not None:
-        sequence.append(outcome.drawn)
-
-
 def _groups_of(chunks: Iterable[Chunk]) -> list[Group]:
     return list(dict.fromkeys(chunk.sequence.group for chunk in chunks))
-
-
-def _not_finite(group: Group) -> FailedPreconditionError:
-    weights = group.request.adapter.name if group.request.adapter is not None else "the base model"
-    return FailedPreconditionError(f"{weights} gives logits that are not finite", reason="NON_FINITE_LOGITS")

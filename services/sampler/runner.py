@@ -21,7 +21,7 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.logprobs import unembed
 from services.model.lora import LoraContext, Segment, install_lora
-from services.sampler.attention import SLOT_ATTENTION, PackedStep, Span
+from services.sampler.attention import SLOT_ATTENTION, PackedStep, Span, join_spans
 from services.sampler.kv import KVStore
 from services.sampler.linears import Routes, install_linears
 from services.sampler.request import GenerationRequest, TopkRow
@@ -87,12 +87,13 @@ class Runner:
             positions += range(chunk.start, chunk.end)
             rows += range(span.slot_end - chunk.count, span.slot_end)
         tokens_T, positions_T, rows_T = torch.tensor([tokens, positions, rows], device=self._base.device)
+        attended = _aligned(spans) if self._deterministic else join_spans(spans)
         with self._lora.segments(_segments([(chunk.sequence.group.adapter, chunk.count) for chunk in chunks])):
             output = self._base.trunk(
                 input_ids=tokens_T[None],
                 position_ids=positions_T[None],
                 use_cache=False,
-                step=PackedStep(self._store, tuple(_aligned(spans)) if self._deterministic else spans, rows_T),
+                step=PackedStep(self._store, tuple(attended), rows_T),
             )
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD

@@ -162,6 +162,13 @@ class Sequence:
         """Whether nothing is left to do."""
         return self.stop_reason is not None if self.generates else self.due == 0
 
+    def advance(self, computed: int, scores: PromptScores, drawn: DrawnToken | None) -> None:
+        """Takes what a step has found: how far the sequence is now, scores of its prompt, and the next token."""
+        self.computed = computed
+        self.group.scores.add(scores)
+        if drawn is not None:
+            self.append(drawn)
+
     def append(self, drawn: DrawnToken) -> None:
         """Takes a drawn token; the stop rule goes before the length."""
         self.tokens.append(drawn.token)

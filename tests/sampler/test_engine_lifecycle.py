@@ -8,10 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from services.core.errors import AlreadyExistsError, DataLossError, InternalError, InvalidArgumentError
+from services.core.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+)
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine import SamplerEngine
@@ -300,3 +307,16 @@ def test_memory_of_the_store_is_known_up_front(load: Load) -> None:
     engine = make_engine(base, max_cached_tokens=100)
     config = base.config
     assert engine.kv_size_bytes == 100 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 4
+
+
+def test_the_deterministic_mode_is_refused_where_its_operations_are_missing(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OtherTorch:
+        """A torch without oneDNN's packed linears."""
+
+    monkeypatch.setattr(torch.ops, "mkldnn", OtherTorch())
+    with pytest.raises(FailedPreconditionError) as caught:
+        make_engine(load(), deterministic=True)
+    assert caught.value.reason == "NOT_DETERMINISTIC"
+    run(make_engine(load()), ask("plain", PROMPT))
