@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
+from services.core.config import Settings
+from services.core.telemetry import configure_logging
 from services.model.base import BaseModel
 from services.trainer.engine import TrainerEngine
 from tests.model.fixtures import load, source
 
 __all__ = ["engine", "load", "source"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging() -> None:
+    """As in a service; structlog by itself prints every local variable of a traceback, and takes its time."""
+    configure_logging(Settings(), "trainer")
 
 
 @pytest.fixture
