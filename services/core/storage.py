@@ -108,8 +108,11 @@ def open_storage(settings: Settings) -> Storage:
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return LocalStorage(Path(parts.path))
     if parts.scheme == "s3" and parts.netloc and not parts.query and not parts.fragment:
-        from services.core.s3_storage import S3Storage
-
+        try:
+            from services.core.s3_storage import S3Storage
+        except ModuleNotFoundError as error:
+            message = f"is {settings.storage_url!r}, which needs {error.name}: pip install 'tinker-platform[s3]'"
+            raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING") from error
         return S3Storage(settings.storage_url, settings.data_dir / "cache")
     message = f"is {settings.storage_url!r}; allowed are file:///directory and s3://bucket/prefix"
     raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING")
