@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinker_client import _convert
 from tinker_client._connection import Connection
 from tinker_client._download import ReportBytes, sha256_of
 from tinker_client._transport import Transport
@@ -63,6 +64,24 @@ async def upload(transport: Transport, files: AdapterFiles, report: ReportBytes 
         ids.append(await _send(transport, file, path, _reporter(report, before, total_bytes)))
         before += file.size_bytes
     return ids[0], ids[1]
+
+
+def import_request(
+    base_model: str,
+    name: str,
+    user_metadata: Mapping[str, str] | None,
+    rename_base_model: bool,
+    ttl_seconds: int | None,
+) -> checkpoint_pb2.ImportCheckpointRequest:
+    """What to import, but for whose it is and what it has."""
+    with _convert.naming("import_checkpoint"):
+        return checkpoint_pb2.ImportCheckpointRequest(
+            base_model=base_model,
+            rename_base_model=rename_base_model,
+            name=name,
+            ttl_seconds=ttl_seconds,
+            user_metadata=user_metadata,
+        )
 
 
 async def import_adapter(

@@ -18,7 +18,7 @@ from tinker_client._connection import Connection
 from tinker_client._download import ReportBytes
 from tinker_client._session import SubmitMethod
 from tinker_client._transport import PATIENCE
-from tinker_client._upload import AdapterFiles, import_adapter
+from tinker_client._upload import AdapterFiles, import_adapter, import_request
 from tinker_client.future import APIFuture
 from tinker_client.rest_client import RestClient
 from tinker_client.sampling_client import SamplingClient
@@ -124,7 +124,7 @@ class ServiceClient:
             RequestFailedError: the adapter does not fit the base model; says what of it.
         """
         files = AdapterFiles.find(path, config)
-        request = _import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
+        request = import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
         return self._run(self._import_checkpoint(files, request, progress))
 
     def create_rest_client(self) -> RestClient:
@@ -188,7 +188,7 @@ class ServiceClient:
     ) -> types.ImportCheckpointResponse:
         """`import_checkpoint`, awaited."""
         files = AdapterFiles.find(path, config)
-        request = _import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
+        request = import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
         return await self._start(self._import_checkpoint(files, request, progress))
 
     def close(self) -> None:
@@ -274,20 +274,3 @@ class ServiceClient:
         if (model_path is None) == (base_model is None):
             raise ValueError("give either model_path or base_model, and not both")
         return await SamplingClient.open(self._connection, model_path=model_path, base_model=base_model)
-
-
-def _import_request(
-    base_model: str,
-    name: str,
-    user_metadata: Mapping[str, str] | None,
-    rename_base_model: bool,
-    ttl_seconds: int | None,
-) -> checkpoint_pb2.ImportCheckpointRequest:
-    with _convert.naming("import_checkpoint"):
-        return checkpoint_pb2.ImportCheckpointRequest(
-            base_model=base_model,
-            rename_base_model=rename_base_model,
-            name=name,
-            ttl_seconds=ttl_seconds,
-            user_metadata=user_metadata,
-        )
