@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from tinker_client._address import Address
 from tinker_client._download import download
-from tinker_client._upload import AdapterFiles
+from tinker_client._transport import Transport
+from tinker_client._upload import AdapterFiles, upload
 from tinker_client.errors import InternalServerError
-from tinker_proto.v1 import checkpoint_pb2
+from tinker_proto.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "/etc/passwd", "a/b", "a\\b", "a\0"])
@@ -46,3 +52,69 @@ def test_an_adapter_is_a_directory_or_a_safetensors_file(tmp_path: Path) -> None
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         AdapterFiles.find(tmp_path)
+
+
+class FlakyFiles(checkpoint_pb2_grpc.CheckpointServiceServicer):
+    """A file that breaks off after every 1,000 bytes, and uploads of which the first breaks off."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.offsets: list[int] = []
+        self.uploads: list[bytes] = []
+
+    async def ReadFile(self, request: Any, context: Any) -> AsyncIterator[checkpoint_pb2.ReadFileResponse]:  # noqa: N802
+        self.offsets.append(request.offset)
+        for start in (request.offset, request.offset + 500):
+            yield checkpoint_pb2.ReadFileResponse(content=self.content[start : start + 500])
+        if request.offset + 1000 < len(self.content):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is going away")
+
+    async def UploadFile(self, requests: Any, context: Any) -> checkpoint_pb2.UploadFileResponse:  # noqa: N802
+        first = await anext(requests)
+        if not self.uploads:
+            self.uploads.append(b"")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is going away")
+        self.uploads.append(b"".join([request.content async for request in requests]))
+        return checkpoint_pb2.UploadFileResponse(upload_id=first.file.name)
+
+
+@asynccontextmanager
+async def serving(files: FlakyFiles) -> AsyncIterator[Transport]:
+    server = grpc.aio.server()
+    checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(files, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    transport = Transport(Address.resolve(f"grpc://127.0.0.1:{port}"), "key")
+    yield transport
+    await transport.close()
+    await server.stop(None)
+
+
+async def test_a_download_goes_on_over_broken_streams(tmp_path: Path) -> None:
+    content = bytes(range(250)) * 14
+    files, reports = FlakyFiles(content), []
+    described = checkpoint_pb2.File(name="a", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def request(name: str, offset: int) -> checkpoint_pb2.ReadFileRequest:
+        return checkpoint_pb2.ReadFileRequest(name=name, offset=offset)
+
+    async with serving(files) as transport:
+        await download(transport, [described], tmp_path, request, lambda done, total: reports.append((done, total)))
+    assert (tmp_path / "a").read_bytes() == content
+    assert files.offsets == [0, 1000, 2000, 3000]
+    assert reports[-1] == (len(content), len(content))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+async def test_an_upload_that_broke_off_is_sent_again(tmp_path: Path) -> None:
+    weights = bytes(3 << 20)
+    (tmp_path / "adapter_config.json").write_bytes(b"{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+    files = FlakyFiles(b"")
+    reports: list[tuple[int, int]] = []
+    async with serving(files) as transport:
+        found = AdapterFiles.find(tmp_path)
+        ids = await upload(transport, found, lambda done, total: reports.append((done, total)))
+    assert ids == ("adapter_config.json", "adapter_model.safetensors")
+    assert files.uploads == [b"", b"{}", weights]
+    assert reports[-1] == (len(weights) + 2, len(weights) + 2)
