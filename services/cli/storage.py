@@ -38,7 +38,7 @@ def verify(
 ) -> None:
     """Read checkpoints back and compare them with their SHA-256; exit code 1 if something is wrong.
 
-    Example: tinker-platform storage verify tinker://2f1c8e...:train:0/weights/step-100
+    Example: tinker-platform storage verify tinker://$RUN/weights/step-100
     """
     from services.core.errors import InvalidArgumentError
     from services.core.verification import verify_checkpoints
