@@ -19,8 +19,9 @@ MAX_ATTEMPTS = 2
 
 
 def request_digest(request: Message) -> str:
-    """Tells a resend from a different request under the same seq_id."""
-    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+    """Tells a resend from a different request under the same seq_id, of another method with equal fields too."""
+    content = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def raise_if_refused(reply: Sequence[Any], operation: str) -> None:

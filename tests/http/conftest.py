@@ -15,8 +15,11 @@ from services.gateway.http.app import http_app
 from services.gateway.http.front import Front
 from services.gateway.stores import Stores
 from tests.e2e.platform import Platform
-from tests.gateway.conftest import stores as stores  # workers that are announced and take no work
+from tests.gateway import conftest as gateway
 from tests.model.tiny import save_tiny_model
+
+stores = gateway.stores
+"""Its workers are announced and take no work."""
 
 
 @pytest.fixture(scope="session")

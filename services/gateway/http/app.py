@@ -9,9 +9,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from services.core.connection import RedisConnection
-from services.gateway.http import sdk, status
+from services.gateway.http import status
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.front import Front
+from services.gateway.http.sdk.routes import sdk_routes
 
 
 class _Server(uvicorn.Server):
@@ -24,7 +25,8 @@ class _Server(uvicorn.Server):
 
 def http_app(front: Front, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
-    return Starlette(routes=[*status.routes(connection), *sdk.routes(front)], exception_handlers=exception_handlers())
+    routes = [*status.routes(connection), *sdk_routes(front)]
+    return Starlette(routes=routes, exception_handlers=exception_handlers())
 
 
 def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:

@@ -1,0 +1,27 @@
+"""All groups of routes of the official SDK, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.routing import BaseRoute, Mount
+
+from services.gateway.http.front import Front
+from services.gateway.http.sdk import (
+    billing,
+    checkpoints,
+    client,
+    downloads,
+    futures,
+    runs,
+    sampling,
+    sessions,
+    training,
+)
+
+_GROUPS = (client, sessions, training, sampling, futures, runs, checkpoints, downloads, billing)
+
+
+def sdk_routes(front: Front) -> Sequence[BaseRoute]:
+    """All routes of the SDK."""
+    return [Mount("/api/v1", routes=[route for group in _GROUPS for route in group.routes(front)])]

@@ -1,0 +1,259 @@
+"""What is said on the wire: order, resends, refusals in their places, overload, held answers, cursors, tenants."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from services.core.names import OperationName
+from services.gateway.http.sdk import futures
+from services.gateway.stores import Stores
+from tests.gateway.caller import BASE
+from tinker_proto.sdk.v1 import sdk_pb2
+
+PROTOBUF = {"content-type": "application/x-protobuf"}
+ADAM = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.0, "grad_clip_norm": 0.0}
+
+
+async def open_session(http: httpx.AsyncClient) -> str:
+    answer = await http.post("create_session", json={"tags": [], "user_metadata": None, "sdk_version": "0"})
+    return str(answer.json()["session_id"])
+
+
+async def create(http: httpx.AsyncClient) -> str:
+    fields = {"session_id": await open_session(http), "model_seq_id": 0, "base_model": BASE}
+    answer = await http.post("create_model", json={**fields, "lora_config": {"rank": 4}, "type": "create_model"})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["model_id"])
+
+
+async def sampling_session(http: httpx.AsyncClient) -> str:
+    fields = {"session_id": await open_session(http), "sampling_session_seq_id": 0, "base_model": BASE}
+    return str((await http.post("create_sampling_session", json=fields)).json()["sampling_session_id"])
+
+
+async def sample(http: httpx.AsyncClient, sampling: str, seq_id: int, **changes: Any) -> httpx.Response:
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": [5, 6]}]}
+    fields = {"sampling_session_id": sampling, "seq_id": seq_id, "prompt": prompt, "sampling_params": {}, **changes}
+    return await http.post("asample", json=fields)
+
+
+def loss(run: str, seq_id: int, *, targets: int = 4, **changes: Any) -> bytes:
+    request = sdk_pb2.ForwardBackwardRequest(model_id=run, seq_id=seq_id, loss_fn="cross_entropy", **changes)
+    datum = request.data.add()
+    datum.model_input.add().encoded_text.tokens = np.arange(4, dtype="<i4").tobytes()
+    target = datum.loss_fn_inputs["target_tokens"]
+    target.dtype, target.dense = sdk_pb2.DATA_TYPE_INT64, np.arange(targets, dtype="<i8").tobytes()
+    return request.SerializeToString()
+
+
+async def submit(http: httpx.AsyncClient, content: bytes) -> httpx.Response:
+    return await http.post("forward_backward", content=content, headers=PROTOBUF)
+
+
+async def logged(stores: Stores, run: str) -> list[int]:
+    return [entry.seq_id for entry in await stores.run_logs.entries(run, -1, 100)]
+
+
+async def test_a_chunk_that_arrives_early_waits_for_the_first_one(http: httpx.AsyncClient, stores: Stores) -> None:
+    run = await create(http)
+    assert (await submit(http, loss(run, 2))).json() == {"request_id": f"{run}:2", "model_id": run}
+    assert await logged(stores, run) == [0]
+    await submit(http, loss(run, 1))
+    assert await logged(stores, run) == [0, 1, 2]
+
+
+async def test_a_resend_is_the_same_promise_and_another_request_is_refused(
+    http: httpx.AsyncClient, stores: Stores
+) -> None:
+    run = await create(http)
+    first, again = await submit(http, loss(run, 1)), await submit(http, loss(run, 1))
+    assert first.json() == again.json()
+    assert await logged(stores, run) == [0, 1]
+    other = await submit(http, loss(run, 1, forward_only=True))
+    assert (other.status_code, other.json()["reason"]) == (400, "SEQ_ID_USED")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"targets": 3}, "target_tokens"),
+        ({"loss_fn_config_v2": {"beta": sdk_pb2.LossConfigValue(text="x")}}, "beta"),
+        ({"loss_fn_config": {"nothing": 1.0}}, "nothing"),
+    ],
+)
+async def test_a_refused_operation_keeps_its_place_and_fails_by_its_promise(
+    http: httpx.AsyncClient, stores: Stores, changes: dict[str, Any], field: str
+) -> None:
+    run = await create(http)
+    promise = await submit(http, loss(run, 1, **changes))
+    assert promise.status_code == 200
+    fields = {"model_id": run, "seq_id": 2, "adam_params": ADAM}
+    assert (await http.post("optim_step", json=fields)).status_code == 200
+    assert await logged(stores, run) == [0, 1, 2]
+    result = await http.post("retrieve_future", json={"request_id": promise.json()["request_id"]})
+    assert (result.status_code, result.json()["category"]) == (200, "user")
+    assert field in result.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("optim_step", {"optimizer_params": {"type": "dimuon", "learning_rate": 0.1}}),
+        ("optim_step", {}),
+        ("save_weights", {"path": "../x"}),
+        ("save_weights", {"path": "x", "ttl_seconds": 5}),
+        ("save_weights_for_sampler", {}),
+        ("save_weights_for_sampler", {"path": "x", "kind": "inflight"}),
+        ("save_weights_external", {"path": "x", "age_encryption_recipients": ["age1"]}),
+        ("load_weights", {"path": "tinker://a:train:0/sampler_weights/x"}),
+        ("load_weights", {"path": "tinker://a:train:0/weights/x", "weights_access_token": "t"}),
+    ],
+)
+async def test_whatever_cannot_be_carried_out_fails_by_its_promise(
+    http: httpx.AsyncClient, path: str, fields: dict[str, Any]
+) -> None:
+    run = await create(http)
+    promise = await http.post(path, json={"model_id": run, "seq_id": 1, **fields})
+    assert promise.status_code == 200, promise.text
+    result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
+    assert result.json()["category"] == "user"
+    assert result.json()["error"]
+
+
+async def test_a_full_queue_says_when_to_come_again(http: httpx.AsyncClient) -> None:
+    run = await create(http)
+    answers = [await submit(http, loss(run, seq_id)) for seq_id in (1, 2, 3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[-1].headers["retry-after-ms"]) > 0
+
+
+async def test_an_answer_is_held_until_there_is_one(http: httpx.AsyncClient, stores: Stores) -> None:
+    run = await create(http)
+    await submit(http, loss(run, 1))
+    waiting = asyncio.create_task(http.post("retrieve_future", json={"request_id": f"{run}:1"}))
+    while not stores.events.is_expected(f"{run}:1"):
+        await asyncio.sleep(0)
+    await stores.operations.cancel(OperationName(run, 1))
+    assert (await waiting).json() == {"error": f"operation {run}:1 was cancelled", "category": "user"}
+
+
+async def test_a_pending_result_is_408_once_the_hold_is_over(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(futures, "HOLD_S", 0.05)
+    run = await create(http)
+    answer = await http.post("retrieve_future", json={"request_id": f"{run}:0", "allow_metadata_only": True})
+    assert answer.status_code == 408
+    assert answer.json() == {"type": "try_again", "request_id": f"{run}:0", "queue_state": "active"}
+
+
+async def test_a_stopping_gateway_does_not_let_anybody_spin(
+    http: httpx.AsyncClient, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await create(http)
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("services.gateway.http.sdk.futures.asyncio.sleep", pause)
+    stores.events.shut()
+    assert (await http.post("retrieve_future", json={"request_id": f"{run}:0"})).status_code == 408
+    assert pauses == [futures.SHUT_PAUSE_S]
+
+
+async def test_a_cursor_sees_each_finished_sample_once(http: httpx.AsyncClient, stores: Stores) -> None:
+    sampling = await sampling_session(http)
+    clone = 3_000_000_000
+    for seq_id in (0, 5, clone):
+        answer = await sample(http, sampling, seq_id, num_samples=2)
+        assert answer.json()["sample_sequence_ids"] == [f"{sampling}:{seq_id}:{i}" for i in range(2)]
+    seen: list[str] = []
+    cursor = 0
+    for seq_id in (5, clone, 0):
+        await http.post("cancel_future", json={"request_id": f"{sampling}:{seq_id}"})
+        target = {"sampling_session_id": sampling, "cloned_sampler_id": 0}
+        fields = {"target": target, "prev_cursor": cursor, "timeout": 0, "retrieved_request_ids": seen}
+        answer = (await http.post("retrieve_futures", json=fields)).json()
+        seen += [entry["request_id"] for entry in answer["completions"]]
+        assert all(entry["state"] == "failed" for entry in answer["completions"])
+        assert answer["cursor"] >= cursor
+        cursor = answer["cursor"]
+    assert seen == [f"{sampling}:5", f"{sampling}:0"]
+
+
+async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient, stores: Stores) -> None:
+    sampling = await sampling_session(http)
+    await sample(http, sampling, 0)
+    fields = {"target": {"sampling_session_id": sampling}}
+    waiting = asyncio.create_task(http.post("retrieve_futures", json=fields))
+    await asyncio.sleep(0)
+    await stores.operations.cancel(OperationName(sampling, 0))
+    assert [entry["request_id"] for entry in (await waiting).json()["completions"]] == [f"{sampling}:0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"prompt_alt_tokens_k": 1}, "prompt_alt_tokens_k"),
+        ({"record_stability_info": True}, "record_stability_info"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"sampling_params": {"temperature": -1.0}}, "temperature"),
+        ({"sampling_params": {"stop": [5, "x"]}}, "stop"),
+        ({"prompt": {"chunks": [{"type": "image_asset_pointer", "format": "png", "location": "x"}]}}, "chunks"),
+        ({"prompt": {"chunks": [{"type": "image", "format": "png", "data": "!"}]}}, "data"),
+        ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [2**31]}]}}, "tokens"),
+        ({"target_prompt_logprobs": {"data": [-1], "dtype": "int64", "shape": [1, 1]}}, "target_prompt_logprobs"),
+        ({"target_prompt_logprobs": {"data": [1, 2], "dtype": "int64", "shape": [1]}}, "target_prompt_logprobs"),
+        ({"seq_id": 2**60}, "seq_id"),
+    ],
+)
+async def test_a_sample_that_cannot_be_carried_out_is_refused_by_name(
+    http: httpx.AsyncClient, changes: dict[str, Any], field: str
+) -> None:
+    answer = await sample(http, await sampling_session(http), **{"seq_id": 0, **changes})
+    assert answer.status_code == 400, answer.text
+    assert field in answer.json()["detail"]
+
+
+async def test_a_session_that_was_finished_is_gone(http: httpx.AsyncClient) -> None:
+    session = await open_session(http)
+    assert (await http.post("session_heartbeat", json={"session_id": session})).status_code == 200
+    for _ in range(2):
+        reason = {"reason": {"type": "success"}, "detail": None}
+        assert (await http.post(f"sessions/{session}/finish", json=reason)).status_code == 204
+    assert (await http.post("session_heartbeat", json={"session_id": session})).status_code == 410
+
+
+async def test_what_is_anothers_does_not_exist(http: httpx.AsyncClient, stores: Stores) -> None:
+    run, sampling = await create(http), await sampling_session(http)
+    http.headers["x-api-key"], _ = await stores.api_keys.create("mallory")
+    session = run.partition(":")[0]
+    answers = [
+        await submit(http, loss(run, 1)),
+        await sample(http, sampling, 0),
+        await http.post("get_info", json={"model_id": run}),
+        await http.post("retrieve_future", json={"request_id": f"{run}:0"}),
+        await http.post("cancel_future", json={"request_id": f"{run}:0"}),
+        await http.post("retrieve_futures", json={"target": {"sampling_session_id": sampling}}),
+        await http.post("session_heartbeat", json={"session_id": session}),
+        await http.post("join_sampling_session", json={"sampling_session_id": sampling}),
+        await http.post("save_weights_for_sampler", json={"model_id": run, "seq_id": 1, "sampling_session_seq_id": 0}),
+        await http.get(f"samplers/{sampling}"),
+        await http.get(f"sessions/{session}"),
+        await http.get(f"training_runs/{run}"),
+        await http.get(f"training_runs/{run}/checkpoints"),
+    ]
+    assert [answer.status_code for answer in answers] == [404] * len(answers)
+    assert (await http.get("training_runs")).json()["training_runs"] == []
+
+
+async def test_clients_of_one_sampling_session_get_numbers_of_their_own(http: httpx.AsyncClient) -> None:
+    fields = {"sampling_session_id": await sampling_session(http)}
+    counters = [(await http.post("join_sampling_session", json=fields)).json()["client_counter"] for _ in range(3)]
+    assert counters == [1, 2, 3]
