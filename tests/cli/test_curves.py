@@ -44,6 +44,11 @@ def test_a_falling_line_falls_from_corner_to_corner_and_fits_the_terminal() -> N
     assert drawn.splitlines()[-1].split() == ["step", "1", "100"]
 
 
+def test_a_jump_at_the_last_step_is_seen() -> None:
+    drawn = draw(Curve("loss", list(range(1000)), [0.0] * 999 + [1.0]), width_cells=60)
+    assert ord(rows_of(drawn)[0][-1]) & 0x08, "the dot at the top right"
+
+
 def test_one_step_and_a_constant_can_be_drawn() -> None:
     for curve in (Curve("learning rate", [7], [1e-4]), Curve("loss", [1, 2, 3], [0.0, 0.0, 0.0])):
         drawn = draw(curve, width_cells=10)
