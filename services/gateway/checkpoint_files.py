@@ -72,7 +72,7 @@ class CheckpointFiles:
         file = _named(_exported(found), name)
 
         def read(start: int, length: int) -> bytes:
-            return self._stores.exports.read(operation, name, start, length)
+            return self._stores.exports.read(found.name, name, start, length)
 
         async for piece in _pieces(read, file, offset):
             yield piece

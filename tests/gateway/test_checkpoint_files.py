@@ -32,7 +32,10 @@ async def save(stores: Stores, connection: RedisConnection, tenant: str, run: st
         files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         (directory / "checkpoint.json").write_text(json.dumps({"files": files}))
     record = checkpoint_pb2.Checkpoint(
-        tinker_path=str(path), training_run_id=run, checkpoint_type=checkpoint_pb2.CHECKPOINT_TYPE_TRAINING
+        tinker_path=str(path),
+        training_run_id=run,
+        base_model=BASE,
+        checkpoint_type=checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
     )
     for write in checkpoint_writes(tenant, StoredCheckpoint(record, location), ""):
         await connection.commands.execute_command(*write)
@@ -191,3 +194,37 @@ async def test_a_merge_wants_a_checkpoint(alice: Caller) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await alice.sampling.MergeWeights(request)
     assert fields_at_fault(caught.value) == ["sampling_session_id"]
+
+
+async def test_what_a_merge_has_written_is_read_by_its_owner_once_it_is_done(
+    alice: Caller, mallory: Caller, stores: Stores, connection: RedisConnection, data_dir: Path
+) -> None:
+    path = await save(stores, connection, "alice", await alice.run())
+    pinned = sampling_pb2.CreateSamplingSessionRequest(session_id=await alice.session(), model_path=path)
+    sampling = (await alice.sampling.CreateSamplingSession(pinned)).sampling_session_id
+    name = (await alice.sampling.MergeWeights(sampling_pb2.MergeWeightsRequest(sampling_session_id=sampling))).name
+
+    async def code_of(caller: Caller, **fields: object) -> grpc.StatusCode:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read(caller, **fields)
+        code = caught.value.code()
+        assert isinstance(code, grpc.StatusCode)
+        return code
+
+    assert await code_of(alice, operation=name, name="model") is grpc.StatusCode.FAILED_PRECONDITION
+    with stores.exports.write(name) as directory:
+        (directory / "model").write_bytes(CONTENT)
+    merged = sampling_pb2.MergeWeightsResponse(files=stores.exports.files(name))
+    await stores.sample_queues.join(BASE)
+    (entry,) = await stores.sample_queues.take("w", BASE, count=1, block_ms=1000)
+    job = await stores.sample_queues.read_job(entry)
+    assert job.checkpoint_location == path.removeprefix("tinker://") + "/1"
+    await stores.sample_queues.complete(BASE, entry, await stores.operations.result(merged))
+    scope, _, seq_id = name.rpartition(":")
+    for alias in (name, f"{scope}:0{seq_id}"):
+        assert await read(alice, operation=alias, name="model", offset=7) == CONTENT[7:]
+    assert await code_of(alice, operation=name, name="../other/model") is grpc.StatusCode.NOT_FOUND
+    assert await code_of(mallory, operation=name, name="model") is grpc.StatusCode.NOT_FOUND
+    (data_dir / "exports" / name).rename(data_dir / "swept")
+    with pytest.raises(grpc.aio.AioRpcError, match="kept for a day"):
+        await read(alice, operation=name, name="model")
