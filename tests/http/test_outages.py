@@ -1,0 +1,70 @@
+"""A gateway killed under a program of the official SDK, and a program killed under the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from tests.http.counting_proxy import CountingProxy
+
+PROGRAM = Path(__file__).with_name("steady.py")
+STEPS = 8
+
+
+@asynccontextmanager
+async def program(port: int) -> AsyncIterator[Process]:
+    """The program, until it has ended or the test has."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
+    environment |= {"TINKER_BASE_URL": f"http://127.0.0.1:{port}", "TINKER_API_KEY": API_KEY, "TINKER_TELEMETRY": "0"}
+    command = [sys.executable, str(PROGRAM), BASE_MODEL, str(STEPS)]
+    running = await asyncio.create_subprocess_exec(*command, env=environment, stdout=PIPE)
+    try:
+        yield running
+    finally:
+        with suppress(ProcessLookupError):
+            running.kill()
+        await running.wait()
+
+
+async def next_line(program: Process) -> Any:
+    assert program.stdout is not None
+    return json.loads(await asyncio.wait_for(program.stdout.readline(), 90))
+
+
+@pytest.fixture(scope="module")
+def calm(sdk_platform: Platform) -> Any:
+    """What the program gets when nothing happens, and how many requests it makes."""
+
+    async def run() -> Any:
+        async with CountingProxy(sdk_platform.http_port).serve() as proxy, program(proxy.port) as running:
+            await next_line(running)
+            return await next_line(running), proxy.requests
+
+    return asyncio.run(run())
+
+
+async def test_a_killed_gateway_costs_the_program_nothing_and_nobody_spins(sdk_platform: Platform, calm: Any) -> None:
+    undisturbed, requests = calm
+    async with CountingProxy(sdk_platform.http_port).serve() as proxy, program(proxy.port) as running:
+        assert await next_line(running) == "under way"
+        await asyncio.to_thread(sdk_platform.kill, "gateway")
+        assert await next_line(running) == undisturbed, "the same losses, nothing applied twice, the same samples"
+        assert proxy.requests <= 2 * requests + 100
+
+
+async def test_a_killed_program_leaves_the_platform_to_others(sdk_platform: Platform, calm: Any) -> None:
+    async with program(sdk_platform.http_port) as doomed:
+        assert await next_line(doomed) == "under way"
+    async with program(sdk_platform.http_port) as running:
+        assert await next_line(running) == "under way"
+        assert await next_line(running) == calm[0]
