@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 from datetime import timedelta
 
 import structlog
@@ -47,6 +49,7 @@ _log = structlog.get_logger(__name__)
 async def serve(settings: Settings) -> None:
     """Runs the gateway until SIGTERM or SIGINT."""
     configure_logging(settings, "gateway")
+    _allow_many_connections()
     connection = RedisConnection.open(settings.redis_url)
     stores = Stores.open(settings, connection)
     position = await stores.events.start()
@@ -95,6 +98,13 @@ def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
         TrainingServicer(stores, auth, submission, creation), server
     )
     return wrapped
+
+
+def _allow_many_connections() -> None:
+    """Every request that waits for a result holds a socket: as many as the machine allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _sweep(stores: Stores) -> None:

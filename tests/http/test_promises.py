@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from services.core.names import OperationName
+from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.sdk import futures
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE
@@ -164,7 +165,7 @@ async def test_a_stopping_gateway_does_not_let_anybody_spin(
     monkeypatch.setattr("services.gateway.http.sdk.futures.asyncio.sleep", pause)
     stores.events.shut()
     assert (await http.post("retrieve_future", json={"request_id": f"{run}:0"})).status_code == 408
-    assert pauses == [futures.SHUT_PAUSE_S]
+    assert pauses == [PAUSE_S]
 
 
 async def test_a_cursor_sees_each_finished_sample_once(http: httpx.AsyncClient, stores: Stores) -> None:

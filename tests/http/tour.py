@@ -206,7 +206,7 @@ class Tour:
         return losses
 
     def name_in_use(self) -> Any:
-        assert "exists" in refusal_of(self.training.save_state("tour"))
+        assert "weights/tour" in refusal_of(self.training.save_state("tour"))
         return self.training.save_state("tour", overwrite=True, ttl_seconds=7200).result().path
 
     def listings(self) -> Any:

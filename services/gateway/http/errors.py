@@ -1,10 +1,12 @@
 """Errors as HTTP answers: a status, one sentence, and the fields at fault.
 
-409 is never sent: the official SDK repeats it for minutes. What is over a limit is 429 with the time to wait.
+409 is never sent: the official SDK repeats it for minutes. What is over a limit is 429 with the time to wait. A fault
+of the platform is answered after `PAUSE_S`: who waits for a result asks again at once, whatever the answer says.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import structlog
@@ -17,6 +19,8 @@ from starlette.types import ExceptionHandler
 from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import InternalError, PlatformError, ResourceExhaustedError, UnavailableError
 from services.gateway.http.body import BodyTooLargeError, WrongContentTypeError
+
+PAUSE_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -66,11 +70,13 @@ def exception_handlers() -> Mapping[type[Exception], ExceptionHandler]:
         )
 
     async def queue_away(request: Request, error: Exception) -> Response:
+        await asyncio.sleep(PAUSE_S)
         message = "the queue cannot be reached at the moment; try again"
         return error_response(UnavailableError(message, reason="QUEUE_UNAVAILABLE"))
 
     async def failed(request: Request, error: Exception) -> Response:
         _log.error("request failed", path=request.url.path, exc_info=error)
+        await asyncio.sleep(PAUSE_S)
         return error_response(InternalError("the platform failed at this request; its log has the details"))
 
     return {

@@ -19,6 +19,7 @@ from services.core.errors import InvalidArgumentError, NotFoundError, PlatformEr
 from services.core.names import OperationName, sampling_session_id, session_of
 from services.core.reserved_samplers import ReservedSampler
 from services.gateway.http.body import Fields, read_json
+from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.front import Front
 from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
@@ -27,8 +28,6 @@ from tinker_proto.v1 import operation_pb2, sampling_pb2
 
 REQUEST_TYPE = "x-tinker-request-type"
 HOLD_S = 30.0
-SHUT_PAUSE_S = 1.0
-"""A stopping gateway still holds its answers so long: whoever asks again meets a closed port and waits by itself."""
 
 
 class Retrieve(SdkFields):
@@ -93,7 +92,7 @@ class Futures:
         try:
             content = await self._json(name, operation, tenant)
         except UnavailableError:
-            await asyncio.sleep(SHUT_PAUSE_S)  # the SDK would ask again at once
+            await asyncio.sleep(PAUSE_S)  # the SDK would ask again at once
             return JSONResponse(_pending(operation), status_code=408)
         except PlatformError as error:
             return results.error_result(error.to_operation_error())
@@ -119,7 +118,7 @@ class Futures:
                 try:
                     async with asyncio.timeout_at(deadline):
                         if await watcher.next_names() is None:
-                            await asyncio.sleep(SHUT_PAUSE_S)
+                            await asyncio.sleep(PAUSE_S)
                             break
                 except TimeoutError:
                     break
@@ -143,8 +142,8 @@ class Futures:
                 operation = await self._stores.operations.get(str(name), tenant)
                 if operation.done:
                     return operation
-                if self._stores.events.is_shut:
-                    await asyncio.sleep(SHUT_PAUSE_S)
+                if self._stores.events.is_shut:  # whoever asks again after the pause meets a closed port
+                    await asyncio.sleep(PAUSE_S)
                     return operation
                 try:
                     async with asyncio.timeout_at(deadline):
