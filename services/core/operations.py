@@ -76,6 +76,14 @@ class OperationStore:
             await self._decode(name, record) for name, record in records if record.get(b"tenant") == tenant.encode()
         ]
 
+    async def states(self, names: Sequence[str], tenant: str) -> dict[str, operation_pb2.OperationState.ValueType]:
+        """The states of the operations of `tenant` among `names`, without their results."""
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for name in names:
+            pipeline.hmget(keyspace.operation(name), "tenant", "state")
+        records = zip(names, await pipeline.execute(), strict=True)
+        return {name: _STATES[state] for name, (owner, state) in records if owner == tenant.encode()}
+
     async def get(self, name: str, tenant: str) -> operation_pb2.Operation:
         """One operation.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from backports import zstd
 
+from tests.e2e.platform import API_KEY, Platform
 from tinker_proto.sdk.v1 import sdk_pb2
 
 JSON = {"content-type": "application/json"}
@@ -69,6 +71,19 @@ async def test_a_gigabyte_is_refused_before_it_is_read(http: httpx.AsyncClient) 
     announced = {**PROTOBUF, "content-length": str(1 << 30)}
     answer = await http.post("forward_backward", content=pieces(), headers=announced)
     assert answer.status_code == 413
+
+
+async def test_a_gigabyte_is_refused_on_a_real_connection(sdk_platform: Platform) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", sdk_platform.http_port)
+    lines = ["POST /api/v1/forward_backward HTTP/1.1", "Host: gateway", f"X-API-Key: {API_KEY}"]
+    lines += ["Content-Type: application/x-protobuf", f"Content-Length: {1 << 30}", "", "abc"]
+    writer.write("\r\n".join(lines).encode())
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 30)
+    assert head.split()[1] == b"413"
+    writer.close()
+    await writer.wait_closed()
+    answer = await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{sdk_platform.http_port}/healthz")
+    assert answer.json() == {"status": "ok"}
 
 
 async def test_a_body_without_a_length_is_read_to_the_limit_only(http: httpx.AsyncClient) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import httpx
 import pytest
 
 import tinker_client
+from services.core.connection import RedisConnection
+from services.core.download_links import DownloadLink, DownloadLinks
+from services.core.errors import NotFoundError
 from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
 
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
@@ -66,6 +71,17 @@ def test_an_archive_holds_what_the_links_give(web: httpx.Client, saved: str) -> 
             member = archive.extractfile(name)
             assert member is not None
             assert member.read() == content
+
+
+async def test_a_link_expires(connection: RedisConnection) -> None:
+    links = DownloadLinks(connection)
+    now = datetime.now(UTC)
+    link = DownloadLink("tinker://a:train:0/weights/x", "alice", now + timedelta(seconds=60))
+    token = await links.sign(link)
+    assert await links.verify(token) == link
+    for wrong in (await links.sign(replace(link, expires=now)), token[:-3] + "AAA", token.partition(".")[0] + "."):
+        with pytest.raises(NotFoundError):
+            await links.verify(wrong)
 
 
 def test_a_link_of_a_deleted_checkpoint_gives_nothing(web: httpx.Client, sdk_platform: Platform) -> None:

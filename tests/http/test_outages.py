@@ -48,7 +48,9 @@ def calm(sdk_platform: Platform) -> Any:
     async def run() -> Any:
         async with CountingProxy(sdk_platform.http_port).serve() as proxy, program(proxy.port) as running:
             await next_line(running)
-            return await next_line(running), proxy.requests
+            result = await next_line(running)
+            assert proxy.requests <= 15 * STEPS, "a step is three calls, three results and a poll or two"
+            return result, proxy.requests
 
     return asyncio.run(run())
 

@@ -188,6 +188,33 @@ async def test_a_cursor_sees_each_finished_sample_once(http: httpx.AsyncClient, 
     assert seen == [f"{sampling}:5", f"{sampling}:0"]
 
 
+async def test_a_cursor_that_the_events_have_left_behind_is_refused(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.core.completions._EVENTS_KEPT", 1)
+    sampling = await sampling_session(http)
+    await sample(http, sampling, 0)
+    await http.post("cancel_future", json={"request_id": f"{sampling}:0"})
+    fields = {"target": {"sampling_session_id": sampling}, "timeout": 0}
+    now = (await http.post("retrieve_futures", json={**fields, "prev_cursor": 0})).json()["cursor"]
+    assert (await http.post("retrieve_futures", json={**fields, "prev_cursor": now})).status_code == 200
+    old = await http.post("retrieve_futures", json={**fields, "prev_cursor": 1})
+    assert (old.status_code, old.json()["reason"]) == (400, "CURSOR_EXPIRED")
+
+
+async def test_inflight_weights_never_become_older(http: httpx.AsyncClient, stores: Stores) -> None:
+    run, sampling = await create(http), await sampling_session(http)
+    opened, _ = await stores.catalog.sampling_session(sampling, "alice")
+    opened.sampling_session_id = f"{run.partition(':')[0]}:sample:0"
+    await stores.catalog.add_sampling_session("alice", opened, "first", run)
+    for seq_id in (5, 3):
+        await stores.catalog.publish_inflight(
+            run, seq_id, f"saved-{seq_id}", f"tinker://{run}/sampler_weights/{seq_id}"
+        )
+    now, location = await stores.catalog.sampling_session(opened.sampling_session_id, "alice")
+    assert (location, now.model_path) == ("saved-5", f"tinker://{run}/sampler_weights/5")
+
+
 async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient, stores: Stores) -> None:
     sampling = await sampling_session(http)
     await sample(http, sampling, 0)

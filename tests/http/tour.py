@@ -105,6 +105,16 @@ class Tour:
         )
         return self.training.forward([example], "cross_entropy").result().metrics["loss:sum"]
 
+    def data_of_different_shapes(self) -> Any:
+        wide = np.tile(np.arange(4, dtype=np.int64), (6, 1))
+        data = [datum(6), datum(6, target_tokens=wide, weights=np.ones((6, 4), dtype=np.float32)), datum(5), datum(5)]
+        together = self.training.forward(data, "cross_entropy").result().loss_fn_outputs
+        assert [output["logprobs"].shape for output in together] == [[6], [6, 4], [5], [5]]
+        for example, output in zip(data, together, strict=True):
+            alone = self.training.forward([example], "cross_entropy").result().loss_fn_outputs[0]
+            assert alone["logprobs"].tolist() == output["logprobs"].tolist()
+        return True
+
     def provenance(self) -> Any:
         if not hasattr(types.Datum, "with_provenance"):
             return None
@@ -162,6 +172,15 @@ class Tour:
 
     def compute_logprobs(self) -> Any:
         return self.sampler.compute_logprobs(PROMPT).result()
+
+    def target_prompt_logprobs(self) -> Any:
+        targets = types.TensorData.from_numpy(np.array([[6, 1, 2], [7, 3, 4]], dtype=np.int64))
+        params = types.SamplingParams(max_tokens=1)
+        response = self.sampler.sample(PROMPT, 1, params, True, 0, 0, targets).result()
+        scored = response.target_prompt_logprobs.to_numpy()
+        assert scored.shape == (2, 3)
+        assert scored[:, 0].tolist() == response.prompt_logprobs[1:]
+        return scored.tolist()
 
     def snapshot_is_fixed(self) -> Any:
         before = self.sampler.compute_logprobs(PROMPT).result()

@@ -14,6 +14,9 @@ from services.gateway.http.errors import exception_handlers
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.routes import sdk_routes
 
+KEEP_ALIVE_S = 75
+"""Longer than clients keep idle connections, so that they close them and no request meets a closing one."""
+
 
 class _Server(uvicorn.Server):
     """Leaves signals to the process, which drains gRPC and HTTP together."""
@@ -39,6 +42,7 @@ def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:
         log_level="warning",
         lifespan="off",
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     return _Server(config)

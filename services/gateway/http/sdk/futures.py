@@ -122,8 +122,9 @@ class Futures:
                             break
                 except TimeoutError:
                     break
-        operations = await self._stores.operations.read([str(name) for name in finished], tenant)
-        return JSONResponse({"completions": [_completion(found) for found in operations], "cursor": cursor})
+        states = await self._stores.operations.states([str(name) for name in finished], tenant)
+        completions = [_completion(name, state) for name, state in states.items()]
+        return JSONResponse({"completions": completions, "cursor": cursor})
 
     async def cancel(self, request: Request) -> Response:
         """Ends an operation that has not begun, or that samples; another is left as it is."""
@@ -184,6 +185,6 @@ def _pending(operation: operation_pb2.Operation) -> dict[str, Any]:
     return {"type": "try_again", "request_id": operation.name, "queue_state": "active"}
 
 
-def _completion(operation: operation_pb2.Operation) -> dict[str, Any]:
-    state = "failed" if operation.HasField("error") else "finished"
-    return {"state": state, "request_id": operation.name}
+def _completion(name: str, state: operation_pb2.OperationState.ValueType) -> dict[str, Any]:
+    succeeded = state == operation_pb2.OPERATION_STATE_SUCCEEDED
+    return {"state": "finished" if succeeded else "failed", "request_id": name}
