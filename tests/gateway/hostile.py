@@ -67,4 +67,5 @@ class Fuzzer:
                 return self._random.random() < 0.5
             case FieldDescriptor.CPPTYPE_ENUM:
                 return self._random.randint(0, 5)
-        return self.choose(LARGE_INTEGERS if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else INTEGERS)
+        number = self.choose(LARGE_INTEGERS if field.cpp_type == FieldDescriptor.CPPTYPE_INT64 else INTEGERS)
+        return abs(number) if field.cpp_type == FieldDescriptor.CPPTYPE_UINT32 else number
