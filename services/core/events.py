@@ -84,10 +84,6 @@ class EventHub:
             if not self._expecting[name]:
                 del self._expecting[name]
 
-    def is_expected(self, name: str) -> bool:
-        """Whether somebody waits for an operation by its name."""
-        return name in self._expecting
-
     @property
     def is_shut(self) -> bool:
         """Whether this process is about to stop."""

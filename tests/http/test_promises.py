@@ -137,7 +137,7 @@ async def test_an_answer_is_held_until_there_is_one(http: httpx.AsyncClient, sto
     run = await create(http)
     await submit(http, loss(run, 1))
     waiting = asyncio.create_task(http.post("retrieve_future", json={"request_id": f"{run}:1"}))
-    while not stores.events.is_expected(f"{run}:1"):
+    while not stores.events._expecting:
         await asyncio.sleep(0)
     await stores.operations.cancel(OperationName(run, 1))
     assert (await waiting).json() == {"error": f"operation {run}:1 was cancelled", "category": "user"}
