@@ -167,7 +167,7 @@ class Submission:
             await self._check_may_load(path, tenant)
             request.path = str(path)
         if isinstance(request, training_pb2.SaveWeightsForSamplerRequest) and not request.name:
-            request.name = f"seq-{request.seq_id}"
+            request.name = unnamed(request.seq_id)
 
     async def _check_may_load(self, path: TinkerPath, tenant: str) -> None:
         """Refuses a checkpoint that cannot be there for this tenant when its turn comes.
@@ -196,6 +196,11 @@ class Submission:
             refusal=refusal,
         )
         return accepted or await self._stores.operations.get(job.operation, job.tenant)
+
+
+def unnamed(seq_id: int) -> str:
+    """The name of sampler weights that were saved without one."""
+    return f"seq-{seq_id}"
 
 
 def _job(name: OperationName, tenant: str, request: Message) -> job_pb2.Job:

@@ -15,6 +15,7 @@ from services.gateway.http.sdk import futures
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE
 from tinker_proto.sdk.v1 import sdk_pb2
+from tinker_proto.v1 import training_pb2
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 ADAM = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.0, "grad_clip_norm": 0.0}
@@ -124,6 +125,22 @@ async def test_whatever_cannot_be_carried_out_fails_by_its_promise(
     result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
     assert result.json()["category"] == "user"
     assert result.json()["error"]
+
+
+async def test_a_reused_seq_id_gives_no_sampling_session_to_a_named_save(
+    http: httpx.AsyncClient, stores: Stores
+) -> None:
+    run = await create(http)
+    fields = {"model_id": run, "seq_id": 1}
+    assert (await http.post("save_weights_for_sampler", json={**fields, "path": "kept"})).status_code == 200
+    reused = await http.post("save_weights_for_sampler", json={**fields, "sampling_session_seq_id": 0})
+    assert (reused.status_code, reused.json()["reason"]) == (400, "SEQ_ID_USED")
+    lease = await stores.run_logs.claim("w", run, "0-0", 10_000)
+    assert lease is not None
+    saved = training_pb2.SaveWeightsForSamplerResponse(path=f"tinker://{run}/sampler_weights/kept")
+    await stores.run_logs.complete(lease, 1, await stores.operations.result(saved))
+    result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
+    assert result.json() == {"path": saved.path}
 
 
 async def test_a_full_queue_says_when_to_come_again(http: httpx.AsyncClient) -> None:

@@ -24,6 +24,7 @@ from services.gateway.http.front import Front
 from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
+from services.gateway.submission import unnamed
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
 REQUEST_TYPE = "x-tinker-request-type"
@@ -159,7 +160,7 @@ class Futures:
             message = f"is a {operation.method}, which the SDK has no result for; allowed are its own requests"
             raise InvalidArgumentError.at("request_id", message) from None
         reserved = await self._stores.reserved_samplers.of(str(name))
-        if reserved is None:
+        if reserved is None or not content.get("path", "").endswith(f"/{unnamed(name.seq_id)}"):
             return content
         sampling = await self._sampling_session(name, reserved, content["path"], tenant)
         return {"sampling_session_id": sampling}
