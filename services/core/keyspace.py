@@ -78,6 +78,21 @@ def sample_queue(base_model: str) -> str:
     return f"{PREFIX}sample:{base_model}"
 
 
+def sampler_room(worker: str) -> str:
+    """How many sequences a sampler has room for; there while it waits for work, and no longer."""
+    return f"{PREFIX}sampler-room:{worker}"
+
+
+def sampler_inbox(worker: str) -> str:
+    """Stream of jobs that were taken off a base model's queue in the name of this sampler."""
+    return f"{PREFIX}sampler-inbox:{worker}"
+
+
+def adapter_holder(location: str) -> str:
+    """The sampler that last began a job with the adapter at this location."""
+    return f"{PREFIX}adapter-holder:{location}"
+
+
 def wake(worker: str) -> str:
     """Stream that interrupts a worker's blocking read when the set of its runs has changed."""
     return f"{PREFIX}wake:{worker}"

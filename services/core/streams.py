@@ -30,6 +30,14 @@ async def read_group(
     return _flat(await client.xreadgroup(group, consumer, {stream: ">"}, count=count, block=block_ms))
 
 
+async def read_groups(
+    client: Any, group: str, consumer: str, stream_names: Sequence[str], *, count: int, block_ms: int
+) -> list[StreamEntry]:
+    """`read_group` from several streams at once, at most `count` entries of each."""
+    positions = dict.fromkeys(stream_names, ">")
+    return _flat(await client.xreadgroup(group, consumer, positions, count=count, block=block_ms))
+
+
 async def take_over(
     client: Any, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
 ) -> list[StreamEntry]:

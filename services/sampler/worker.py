@@ -2,7 +2,7 @@
 
 Its loops share one engine: `_take` brings jobs in, `_keep` tells the queue that they are still being worked on and
 takes over those of samplers that died, `_step` runs the engine while it has something to do, `_listen_for_cancelled`
-drops what nobody wants any more; `_publish` and `_report` send tokens of streamed jobs and results, so that no step
+drops what nobody wants any more; the publisher and `_report` send tokens of streamed jobs and results, so that no step
 waits for Redis. A job that cannot even start is reported by name like any other failure.
 """
 
@@ -22,9 +22,10 @@ from services.core.sample_queue import SampleEntry, SampleQueues
 from services.core.token_stream import TokenStream
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
-from services.sampler.convert import to_logprobs_response, to_piece, to_request, to_sample_response
+from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
 from services.sampler.engine import SamplerEngine
 from services.sampler.merges import Merges
+from services.sampler.publisher import Publisher
 from services.sampler.request import Finished, GenerationRequest, Piece
 from tinker_proto.internal.v1 import job_pb2
 
@@ -56,7 +57,7 @@ class SamplerWorker:
         self._operations = operations
         self._checkpoints = checkpoints
         self._merges = merges
-        self._tokens = tokens
+        self._publisher = Publisher(tokens)
         self._lease_s = lease_s
         self._device = DeviceThread()
         self._tasks = asyncio.TaskGroup()
@@ -69,10 +70,6 @@ class SamplerWorker:
         self._room = engine.free_sequences
         self._has_room = asyncio.Event()
         self._has_work = asyncio.Event()
-        self._pieces: list[Piece] = []
-        """Tokens of streamed jobs that are not published yet."""
-
-        self._has_pieces = asyncio.Event()
         self._ended: list[Finished] = []
         """Results that are not reported yet."""
 
@@ -91,7 +88,7 @@ class SamplerWorker:
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
                 tasks.create_task(self._listen_for_cancelled(position))
-                tasks.create_task(self._publish())
+                tasks.create_task(self._publisher.run())
                 tasks.create_task(self._report())
         finally:
             self._device.close()
@@ -102,7 +99,7 @@ class SamplerWorker:
                 self._has_room.clear()
                 await self._has_room.wait()
             try:
-                taken = await self._queues.take(self._worker, self._base.name, count=self._room, block_ms=2000)
+                taken = await self._queues.take(self._worker, self._base.name, count=self._room, block_ms=1000)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.5)
@@ -144,20 +141,6 @@ class SamplerWorker:
             self._has_room.set()
             await until_reached(lambda: self._queues.drop(self._base.name, entry))
 
-    async def _publish(self) -> None:
-        """Sends tokens of streamed jobs; those of several steps together when Redis is slower than the engine."""
-        while True:
-            await self._has_pieces.wait()
-            self._has_pieces.clear()
-            pieces, self._pieces = self._pieces, []
-            tokens = job_pb2.StreamedTokens()
-            for piece in pieces:
-                tokens.operations.add(operation=piece.name, pieces=[to_piece(piece)])
-            try:
-                await self._tokens.publish(tokens)
-            except TRANSIENT_ERRORS as error:
-                _log.warning("tokens lost on their way, their results will have them", error=str(error))
-
     async def _start_all(self, entries: list[SampleEntry]) -> None:
         """Hands jobs to the engine, all of them between the same two steps."""
         self._entries |= {entry.operation: entry for entry in entries}
@@ -170,7 +153,7 @@ class SamplerWorker:
 
     async def _prepare(self, entry: SampleEntry) -> GenerationRequest | None:
         """Begins a job; None if it has its result already, or cannot be carried out and is reported so."""
-        if not await until_reached(lambda: self._queues.begin(entry)):
+        if not await until_reached(lambda: self._queues.begin(self._worker, entry)):
             self._entries.pop(entry.operation, None)
             await until_reached(lambda: self._queues.drop(self._base.name, entry))
             return None
@@ -206,9 +189,7 @@ class SamplerWorker:
             idle = False
             while not idle:
                 finished, pieces, idle = await self._device.run(self._advance)
-                if pieces:
-                    self._pieces += pieces
-                    self._has_pieces.set()
+                self._publisher.add(pieces)
                 self._end(finished)
                 if self._room:
                     self._has_room.set()

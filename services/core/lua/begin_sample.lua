@@ -1,6 +1,7 @@
 -- Marks a sampling operation as begun. One whose workers died at it too often ends here, by name.
--- KEYS  1 operation  2 events  3 dead
--- ARGV  1 operation name  2 most attempts  3 error for a dead job  4 ms to keep a finished operation
+-- KEYS  1 operation  2 events  3 dead  4 holder of the adapter
+-- ARGV  1 operation name  2 most attempts  3 error for a dead job  4 ms to keep a finished operation  5 sampler
+--       6 adapter's location or ''  7 ms to remember who holds it
 -- Returns 'run' | 'skip' (finished already)
 local operation, events, dead = unpack(KEYS)
 local state = redis.call('HGET', operation, 'state')
@@ -13,4 +14,5 @@ if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[2]) then
   return 'skip'
 end
 redis.call('HSET', operation, 'state', 'running')
+if ARGV[6] ~= '' then redis.call('SET', KEYS[4], ARGV[5], 'PX', ARGV[7]) end
 return 'run'
