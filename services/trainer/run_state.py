@@ -6,6 +6,8 @@ dropping a run costs the same however many others there are.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -16,16 +18,19 @@ class RunState:
     """The state of one run, starting from given weights with everything else zero."""
 
     def __init__(self, weights: AdapterWeights) -> None:
-        self.buffer = torch.zeros(4, weights.flat.numel(), device=weights.flat.device)
-        """float32 [4, numel]: weights, gradient and both moments."""
-
-        self.buffer[0] = weights.flat
-        self.weights = AdapterWeights(weights.config, weights.layout, self.buffer[0])
-        self.gradient: Tensor = self.buffer[1]
-        self.exp_avg: Tensor = self.buffer[2]
-        self.exp_avg_sq: Tensor = self.buffer[3]
+        self._lay_out(weights, torch.zeros(4, weights.flat.numel(), device=weights.flat.device))
+        self.weights.flat.copy_(weights.flat)
         self.step = 0
         """Number of optimizer steps taken."""
+
+    def _lay_out(self, weights: AdapterWeights, buffer: Tensor) -> None:
+        self.buffer = buffer
+        """float32 [4, numel]: weights, gradient and both moments."""
+
+        self.weights = AdapterWeights(weights.config, weights.layout, buffer[0])
+        self.gradient: Tensor = buffer[1]
+        self.exp_avg: Tensor = buffer[2]
+        self.exp_avg_sq: Tensor = buffer[3]
 
     @property
     def config(self) -> AdapterConfig:
@@ -36,11 +41,10 @@ class RunState:
         """By name, all that a run has beside weights and step."""
         return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "gradient": self.gradient}
 
-    def copy(self, device: torch.device | str) -> RunState:
+    def copied_to(self, device: torch.device | str) -> RunState:
         """The same state in memory of its own, on a device."""
-        weights = AdapterWeights(self.config, self.weights.layout, self.weights.flat.to(device))
-        copied = RunState(weights)
-        copied.load(self, restore_optimizer=True)
+        copied = copy(self)
+        copied._lay_out(self.weights, self.buffer.to(device, copy=True))
         return copied
 
     def reset_optimizer(self) -> None:

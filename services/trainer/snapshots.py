@@ -121,9 +121,9 @@ class Snapshots:
 
 
 def _copy(engine: TrainerEngine, run: str) -> RunState:
-    return engine.run(run).copy("cpu")
+    return engine.run(run).copied_to("cpu")
 
 
 def _put(engine: TrainerEngine, run: str, state: RunState) -> None:
     engine.drop_run(run)
-    engine.add_run(run, state.copy(engine.base.device))
+    engine.add_run(run, state.copied_to(engine.base.device))

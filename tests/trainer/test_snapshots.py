@@ -64,7 +64,7 @@ async def calm_state(
     await queue.create(CALM, "t")
     async with serving(connection, engine, queue, data, name="calm", dies=True, **NEVER):
         await train(queue, CALM, steps)
-        return engine.run(CALM).copy("cpu")
+        return engine.run(CALM).copied_to("cpu")
 
 
 def assert_same(state: RunState, other: RunState) -> None:
@@ -99,7 +99,7 @@ def test_a_snapshot_is_the_run_to_the_last_bit(new_engine: Callable[[], WatchedE
     state = engine.create_run("r", config)
     state.buffer.copy_(torch.randn_like(state.buffer))
     state.step = 7
-    copied = state.copy("cpu")
+    copied = state.copied_to("cpu")
     state.buffer.zero_()
     write_snapshot(tmp_path, copied, Manifest("snapshot", "r", engine.base.name, config, "r:3"))
     read = read_snapshot(tmp_path, engine.base)
@@ -123,7 +123,7 @@ async def test_a_new_holder_starts_from_the_snapshot_and_replays_what_came_after
     async with serving(connection, engine, queue, data_dir, name="second", **NEVER):
         await queue.result(await queue.optim_step(RUN, "t"), "t")
         assert len(engine.passes) == sum(1 for seq_id in range(newest + 1, 10) if seq_id % 2 == 1)
-        restored = engine.run(RUN).copy("cpu")
+        restored = engine.run(RUN).copied_to("cpu")
     calm = new_engine()
     await queue.create(CALM, "t")
     async with serving(connection, calm, queue, data_dir, name="third", **NEVER):
@@ -249,7 +249,7 @@ async def test_a_replay_loads_the_files_that_were_loaded_also_if_the_path_names_
         await train(queue, RUN, 1)
         saved = await queue.result(await queue.save_state(RUN, "t", "kept", overwrite=True), "t")
         assert not saved.HasField("error"), saved.error
-        before = engine.run(RUN).copy("cpu")
+        before = engine.run(RUN).copied_to("cpu")
     again = new_engine()
     async with serving(connection, again, queue, data_dir, name="second", dies=True, **OFTEN):
         await queue.result(await queue.load_state(RUN, "t", "tinker://s7:train:0/weights/none"), "t")
