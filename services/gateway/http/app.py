@@ -12,6 +12,7 @@ from services.core.connection import RedisConnection
 from services.gateway.http import status
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.front import Front
+from services.gateway.http.openai.routes import openai_routes
 from services.gateway.http.sdk.routes import sdk_routes
 
 KEEP_ALIVE_S = 75
@@ -28,7 +29,7 @@ class _Server(uvicorn.Server):
 
 def http_app(front: Front, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
-    routes = [*status.routes(connection), *sdk_routes(front)]
+    routes = [*status.routes(connection), *sdk_routes(front), *openai_routes(front)]
     return Starlette(routes=routes, exception_handlers=exception_handlers())
 
 

@@ -38,6 +38,18 @@ _STATUS: Mapping[int, int] = {
 _STATUS_OF_KIND: Mapping[type[PlatformError], int] = {BodyTooLargeError: 413, WrongContentTypeError: 415}
 
 
+def status_of(error: PlatformError) -> int:
+    """The HTTP status of an error."""
+    return _STATUS_OF_KIND.get(type(error)) or _STATUS.get(error.code, 500)
+
+
+def retry_headers(error: PlatformError) -> dict[str, str]:
+    """When to try again, where that helps."""
+    if isinstance(error, ResourceExhaustedError):
+        return {"retry-after-ms": str(round(error.retry_after_s * 1000))}
+    return {"retry-after-ms": "1000"} if status_of(error) == 503 else {}
+
+
 def error_response(error: PlatformError, status: int | None = None) -> Response:
     """The answer that carries an error."""
     content = {
@@ -45,13 +57,7 @@ def error_response(error: PlatformError, status: int | None = None) -> Response:
         "reason": error.reason,
         "violations": [{"field": v.field, "description": v.description} for v in error.violations],
     }
-    known = _STATUS_OF_KIND.get(type(error)) or _STATUS.get(error.code, 500)
-    headers = {}
-    if isinstance(error, ResourceExhaustedError):
-        headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))
-    elif known == 503:
-        headers["retry-after-ms"] = "1000"
-    return JSONResponse(content, status_code=status or known, headers=headers)
+    return JSONResponse(content, status_code=status or status_of(error), headers=retry_headers(error))
 
 
 def exception_handlers() -> Mapping[type[Exception], ExceptionHandler]:

@@ -1,0 +1,121 @@
+"""What both endpoints answer with: how a generation ended, what it counted, and the text of each choice as it grows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from services.core.connection import TRANSIENT_ERRORS
+from services.core.errors import PlatformError, UnavailableError
+from services.gateway.http.caller import unless_gone
+from services.gateway.http.openai.errors import content_of
+from services.gateway.http.openai.generations import NewTokens
+from services.gateway.http.openai.text import ModelText, TextStream
+from tinker_proto.v1 import data_pb2, sampling_pb2
+
+FINISH_REASONS: Mapping[int, str] = {
+    sampling_pb2.STOP_REASON_STOP: "stop",
+    sampling_pb2.STOP_REASON_LENGTH: "length",
+}
+
+
+def prompt_of(tokens: Sequence[int]) -> data_pb2.ModelInput:
+    """Tokens as a prompt."""
+    return data_pb2.ModelInput(chunks=[data_pb2.Chunk(encoded_text=data_pb2.EncodedTextChunk(tokens=tokens))])
+
+
+def usage(prompts: Sequence[Sequence[int]], responses: Sequence[sampling_pb2.SampleResponse]) -> dict[str, Any]:
+    """Tokens of a request: each prompt counts once, however many choices it has."""
+    read = sum(len(prompt) for prompt in prompts)
+    written = sum(len(sequence.tokens) for response in responses for sequence in response.sequences)
+    cached = sum(response.prompt_cache_hit_tokens for response in responses)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+class GrowingChoice:
+    """One choice of a stream: takes its tokens in order, whether they came alone or with the response."""
+
+    def __init__(self, text: ModelText, stops: Sequence[str]) -> None:
+        self._text: TextStream = text.stream(stops)
+        self._known = 0
+        self._ended = False
+
+    def take(self, new: NewTokens) -> tuple[str, str | None]:
+        """The new text, and the finish reason with the last of it."""
+        self._known += len(new.tokens)
+        text = self._text.add(new.tokens)
+        if not new.stop_reason:
+            return text, None
+        self._ended = True
+        return text + self._text.end(), FINISH_REASONS[new.stop_reason]
+
+    def rest(self, prompt: int, index: int, sequence: sampling_pb2.SampledSequence) -> NewTokens | None:
+        """What of the finished sequence has not been taken yet; None if nothing is left to say."""
+        if self._ended:
+            return None
+        tokens, logprobs = sequence.tokens[self._known :], sequence.logprobs[self._known :]
+        return NewTokens(prompt, index, tokens, logprobs, sequence.stop_reason)
+
+
+async def growing(
+    stream: AsyncGenerator[Any, None], text: ModelText, stops: Sequence[str]
+) -> AsyncGenerator[tuple[NewTokens, str, str | None] | list[sampling_pb2.SampleResponse], None]:
+    """New tokens with their text and finish reason, gaps filled from the responses; the responses come last."""
+    choices: dict[tuple[int, int], GrowingChoice] = {}
+    async with aclosing(stream):
+        async for item in stream:
+            if isinstance(item, NewTokens):
+                choice = choices.setdefault((item.prompt, item.sequence), GrowingChoice(text, stops))
+                yield item, *choice.take(item)
+                continue
+            for prompt, response in enumerate(item):
+                for index, sequence in enumerate(response.sequences):
+                    choice = choices.setdefault((prompt, index), GrowingChoice(text, stops))
+                    if (rest := choice.rest(prompt, index, sequence)) is not None:
+                        yield rest, *choice.take(rest)
+            yield item
+
+
+async def event_stream(request: Request, contents: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
+    """Server-sent events. The first is awaited: what is refused is answered with a status instead.
+
+    Raises:
+        PlatformError: there is no first event.
+        CallerGoneError: nobody waits for it.
+    """
+
+    async def next_content() -> dict[str, Any]:
+        return await anext(contents)
+
+    first = await unless_gone(request, next_content())
+
+    async def events() -> AsyncIterator[str]:
+        yield _event(first)
+        try:
+            async with aclosing(contents):
+                async for content in contents:
+                    yield _event(content)
+        except PlatformError as error:
+            yield _event(content_of(error))
+            return
+        except TRANSIENT_ERRORS:
+            yield _event(content_of(UnavailableError("the queue was lost on the way; send the request again")))
+            return
+        yield "data: [DONE]\n\n"
+
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+def _event(content: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"

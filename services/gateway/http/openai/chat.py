@@ -1,0 +1,136 @@
+"""POST /v1/chat/completions: a conversation, put into tokens by the base model's chat template, goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.gateway.http.body import read_json
+from services.gateway.http.caller import unless_gone
+from services.gateway.http.front import Front
+from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
+from services.gateway.http.openai.fields import Chat
+from services.gateway.http.openai.generations import Generations
+from services.gateway.http.openai.targets import Target, Targets
+from services.gateway.http.openai.text import ModelText, before_stop, utf8_bytes
+from tinker_proto.v1 import sampling_pb2
+
+ROLE = "assistant"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request in the platform's terms."""
+
+    fields: Chat
+    target: Target
+    prompt: Sequence[int]
+    request: sampling_pb2.SampleRequest
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every answer and every event begins with."""
+        return {
+            "id": f"chatcmpl-{self.target.sampling_session_id}:{self.request.seq_id}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.fields.model,
+        }
+
+
+class ChatCompletions:
+    """The endpoint."""
+
+    def __init__(self, front: Front, targets: Targets, generations: Generations) -> None:
+        self._front = front
+        self._targets = targets
+        self._generations = generations
+
+    async def create(self, request: Request) -> Response:
+        """Answers a conversation."""
+        tenant = await self._front.tenant(request)
+        asked = await self._asked(tenant, await read_json(request, Chat))
+        if asked.fields.stream:
+            return await event_stream(request, self._events(tenant, asked))
+        (response,) = await unless_gone(request, self._generations.run(tenant, [asked.request]))
+        choices = [_choice(asked, index, sequence) for index, sequence in enumerate(response.sequences)]
+        answer = {**asked.head("chat.completion"), "choices": choices, "usage": usage([asked.prompt], [response])}
+        return JSONResponse(answer)
+
+    async def _asked(self, tenant: str, fields: Chat) -> _Asked:
+        fields.check()
+        target = await self._targets.of(tenant, fields.model)
+        messages = [message.for_template() for message in fields.messages]
+        prompt = await asyncio.to_thread(target.text.chat_tokens, messages, fields.chat_template_kwargs or {})
+        request = sampling_pb2.SampleRequest(
+            sampling_session_id=target.sampling_session_id,
+            prompt=prompt_of(prompt),
+            num_samples=fields.n,
+            sampling_params=fields.sampling_params(fields.token_limit),
+            topk_sample_logprobs=fields.top_logprobs_wanted,
+            include_raw_logprobs=fields.logprobs_wanted,
+        )
+        return _Asked(fields, target, prompt, request)
+
+    async def _events(self, tenant: str, asked: _Asked) -> AsyncGenerator[dict[str, Any], None]:
+        fields, text = asked.fields, asked.target.text
+        head, greeted = None, set()
+        async with aclosing(growing(self._generations.stream(tenant, [asked.request]), text, fields.stops)) as items:
+            async for item in items:
+                head = head or asked.head("chat.completion.chunk")
+                if isinstance(item, list):
+                    if fields.stream_options is not None and fields.stream_options.include_usage:
+                        yield {**head, "choices": [], "usage": usage([asked.prompt], item)}
+                    continue
+                new, words, finish_reason = item
+                if new.sequence not in greeted:
+                    greeted.add(new.sequence)
+                    delta = {"role": ROLE, "content": ""}
+                    yield {**head, "choices": [{"index": new.sequence, "delta": delta, "finish_reason": None}]}
+                choice: dict[str, Any] = {
+                    "index": new.sequence,
+                    "delta": {"content": words} if words else {},
+                    "finish_reason": finish_reason,
+                }
+                if fields.logprobs_wanted:
+                    choice["logprobs"] = _logprobs(text, new.tokens, new.logprobs, [])
+                yield {**head, "choices": [choice]}
+
+
+def _choice(asked: _Asked, index: int, sequence: sampling_pb2.SampledSequence) -> dict[str, Any]:
+    text = asked.target.text
+    logprobs = _logprobs(text, sequence.tokens, sequence.raw_logprobs, sequence.topk_logprobs)
+    return {
+        "index": index,
+        "message": {"role": ROLE, "content": before_stop(text.text(sequence.tokens), asked.fields.stops)},
+        "finish_reason": FINISH_REASONS[sequence.stop_reason],
+        "logprobs": logprobs if asked.fields.logprobs_wanted else None,
+    }
+
+
+def _logprobs(
+    text: ModelText,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    top: Sequence[sampling_pb2.TopkLogprobs],
+) -> dict[str, Any]:
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        word = text.token_text(token)
+        return {"token": word, "logprob": logprob, "bytes": utf8_bytes(word)}
+
+    rows = list(top) or [sampling_pb2.TopkLogprobs() for _ in logprobs]
+    return {
+        "content": [
+            {
+                **entry(token, logprob),
+                "top_logprobs": [entry(*pair) for pair in zip(row.token_ids, row.logprobs, strict=True)],
+            }
+            for token, logprob, row in zip(tokens, logprobs, rows, strict=False)
+        ]
+    }

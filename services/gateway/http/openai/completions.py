@@ -1,0 +1,168 @@
+"""POST /v1/completions: texts or tokens go on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.http.body import read_json
+from services.gateway.http.caller import unless_gone
+from services.gateway.http.front import Front
+from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
+from services.gateway.http.openai.fields import Completion
+from services.gateway.http.openai.generations import Generations, NewTokens
+from services.gateway.http.openai.targets import Target, Targets
+from services.gateway.http.openai.text import ModelText, before_stop
+from tinker_proto.v1 import sampling_pb2
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request in the platform's terms."""
+
+    fields: Completion
+    target: Target
+    prompts: Sequence[Sequence[int]]
+    requests: Sequence[sampling_pb2.SampleRequest]
+
+    def head(self) -> dict[str, Any]:
+        """What every answer and every event begins with."""
+        return {
+            "id": f"cmpl-{self.target.sampling_session_id}:{self.requests[0].seq_id}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.fields.model,
+        }
+
+
+class Completions:
+    """The endpoint."""
+
+    def __init__(self, front: Front, targets: Targets, generations: Generations) -> None:
+        self._front = front
+        self._targets = targets
+        self._generations = generations
+
+    async def create(self, request: Request) -> Response:
+        """Continues prompts."""
+        tenant = await self._front.tenant(request)
+        asked = await self._asked(tenant, await read_json(request, Completion))
+        if asked.fields.stream:
+            return await event_stream(request, self._events(tenant, asked))
+        responses = await unless_gone(request, self._generations.run(tenant, asked.requests))
+        choices = [
+            _choice(asked, index * asked.fields.n + i, index, response, sequence)
+            for index, response in enumerate(responses)
+            for i, sequence in enumerate(response.sequences)
+        ]
+        return JSONResponse({**asked.head(), "choices": choices, "usage": usage(asked.prompts, responses)})
+
+    async def _asked(self, tenant: str, fields: Completion) -> _Asked:
+        fields.check()
+        target = await self._targets.of(tenant, fields.model)
+        prompts = await asyncio.to_thread(_tokens, fields, target.text)
+        scored = fields.echo and fields.logprobs_wanted
+        requests = [
+            sampling_pb2.SampleRequest(
+                sampling_session_id=target.sampling_session_id,
+                prompt=prompt_of(prompt),
+                num_samples=fields.n,
+                sampling_params=fields.sampling_params(max(1, fields.max_tokens)),
+                include_prompt_logprobs=scored,
+                topk_prompt_logprobs=fields.top_logprobs_wanted if scored else 0,
+                topk_sample_logprobs=fields.top_logprobs_wanted,
+                include_raw_logprobs=fields.logprobs_wanted,
+            )
+            for prompt in prompts
+        ]
+        return _Asked(fields, target, prompts, requests)
+
+    async def _events(self, tenant: str, asked: _Asked) -> AsyncGenerator[dict[str, Any], None]:
+        fields, text = asked.fields, asked.target.text
+        stream = self._generations.stream(tenant, asked.requests)
+        head = None
+        async with aclosing(growing(stream, text, fields.stops)) as items:
+            async for item in items:
+                head = head or asked.head()
+                if isinstance(item, list):
+                    if fields.stream_options is not None and fields.stream_options.include_usage:
+                        yield {**head, "choices": [], "usage": usage(asked.prompts, item)}
+                    continue
+                new, words, finish_reason = item
+                yield {**head, "choices": [_piece(fields, text, new, words, finish_reason)]}
+
+
+def _tokens(fields: Completion, text: ModelText) -> list[list[int]]:
+    prompts = [text.tokens(prompt) if isinstance(prompt, str) else list(prompt) for prompt in fields.prompts]
+    for prompt in prompts:
+        if not prompt:
+            raise InvalidArgumentError.at("prompt", "has no tokens; allowed is one and more")
+        if any(not -(2**31) <= token < 2**31 for token in prompt):
+            raise InvalidArgumentError.at("prompt", "has a token id that is none")
+    return prompts
+
+
+def _choice(
+    asked: _Asked,
+    number: int,
+    index: int,
+    response: sampling_pb2.SampleResponse,
+    sequence: sampling_pb2.SampledSequence,
+) -> dict[str, Any]:
+    fields, text = asked.fields, asked.target.text
+    kept = len(sequence.tokens) if fields.max_tokens else 0
+    words = before_stop(text.text(sequence.tokens[:kept]), fields.stops)
+    tokens = list(sequence.tokens[:kept])
+    logprobs: list[float | None] = list(sequence.raw_logprobs[:kept])
+    top = list(sequence.topk_logprobs[:kept])
+    if fields.echo:
+        words = text.text(asked.prompts[index]) + words
+        tokens = [*asked.prompts[index], *tokens]
+        logprobs = [*(None if math.isnan(value) else value for value in response.prompt_logprobs), *logprobs]
+        top = [*response.topk_prompt_logprobs, *top]
+    return {
+        "index": number,
+        "text": words,
+        "finish_reason": FINISH_REASONS[sequence.stop_reason] if kept else "length",
+        "logprobs": _logprobs(text, tokens, logprobs, top) if fields.logprobs_wanted else None,
+    }
+
+
+def _piece(
+    fields: Completion, text: ModelText, new: NewTokens, words: str, finish_reason: str | None
+) -> dict[str, Any]:
+    logprobs = _logprobs(text, list(new.tokens), list(new.logprobs), []) if fields.logprobs_wanted else None
+    index = new.prompt * fields.n + new.sequence
+    return {"index": index, "text": words, "finish_reason": finish_reason, "logprobs": logprobs}
+
+
+def _logprobs(
+    text: ModelText,
+    tokens: Sequence[int],
+    logprobs: Sequence[float | None],
+    top: Sequence[sampling_pb2.TopkLogprobs],
+) -> dict[str, Any]:
+    """Parallel lists, one entry a token; offsets are in characters of the tokens' own texts, from the first one on."""
+    words = [text.token_text(token) for token in tokens]
+    offsets = [0]
+    for word in words:
+        offsets.append(offsets[-1] + len(word))
+    likeliest = [
+        {text.token_text(token): value for token, value in zip(row.token_ids, row.logprobs, strict=True)} or None
+        for row in top
+    ]
+    return {
+        "tokens": words,
+        "token_logprobs": list(logprobs),
+        "top_logprobs": likeliest or None,
+        "text_offset": offsets[:-1],
+    }

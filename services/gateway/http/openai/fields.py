@@ -1,0 +1,206 @@
+"""Bodies of /v1/completions and /v1/chat/completions. What is not here is refused by name, never ignored.
+
+Some parameters are known for one value alone, the one that changes nothing, because client libraries send it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from services.core.errors import InvalidArgumentError
+from services.gateway.http.body import Fields
+from tinker_proto.v1 import sampling_pb2
+
+MAX_PROMPTS = 64
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+class StreamOptions(Fields):
+    """What a stream ends with."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(Fields):
+    """Free text; nothing constrains what is drawn."""
+
+    type: Literal["text"] = "text"
+
+
+class Generation(Fields):
+    """What both endpoints take."""
+
+    model: str = Field(min_length=1, max_length=1000)
+    n: int = Field(default=1, ge=1, le=128)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = None
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=0)
+    user: str | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """Strings that end a generation."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def top_logprobs_wanted(self) -> int:
+        """How many likeliest tokens a position is answered with."""
+        raise NotImplementedError
+
+    @property
+    def logprobs_wanted(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        raise NotImplementedError
+
+    def sampling_params(self, max_tokens: int | None) -> sampling_pb2.SamplingParams:
+        """How tokens are drawn; the end-of-sequence token always ends a generation."""
+        params = sampling_pb2.SamplingParams(
+            max_tokens=max_tokens, seed=self.seed, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k
+        )
+        if self.stops:
+            params.stop.strings.extend(self.stops)
+        return params
+
+    def check_stream(self) -> None:
+        """Refuses what a stream cannot carry.
+
+        Raises:
+            InvalidArgumentError: names the parameter.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise InvalidArgumentError.at("stream_options", "is set without stream; allowed is both or none")
+        if not self.stream:
+            return
+        if self.top_logprobs_wanted:
+            field = "top_logprobs" if isinstance(self, Chat) else "logprobs"
+            message = (
+                f"is {self.top_logprobs_wanted} with stream; allowed is 0: a stream has the chosen tokens' own only"
+            )
+            raise InvalidArgumentError.at(field, message)
+        if self.logprobs_wanted and self.temperature not in (None, 0, 1):
+            message = f"is {self.temperature:g} with stream and logprobs; allowed are 0 and 1"
+            raise InvalidArgumentError.at("temperature", message)
+
+
+class Completion(Generation):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0, lt=2**31)
+    logprobs: int | None = Field(default=None, ge=0, le=100)
+    echo: bool = False
+    best_of: int | None = None
+    suffix: Literal[""] | None = None
+
+    @property
+    def top_logprobs_wanted(self) -> int:
+        """As in Generation."""
+        return self.logprobs or 0
+
+    @property
+    def logprobs_wanted(self) -> bool:
+        """As in Generation."""
+        return self.logprobs is not None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, each a text or its tokens.
+
+        Raises:
+            InvalidArgumentError: there are none, or too many.
+        """
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if not len(self.prompt) >= 1:
+            raise InvalidArgumentError.at("prompt", "is empty; allowed are a text, tokens, or a list of either")
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        if len(self.prompt) > MAX_PROMPTS:
+            raise InvalidArgumentError.at("prompt", f"has {len(self.prompt)} prompts; allowed are {MAX_PROMPTS}")
+        return self.prompt
+
+    def check(self) -> None:
+        """Refuses combinations that mean nothing here.
+
+        Raises:
+            InvalidArgumentError: names the parameter.
+        """
+        self.check_stream()
+        if self.best_of not in (None, self.n):
+            raise InvalidArgumentError.at("best_of", f"is {self.best_of}; allowed is n: nothing is drawn and left out")
+        if self.echo and self.stream:
+            raise InvalidArgumentError.at("echo", "is true with stream; allowed is one of the two")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidArgumentError.at("max_tokens", "is 0; allowed is 1 and more, or 0 with echo to score a prompt")
+
+
+class TextPart(Fields):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Fields):
+    """One turn."""
+
+    role: str = Field(min_length=1, max_length=100)
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, str]:
+        """The turn as chat templates take it."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
+
+
+class Chat(Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=100)
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def top_logprobs_wanted(self) -> int:
+        """As in Generation."""
+        return self.top_logprobs or 0
+
+    @property
+    def logprobs_wanted(self) -> bool:
+        """As in Generation."""
+        return bool(self.logprobs)
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to generate; None: what the context has room for."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def check(self) -> None:
+        """Refuses combinations that mean nothing here.
+
+        Raises:
+            InvalidArgumentError: names the parameter.
+        """
+        self.check_stream()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidArgumentError.at("top_logprobs", "is set without logprobs; allowed is beside logprobs: true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            message = (
+                f"is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; allowed is one value"
+            )
+            raise InvalidArgumentError.at("max_tokens", message)

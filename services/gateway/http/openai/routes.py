@@ -1,0 +1,31 @@
+"""The routes under /v1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.routing import BaseRoute, Mount, Route
+
+from services.gateway.http.front import Front
+from services.gateway.http.openai.chat import ChatCompletions
+from services.gateway.http.openai.completions import Completions
+from services.gateway.http.openai.errors import answering_errors
+from services.gateway.http.openai.generations import Generations
+from services.gateway.http.openai.models import Models
+from services.gateway.http.openai.targets import Targets
+
+
+def openai_routes(front: Front) -> Sequence[BaseRoute]:
+    """All routes of this part."""
+    targets, generations = Targets(front), Generations(front)
+    completions, chat = Completions(front, targets, generations), ChatCompletions(front, targets, generations)
+    models = Models(front, targets)
+    endpoints = [
+        ("/completions", completions.create, "POST"),
+        ("/chat/completions", chat.create, "POST"),
+        ("/models", models.list, "GET"),
+        ("/models/{model:path}", models.get, "GET"),
+    ]
+    return [
+        Mount("/v1", routes=[Route(path, answering_errors(call), methods=[method]) for path, call, method in endpoints])
+    ]

@@ -1,0 +1,115 @@
+"""What a request's `model` stands for: a base model's name, or the tinker path of a checkpoint that may be read.
+
+A gateway opens one session for each tenant that comes this way, and in it one sampling session for each model and
+version of it. A path that has been saved again means the new version from that moment on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
+
+from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.gateway.http.front import Front
+from services.gateway.http.openai.text import ModelText
+from services.gateway.validation.fields import parse_path
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import sampling_pb2
+
+SESSION_LABELS = {"tinker.client": "openai"}
+MOST_TARGETS = 1000
+MOST_TOKENIZERS = 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is sampled from."""
+
+    sampling_session_id: str
+    base_model: str
+    text: ModelText
+
+
+@dataclass
+class _Visitor:
+    """A tenant's session and what is open in it."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    session_id: str = ""
+    opened: int = 0
+    samplings: OrderedDict[tuple[str, str], sampling_pb2.SamplingSession] = field(default_factory=OrderedDict)
+    """By model and version."""
+
+
+class Targets:
+    """All targets of one gateway."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._visitors: defaultdict[str, _Visitor] = defaultdict(_Visitor)
+        self._texts: OrderedDict[str, ModelText] = OrderedDict()
+
+    async def of(self, tenant: str, name: str) -> Target:
+        """The target of a request.
+
+        Raises:
+            NotFoundError: there is no such base model or checkpoint for this tenant.
+            InvalidArgumentError: the path is none, or does not say which kind of checkpoint is meant.
+        """
+        version = await self.version(tenant, name)
+        visitor = self._visitors[tenant]
+        async with visitor.lock:
+            sampling = visitor.samplings.get((name, version))
+            if sampling is None or not await self._is_open(visitor, tenant):
+                sampling = await self._open(visitor, tenant, name)
+                visitor.samplings[name, version] = sampling
+                if len(visitor.samplings) > MOST_TARGETS:
+                    visitor.samplings.popitem(last=False)
+            visitor.samplings.move_to_end((name, version))
+        return Target(sampling.sampling_session_id, sampling.base_model, await self._text(sampling.base_model))
+
+    async def version(self, tenant: str, name: str) -> str:
+        """Where a checkpoint is stored now; "" for a base model. Raises as `of`."""
+        if not name.startswith("tinker://"):
+            await self._front.stores.workers.serving(name, job_pb2.WORKER_KIND_SAMPLER, "model")
+            return ""
+        path = parse_path("model", name)
+        if path.kind is None:
+            message = "leaves open which checkpoint is meant; allowed are .../sampler_weights/... and .../weights/..."
+            raise InvalidArgumentError.at("model", message, reason="BAD_TINKER_PATH")
+        return (await self._front.stores.catalog.checkpoints.get(path, tenant)).location
+
+    async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:
+        """Says that the session is in use; False if it is gone."""
+        try:
+            await self._front.stores.sessions.open(visitor.session_id, tenant)
+        except (NotFoundError, FailedPreconditionError):
+            return False
+        await self._front.stores.sessions.touch(visitor.session_id)
+        return True
+
+    async def _open(self, visitor: _Visitor, tenant: str, name: str) -> sampling_pb2.SamplingSession:
+        if not visitor.session_id or not await self._is_open(visitor, tenant):
+            session = await self._front.stores.sessions.create(tenant, SESSION_LABELS)
+            visitor.session_id, visitor.opened = session.session_id, 0
+            visitor.samplings.clear()
+        wanted = sampling_pb2.CreateSamplingSessionRequest(
+            session_id=visitor.session_id, sampling_session_seq_id=visitor.opened
+        )
+        visitor.opened += 1
+        if name.startswith("tinker://"):
+            wanted.model_path = name
+        else:
+            wanted.base_model = name
+        return await self._front.creation.sampling_session(tenant, wanted)
+
+    async def _text(self, base_model: str) -> ModelText:
+        stores = self._front.stores
+        blob = (await stores.workers.any_kind(base_model, "model")).tokenizer_blob
+        if blob not in self._texts:
+            files = job_pb2.TokenizerFiles.FromString(await stores.blobs.get(blob)).files
+            self._texts[blob] = await asyncio.to_thread(ModelText, dict(files))
+            if len(self._texts) > MOST_TOKENIZERS:
+                self._texts.popitem(last=False)
+        return self._texts[blob]

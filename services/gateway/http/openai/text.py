@@ -1,0 +1,149 @@
+"""Text and tokens of one base model, from the tokenizer files that its workers have announced.
+
+Decoding leaves special tokens out, as people expect of an answer. Piece by piece it never splits a character, and holds
+back what could become a stop string, which is not part of an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from services.core.errors import FailedPreconditionError, InvalidArgumentError
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class ModelText:
+    """One tokenizer."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        """Args: files: content by name, as `PreTrainedTokenizerFast.save_pretrained` writes them.
+
+        Raises:
+            FailedPreconditionError: there is no tokenizer.json among them.
+        """
+        if "tokenizer.json" not in files:
+            message = "the base model's tokenizer has no tokenizer.json, so texts cannot be read here; send token ids"
+            raise FailedPreconditionError(message, reason="NO_FAST_TOKENIZER")
+        self._tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._config: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
+        template = files.get("chat_template.jinja", b"").decode() or self._config.get("chat_template")
+        if isinstance(template, list):
+            template = next((item["template"] for item in template if item["name"] == "default"), None)
+        self._template: str | None = template
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, with what the tokenizer puts around every text."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> list[int]:
+        """The tokens of a conversation whose next turn is the model's.
+
+        Raises:
+            InvalidArgumentError: the base model has no chat template, or its template refuses the messages.
+        """
+        if not self._template:
+            message = "the base model has no chat template; use /v1/completions"
+            raise InvalidArgumentError.at("messages", message, reason="NO_CHAT_TEMPLATE")
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        special = {name: _content(self._config.get(name)) for name in names}
+        try:
+            text = _environment().from_string(self._template)
+            rendered = text.render(**{**special, "messages": messages, "add_generation_prompt": True, **options})
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InvalidArgumentError.at("messages", f"the chat template refuses them: {error}") from None
+        return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(tokens)))
+
+    def token_text(self, token: int) -> str:
+        """What one token stands for, special ones by their names."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+
+    def stream(self, stops: Sequence[str]) -> TextStream:
+        """Decodes one generation piece by piece."""
+        return TextStream(self._tokenizer, stops)
+
+
+class TextStream:
+    """The text of a generation that grows."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._decoded = ""
+        self._sent = 0
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that further tokens make certain."""
+        self._tokens += tokens
+        for token in tokens:
+            self._decoded += self._decoder.step(self._tokenizer, token) or ""
+        return self._up_to(len(self._decoded) - _held_back(self._decoded, self._stops))
+
+    def end(self) -> str:
+        """The rest of the text, up to the stop string if one ended it."""
+        self._decoded = str(self._tokenizer.decode(self._tokens))
+        return self._up_to(len(before_stop(self._decoded, self._stops)))
+
+    def _up_to(self, end: int) -> str:
+        end = min(end, len(before_stop(self._decoded, self._stops)))
+        new = self._decoded[self._sent : end]
+        self._sent = max(self._sent, end)
+        return new
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def utf8_bytes(text: str) -> list[int] | None:
+    """The bytes of a token's text; None for a token that is a part of a character."""
+    return None if _UNFINISHED in text else list(text.encode())
+
+
+def _held_back(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` that is the beginning of a stop string."""
+    longest = max((len(stop) - 1 for stop in stops), default=0)
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0
+
+
+def _content(token: Any) -> str:
+    """A special token, which configurations hold as a string or as an object."""
+    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates are written for."""
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def as_json(value: Any, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = as_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return environment
