@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types protos released-protos bench clean
+.PHONY: help demo up test chaos lint types protos released-protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ up: $(STAMP)  ## run the platform on this machine: make up MODEL=<Hugging Face n
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/pytest
+
+KILLS ?= 1000
+SEED ?= 1
+chaos: $(STAMP)  ## kill everything at random moments and compare with a calm run: make chaos KILLS=1000 SEED=1
+	$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 lint: $(STAMP)  ## run every linter: Python, imports, protos, deployment
 	$(BIN)/ruff check .
@@ -49,6 +54,7 @@ bench: $(STAMP)  ## measure; prints tables of ratios
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/trainer.py --quick
+	$(BIN)/python benchmarks/snapshots.py --quick
 
 clean:  ## remove everything that was made
 	rm -rf $(VENV) .demo build dist tinker_proto/v1 tinker_proto/internal tinker_proto/sdk .pytest_cache .mypy_cache .ruff_cache

@@ -41,9 +41,20 @@ async def read_groups(
 async def take_over(
     client: Any, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
 ) -> list[StreamEntry]:
-    """Takes entries whose consumer has not been heard of for `idle_ms`."""
-    reply: Any = await client.xautoclaim(stream, group, consumer, min_idle_time=idle_ms, count=count)
-    return [_entry(stream, entry) for entry in reply[1]]
+    """Takes up to `count` entries whose consumer has not been heard of for `idle_ms`.
+
+    One call looks at ten times `count` entries and says where it has stopped; what lies behind is asked for again.
+    """
+    position, taken = "0-0", list[Any]()
+    while len(taken) < count:
+        reply: Any = await client.xautoclaim(
+            stream, group, consumer, min_idle_time=idle_ms, start_id=position, count=count - len(taken)
+        )
+        position, found = reply[0].decode(), reply[1]
+        taken += found
+        if position == "0-0":
+            break
+    return [_entry(stream, entry) for entry in taken]
 
 
 async def has_waiting(client: Any, group: str, stream: str, *, idle_ms: int) -> bool:
