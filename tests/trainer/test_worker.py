@@ -120,6 +120,24 @@ async def test_a_job_that_does_not_fit_the_memory_fails_alone_by_name(
             assert loss_of(await queue.result(after, RUNS[large_run])) == pytest.approx(others[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(("damage", "reason"), [("gone", "BLOB_MISSING"), ("altered", "BLOB_DAMAGED")])
+async def test_a_job_whose_blob_is_lost_fails_by_name_and_the_run_goes_on(
+    connection: RedisConnection, watched: WatchedEngine, queue: Queue, data_dir: Path, damage: str, reason: str
+) -> None:
+    run = "s0:train:0"
+    await queue.create(run, "t")
+    lost = await queue.forward_backward(run, "t", (60,) * 120)
+    (blob,) = [path for path in (data_dir / "blobs" / "jobs").rglob("*") if path.is_file()]
+    if damage == "gone":
+        blob.unlink()
+    else:
+        blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    after = await queue.forward_backward(run, "t")
+    async with serving(connection, watched, queue, data_dir):
+        assert (await queue.result(lost, "t")).error.reason == reason
+        loss_of(await queue.result(after, "t"))
+
+
 async def test_operations_whose_worker_died_in_a_shared_pass_run_alone_and_are_not_blamed(
     connection: RedisConnection, watched: WatchedEngine, queue: Queue, data_dir: Path
 ) -> None:
