@@ -47,6 +47,9 @@ class Service:
     name: str
     command: Sequence[str]
 
+    metrics_port: int = 0
+    """Where a worker shows its metrics; 0: nowhere."""
+
 
 async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
     """Runs the platform until SIGTERM or SIGINT.
@@ -68,7 +71,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
             connection = RedisConnection.open(url)
             stack.push_async_callback(connection.close)
             await _first_key(ApiKeys(connection))
-            for service in _services(base_models):
+            for service in _services(base_models, settings.metrics_port):
                 await supervisor.start(service, url)
             stopped = asyncio.create_task(until_stopped())
             ready = asyncio.create_task(_until_ready(settings, connection, base_models))
@@ -106,6 +109,7 @@ class Supervisor:
     async def start(self, service: Service, redis_url: str) -> None:
         """Starts a service."""
         environment = _environment(self._settings, redis_url)
+        environment[ENV_PREFIX + "METRICS_PORT"] = str(service.metrics_port)
         log = self._logs / f"{service.name.replace('/', '_').replace(' ', '-')}.log"
 
         async def child() -> asyncio.subprocess.Process:
@@ -152,14 +156,15 @@ class Supervisor:
             self._children[name] = await child()
 
 
-def _services(base_models: Sequence[str]) -> list[Service]:
+def _services(base_models: Sequence[str], metrics_port: int) -> list[Service]:
+    """The services; workers get metrics ports one after another, from the given one on."""
     command = [sys.executable, "-m", "services.cli.main"]
     services = [Service("gateway", [*command, "gateway"])]
     for base_model in base_models:
         name, _ = parse_base_model(base_model)
-        services += [
-            Service(f"{kind} {name}", [*command, kind, "--base-model", base_model]) for kind in ("trainer", "sampler")
-        ]
+        for kind in ("trainer", "sampler"):
+            port = metrics_port + len(services) - 1 if metrics_port else 0
+            services.append(Service(f"{kind} {name}", [*command, kind, "--base-model", base_model], port))
     return services
 
 

@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     grpc_port: Port = 50051
     http_port: Port = 8000
     worker_port: Port = Field(default=0, description="port of a worker's health service; 0: any free one")
+    metrics_port: Port = Field(default=0, description="port of a worker's /metrics; 0: none")
     reflection: Literal["open", "key", "off"] = Field(default="key", description="who may use gRPC reflection")
     max_message_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
     max_upload_bytes: Annotated[int, Field(ge=1 << 20)] = Field(

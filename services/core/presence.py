@@ -9,6 +9,7 @@ import structlog
 
 from services.core.config import Settings
 from services.core.connection import TRANSIENT_ERRORS
+from services.core.metrics import serve_worker_metrics
 from services.core.server import GrpcServer
 from services.core.workers import HEARTBEAT_S, WorkerDirectory
 from tinker_proto.internal.v1 import job_pb2
@@ -30,6 +31,7 @@ class Presence:
 
     async def start(self) -> None:
         """Says SERVING and begins to announce."""
+        serve_worker_metrics(self._settings)
         port = await self._server.start(self._settings.worker_port, ())
         await self._directory.announce(self._status())
         self._heartbeat = asyncio.create_task(self._announce())

@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from services.core.config import Settings
 from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import InternalError, PlatformError, UnavailableError
+from services.core.metrics import CALLS
 
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +58,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
     async def guarded(request: Any, context: Context) -> Any:
         try:
-            return await call(request, context)
+            response = await call(request, context)
+            CALLS.labels(method, "").inc()
+            return response
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -73,6 +76,7 @@ def _guarded_stream(
         try:
             async for response in call(request, context):
                 yield response
+            CALLS.labels(method, "").inc()
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -89,6 +93,7 @@ async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
     else:
         _log.error("call failed", method=method, exc_info=error)
         known = InternalError("the platform failed at this call; its log has the details")
+    CALLS.labels(method, known.reason).inc()
     status: Any = rpc_status.to_status(known.to_status())
     await context.abort(status.code, status.details, status.trailing_metadata)
 

@@ -16,6 +16,14 @@ from google.protobuf.message import Message
 from services.core.checkpoints import CheckpointStore
 from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import PlatformError
+from services.core.metrics import (
+    CACHED_PROMPT_TOKENS,
+    GENERATED_TOKENS,
+    OPERATIONS,
+    PROMPT_TOKENS,
+    STEP_SECONDS,
+    STEP_SEQUENCES,
+)
 from services.core.operations import OperationStore
 from services.core.persistence import until_reached
 from services.core.sample_queue import SampleEntry, SampleQueues
@@ -175,12 +183,14 @@ class SamplerWorker:
     async def _request(self, job: job_pb2.Job) -> GenerationRequest:
         location = job.checkpoint_location
         adapter = await asyncio.to_thread(self._checkpoints.open, location) if location else None
-        return to_request(
+        request = to_request(
             job,
             adapter=adapter,
             eos_token_ids=self._base.eos_token_ids,
             max_context_length=self._engine.max_context_length,
         )
+        PROMPT_TOKENS.inc(len(request.prompt))
+        return request
 
     async def _step(self) -> None:
         while True:
@@ -211,7 +221,9 @@ class SamplerWorker:
 
     def _advance(self) -> tuple[list[Finished], list[Piece], bool]:
         """On the device thread: one step; returns what ended, new streamed tokens, and whether it is idle."""
-        finished = self._engine.step()
+        STEP_SEQUENCES.observe(self._engine.running_sequences)
+        with STEP_SECONDS.time():
+            finished = self._engine.step()
         self._room = self._engine.free_sequences
         self.sequences_used = self._engine.running_sequences
         return finished, self._engine.take_pieces(), self._engine.idle
@@ -221,7 +233,10 @@ class SamplerWorker:
             return finished.outcome
         if finished.name in self._scoring:
             return to_logprobs_response(finished.outcome)
-        return to_sample_response(finished.outcome)
+        response = to_sample_response(finished.outcome)
+        GENERATED_TOKENS.inc(sum(len(sequence.tokens) for sequence in response.sequences))
+        CACHED_PROMPT_TOKENS.inc(response.prompt_cache_hit_tokens)
+        return response
 
     def _end(self, finished: list[Finished]) -> None:
         """Leaves results to `_report`, so that the next step need not wait for Redis."""
@@ -241,6 +256,7 @@ class SamplerWorker:
         entry = self._entries.get(name)
         if entry is None:
             return  # cancelled meanwhile
+        OPERATIONS.labels("sample", outcome.reason if isinstance(outcome, PlatformError) else "").inc()
         result = await self._operations.result(outcome)
         await until_reached(lambda: self._queues.complete(self._base.name, entry, result))
         self._entries.pop(name, None)

@@ -15,6 +15,7 @@ from functools import partial
 import structlog
 
 from services.core.errors import DataLossError, PlatformError
+from services.core.metrics import OPERATIONS
 from services.core.operations import OperationStore
 from services.core.persistence import until_reached
 from services.core.run_log import Beginning, FencedError, RunLogs
@@ -83,7 +84,10 @@ class _Reports:
         for item, (content, writes) in outcomes:
             result = await until_reached(partial(self.operations.result, content))
             await until_reached(partial(self.logs.complete, held.lease, item.seq_id, result, writes))
-            held.carried_out(item, changed=not isinstance(content, PlatformError))
+            failed = isinstance(content, PlatformError)
+            kind = item.job.WhichOneof("request") if isinstance(item.job, job_pb2.Job) else None
+            OPERATIONS.labels(kind or "lost", content.reason if isinstance(content, PlatformError) else "").inc()
+            held.carried_out(item, changed=not failed)
 
     async def unless_fenced(self, held: HeldRun, step: Awaitable[None]) -> None:
         """Awaits a step of a run; forgets the run if its lease has moved."""

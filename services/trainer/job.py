@@ -18,6 +18,7 @@ from services.core.catalog import Catalog, run_writes
 from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes, pin_write
 from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
+from services.core.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.names import OperationName
 from services.core.run_log import Write
 from services.core.run_metrics import metrics_write
@@ -63,14 +64,19 @@ class JobRunner:
         """Carries out a job."""
         try:
             source, target = await self._source(job), await self._target(job)
-            response, measured = await self._execute(job, source, target)
+            with PASS_SECONDS.labels(job.WhichOneof("request")).time():
+                response, measured = await self._execute(job, source, target)
+            _count_tokens([measured])
             return response, [*await self._writes(job, source, target, response), *_history(job, measured)]
         except Exception as error:
             return _failure(job, error), ()
 
     async def run_together(self, jobs: Sequence[job_pb2.Job]) -> list[JobOutcome]:
         """Carries out forward and forward_backward jobs of any runs in one pass."""
-        results = await self._device.run(execute_together_measured, self._engine, jobs)
+        with PASS_SECONDS.labels("shared").time():
+            results = await self._device.run(execute_together_measured, self._engine, jobs)
+        PASS_JOBS.observe(len(jobs))
+        _count_tokens([measured for _, measured in results])
         return [
             (_failure(job, result) if isinstance(result, Exception) else result, _history(job, measured))
             for job, (result, measured) in zip(jobs, results, strict=True)
@@ -186,6 +192,10 @@ class JobRunner:
             checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
         replaced = await self._catalog.checkpoints.location_of(path)
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
+
+
+def _count_tokens(measured: Sequence[training_pb2.TrainingMetrics | None]) -> None:
+    TRAINED_TOKENS.inc(sum(entry.tokens for entry in measured if entry is not None))
 
 
 def _history(job: job_pb2.Job, measured: training_pb2.TrainingMetrics | None) -> Sequence[Write]:

@@ -15,6 +15,7 @@ import structlog
 from safetensors import SafetensorError
 
 from services.core.errors import DataLossError, NotFoundError, PlatformError
+from services.core.metrics import SNAPSHOT_SECONDS
 from services.core.names import OperationName
 from services.core.persistence import until_reached
 from services.core.run_log import FencedError, Lease
@@ -67,7 +68,8 @@ class Snapshots:
         lease, run = held.lease, held.lease.run
         name = SnapshotName(copy.progress.seq_id, lease.epoch)
         try:
-            await asyncio.to_thread(self._write, run, name, copy.state)
+            with SNAPSHOT_SECONDS.time():
+                await asyncio.to_thread(self._write, run, name, copy.state)
         except (PlatformError, OSError, SafetensorError) as error:
             _log.error("snapshot not written", run=run, seq_id=name.seq_id, error=str(error))
             return False

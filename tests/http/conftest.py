@@ -14,7 +14,7 @@ from services.core.connection import RedisConnection
 from services.gateway.http.app import http_app
 from services.gateway.http.front import Front
 from services.gateway.stores import Stores
-from tests.e2e.platform import Platform
+from tests.e2e.platform import Platform, free_port
 from tests.gateway import conftest as gateway
 from tests.model.tiny import save_tiny_model
 
@@ -25,7 +25,8 @@ stores = gateway.stores
 @pytest.fixture(scope="session")
 def sdk_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     model_dir = save_tiny_model(tmp_path_factory.mktemp("sdk-model"), "qwen3")
-    running = Platform(model_dir, tmp_path_factory.mktemp("sdk-platform") / "data")
+    variables = {"TINKER_METRICS_PORT": str(free_port())}
+    running = Platform(model_dir, tmp_path_factory.mktemp("sdk-platform") / "data", variables)
     running.start()
     yield running
     assert running.stop() == 0

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.connection import RedisConnection
+from services.core.metrics import HTTP_REQUESTS
 from services.gateway.http import status
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.front import Front
@@ -27,10 +30,25 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _CountAnswers:
+    """Counts answers by status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                HTTP_REQUESTS.labels(str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counting)
+
+
 def http_app(front: Front, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
-    routes = [*status.routes(connection), *sdk_routes(front), *openai_routes(front)]
-    return Starlette(routes=routes, exception_handlers=exception_handlers())
+    routes = [*status.routes(connection, front.stores.workers), *sdk_routes(front), *openai_routes(front)]
+    return Starlette(routes=routes, exception_handlers=exception_handlers(), middleware=[Middleware(_CountAnswers)])
 
 
 def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
@@ -10,9 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.connection import TRANSIENT_ERRORS, RedisConnection
+from services.core.workers import WorkerDirectory
+from services.gateway.queue_gauges import fill_gauges
 
 
-def routes(connection: RedisConnection) -> Sequence[BaseRoute]:
+def routes(connection: RedisConnection, workers: WorkerDirectory) -> Sequence[BaseRoute]:
     """The routes of this group."""
 
     async def healthz(request: Request) -> Response:
@@ -23,6 +26,8 @@ def routes(connection: RedisConnection) -> Sequence[BaseRoute]:
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
+        with suppress(*TRANSIENT_ERRORS):  # what the process has counted itself is shown all the same
+            await fill_gauges(connection, workers)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/healthz", healthz), Route("/metrics", metrics), Route("/api/v1/healthz", healthz)]

@@ -1,0 +1,52 @@
+"""What a process counts, for Prometheus. Every process has all of these and fills those that are its own.
+
+A gateway shows them on its HTTP port, a worker on TINKER_METRICS_PORT. The queue's gauges are filled when a
+gateway is asked for them.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from services.core.config import Settings
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+CALLS = Counter(
+    "tinker_calls", "Calls of the gRPC API that were answered, by method and reason of the error.", ["method", "reason"]
+)
+HTTP_REQUESTS = Counter("tinker_http_requests", "HTTP requests that were answered, by status.", ["status"])
+
+SAMPLES_WAITING = Gauge(
+    "tinker_samples_waiting", "Sampling operations in the queue, those under way included.", ["base_model"]
+)
+OLDEST_SAMPLE_SECONDS = Gauge(
+    "tinker_oldest_sample_seconds", "Age of the oldest of them; 0 if there is none.", ["base_model"]
+)
+RUNS_PLACED = Gauge("tinker_runs_placed", "Training runs that a trainer holds or that wait for one.", ["base_model"])
+WORKERS = Gauge("tinker_workers", "Live workers.", ["base_model", "kind"])
+SLOTS = Gauge("tinker_slots", "Runs or sequences that the live workers can hold.", ["base_model", "kind"])
+SLOTS_USED = Gauge("tinker_slots_used", "How many of them are taken.", ["base_model", "kind"])
+
+OPERATIONS = Counter(
+    "tinker_operations", "Operations that a worker has carried out, by reason of the error.", ["method", "reason"]
+)
+PASS_SECONDS = Histogram(
+    "tinker_pass_seconds", "Time of a trainer's pass or other operation.", ["method"], buckets=_SECONDS
+)
+PASS_JOBS = Histogram("tinker_pass_jobs", "Operations that shared a trainer's pass.", buckets=_COUNTS)
+TRAINED_TOKENS = Counter("tinker_trained_tokens", "Tokens of forward and forward_backward operations.")
+SNAPSHOT_SECONDS = Histogram("tinker_snapshot_seconds", "Time to write a snapshot of a run.", buckets=_SECONDS)
+
+STEP_SECONDS = Histogram("tinker_step_seconds", "Time of a sampler's step.", buckets=_SECONDS)
+STEP_SEQUENCES = Histogram("tinker_step_sequences", "Sequences that ran in a sampler's step.", buckets=_COUNTS)
+GENERATED_TOKENS = Counter("tinker_generated_tokens", "Tokens that were sampled.")
+PROMPT_TOKENS = Counter("tinker_prompt_tokens", "Tokens of prompts.")
+CACHED_PROMPT_TOKENS = Counter("tinker_cached_prompt_tokens", "Tokens of prompts that were in the cache.")
+
+
+def serve_worker_metrics(settings: Settings) -> None:
+    """Shows a worker's metrics, if a port is set."""
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, settings.host)
