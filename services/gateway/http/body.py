@@ -6,7 +6,8 @@ Every fault is a typed error with one sentence; nothing of a body is kept beyond
 from __future__ import annotations
 
 import sys
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +24,7 @@ MAX_JSON_BYTES = 16 << 20
 PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf", "application/octet-stream")
 
 JsonT = TypeVar("JsonT", bound=BaseModel)
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 MessageT = TypeVar("MessageT", bound=Message)
 
 
@@ -42,6 +44,16 @@ class Fields(BaseModel):
     """A JSON object: unknown fields are refused, and no value is converted from another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+def takes(body: type[BaseModel] | type[Message]) -> Callable[[EndpointT], EndpointT]:
+    """Says what the body of an endpoint is, for its description."""
+
+    def noted(endpoint: EndpointT) -> EndpointT:
+        endpoint.takes = body  # type: ignore[attr-defined]
+        return endpoint
+
+    return noted
 
 
 async def read_json(request: Request, fields: type[JsonT]) -> JsonT:

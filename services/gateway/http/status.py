@@ -19,6 +19,7 @@ def routes(connection: RedisConnection, workers: WorkerDirectory) -> Sequence[Ba
     """The routes of this group."""
 
     async def healthz(request: Request) -> Response:
+        """Whether this gateway can do its work."""
         try:
             await connection.commands.ping()
         except TRANSIENT_ERRORS as error:
@@ -26,6 +27,7 @@ def routes(connection: RedisConnection, workers: WorkerDirectory) -> Sequence[Ba
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
+        """Metrics for Prometheus."""
         with suppress(*TRANSIENT_ERRORS):  # what the process has counted itself is shown all the same
             await fill_gauges(connection, workers)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.http.body import read_json
+from services.gateway.http.body import read_json, takes
 from services.gateway.http.caller import unless_gone
 from services.gateway.http.front import Front
 from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
@@ -52,6 +52,7 @@ class ChatCompletions:
         self._targets = targets
         self._generations = generations
 
+    @takes(Chat)
     async def create(self, request: Request) -> Response:
         """Answers a conversation."""
         tenant = await self._front.tenant(request)

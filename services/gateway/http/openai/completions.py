@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.core.errors import InvalidArgumentError
-from services.gateway.http.body import read_json
+from services.gateway.http.body import read_json, takes
 from services.gateway.http.caller import unless_gone
 from services.gateway.http.front import Front
 from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
@@ -52,6 +52,7 @@ class Completions:
         self._targets = targets
         self._generations = generations
 
+    @takes(Completion)
     async def create(self, request: Request) -> Response:
         """Continues prompts."""
         tenant = await self._front.tenant(request)

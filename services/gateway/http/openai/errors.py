@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -54,6 +55,7 @@ def error_response(error: PlatformError) -> Response:
 def answering_errors(endpoint: Endpoint) -> Endpoint:
     """An endpoint whose failures are answered in OpenAI's shape."""
 
+    @functools.wraps(endpoint)
     async def answer(request: Request) -> Response:
         try:
             return await endpoint(request)

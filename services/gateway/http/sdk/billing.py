@@ -15,10 +15,12 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     """The routes of this group."""
 
     async def no_usage(request: Request) -> Response:
+        """Nothing is billed here."""
         await front.tenant(request)
         return JSONResponse({"data": [], "sessions": {}})
 
     async def no_entries(request: Request) -> Response:
+        """Nothing of the kind is kept here."""
         await front.tenant(request)
         return JSONResponse({"entries": []})
 

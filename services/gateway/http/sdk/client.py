@@ -31,10 +31,12 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     """The routes of this group."""
 
     async def config(request: Request) -> Response:
+        """What the SDK may use."""
         await front.tenant(request)
         return JSONResponse(FLAGS)
 
     async def dynamic_config(request: Request) -> Response:
+        """What the SDK may use, asked for again and again."""
         await front.tenant(request)
         return JSONResponse(DYNAMIC_FLAGS)
 
@@ -45,6 +47,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         return JSONResponse({"status": "accepted"})
 
     async def capabilities(request: Request) -> Response:
+        """The base models that are served."""
         await front.tenant(request)
         known = [
             {

@@ -37,18 +37,21 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         return stored, link, await links.sign(link)
 
     async def urls(request: Request) -> Response:
+        """Links to a checkpoint's files."""
         stored, link, token = await checkpoint(request)
         files = await front.files.of_checkpoint(stored)
         content = {file.name: str(request.url_for("download", token=token, name=file.name)) for file in files}
         return JSONResponse({"urls": content, "expires": link.expires.isoformat()})
 
     async def archive(request: Request) -> Response:
+        """A link to a checkpoint's files in one archive."""
         stored, link, token = await checkpoint(request)
         name = stored.checkpoint.checkpoint_id.rpartition("/")[2] + ".tar"
         url = str(request.url_for("download", token=token, name=name))
         return JSONResponse({"url": url, "expires": link.expires.isoformat()})
 
     async def download(request: Request) -> Response:
+        """What a link leads to."""
         link = await links.verify(request.path_params["token"])
         path = parse_path("token", link.tinker_path)
         stored = await front.stores.catalog.checkpoints.get(path, link.tenant)

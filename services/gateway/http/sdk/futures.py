@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
 from services.core.reserved_samplers import ReservedSampler
-from services.gateway.http.body import Fields, read_json
+from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.front import Front
 from services.gateway.http.sdk import results
@@ -78,6 +78,7 @@ class Futures:
         self._front = front
         self._stores = front.stores
 
+    @takes(Retrieve)
     async def retrieve(self, request: Request) -> Response:
         """A result as soon as there is one."""
         tenant = await self._front.tenant(request)
@@ -101,6 +102,7 @@ class Futures:
             content["path"] = external_path(content["path"])
         return JSONResponse(content)
 
+    @takes(RetrieveMany)
     async def retrieve_many(self, request: Request) -> Response:
         """What a client of a sampling session has had finished since its cursor."""
         tenant = await self._front.tenant(request)
@@ -127,6 +129,7 @@ class Futures:
         completions = [_completion(name, state) for name, state in states.items()]
         return JSONResponse({"completions": completions, "cursor": cursor})
 
+    @takes(Cancel)
     async def cancel(self, request: Request) -> Response:
         """Ends an operation that has not begun, or that samples; another is left as it is."""
         tenant = await self._front.tenant(request)

@@ -24,6 +24,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     catalog = front.stores.catalog
 
     async def listing(request: Request) -> Response:
+        """The tenant's training runs."""
         tenant = await front.tenant(request)
         refuse_foreign_scope(request)
         wanted = offset_page(request, DEFAULT_RUNS_PER_PAGE)
@@ -32,6 +33,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         return JSONResponse({"training_runs": content, "cursor": cursor_fields(wanted, page.total_size)})
 
     async def get(request: Request) -> Response:
+        """A training run."""
         tenant = await front.tenant(request)
         refuse_foreign_scope(request)
         return JSONResponse(await _run_fields(front, await catalog.run(request.path_params["run"], tenant), tenant))

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError
-from services.gateway.http.body import Fields, read_json
+from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import ModelInput, TensorFields
 from services.gateway.http.sdk.fields import Int32, Int64, SdkFields, SeqId
@@ -116,7 +116,9 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     """The routes of this group."""
     catalog = front.stores.catalog
 
+    @takes(CreateSamplingSession)
     async def create(request: Request) -> Response:
+        """Opens a sampling session."""
         tenant = await front.tenant(request)
         fields = await read_json(request, CreateSamplingSession)
         sampling = await front.creation.sampling_session(tenant, fields.message())
@@ -126,19 +128,24 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         content = {"type": "create_sampling_session", "sampling_session_id": sampling.sampling_session_id}
         return JSONResponse(content)
 
+    @takes(JoinSamplingSession)
     async def join(request: Request) -> Response:
+        """Counts one more client of a sampling session."""
         tenant = await front.tenant(request)
         fields = await read_json(request, JoinSamplingSession)
         sampling, _ = await catalog.sampling_session(fields.sampling_session_id, tenant)
         return JSONResponse({"client_counter": await catalog.count_client(sampling.sampling_session_id)})
 
     async def get(request: Request) -> Response:
+        """What a sampling session samples from."""
         tenant = await front.tenant(request)
         sampling, _ = await catalog.sampling_session(request.path_params["sampler"], tenant)
         content = {"sampler_id": sampling.sampling_session_id, "base_model": sampling.base_model}
         return JSONResponse({**content, "model_path": sampling.model_path or None})
 
+    @takes(Sample)
     async def sample(request: Request) -> Response:
+        """Queues a generation."""
         tenant = await front.tenant(request)
         wanted = (await read_json(request, Sample)).message()
         operation = await front.submission.sample(tenant, wanted)

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError
-from services.gateway.http.body import read_json
+from services.gateway.http.body import read_json, takes
 from services.gateway.http.errors import error_response
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.fields import Metadata, SdkFields
@@ -54,13 +54,17 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     """The routes of this group."""
     sessions = front.stores.sessions
 
+    @takes(CreateSession)
     async def create(request: Request) -> Response:
+        """Opens a session."""
         tenant = await front.tenant(request)
         fields = await read_json(request, CreateSession)
         session = await sessions.create(tenant, _labels(fields))
         return JSONResponse({"type": "create_session", "session_id": session.session_id})
 
+    @takes(Heartbeat)
     async def heartbeat(request: Request) -> Response:
+        """Says that the client is there."""
         tenant = await front.tenant(request)
         session_id = (await read_json(request, Heartbeat)).session_id
         try:
@@ -70,7 +74,9 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         await sessions.touch(session_id)
         return JSONResponse({"type": "session_heartbeat"})
 
+    @takes(Finish)
     async def finish(request: Request) -> Response:
+        """Ends a session."""
         tenant = await front.tenant(request)
         await read_json(request, Finish)
         session = await sessions.get(request.path_params["session"], tenant)
@@ -78,6 +84,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:
+        """A session with its runs and samplers."""
         tenant = await front.tenant(request)
         refuse_foreign_scope(request)
         session = await sessions.get_with_contents(request.path_params["session"], tenant)
@@ -92,6 +99,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         )
 
     async def listing(request: Request) -> Response:
+        """The tenant's sessions."""
         tenant = await front.tenant(request)
         refuse_foreign_scope(request)
         found, _ = await sessions.page(tenant, offset_page(request, 20))

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError
 from services.core.reserved_samplers import ReservedSampler
-from services.gateway.http.body import read_json, read_protobuf
+from services.gateway.http.body import read_json, read_protobuf, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import LossRequest, fill_loss
 from services.gateway.http.sdk.training_fields import (
@@ -52,12 +52,14 @@ class Training:
     def __init__(self, front: Front) -> None:
         self._front = front
 
+    @takes(CreateModel)
     async def create_model(self, request: Request) -> Response:
         """A run with a fresh adapter."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, CreateModel)
         return _promise(await self._front.creation.training_run(tenant, fields.message()))
 
+    @takes(GetInfo)
     async def get_info(self, request: Request) -> Response:
         """A run's base model and adapter."""
         tenant = await self._front.tenant(request)
@@ -74,6 +76,7 @@ class Training:
             }
         )
 
+    @takes(sdk_pb2.ForwardBackwardRequest)
     async def forward_backward(self, request: Request) -> Response:
         """A loss, with or without its gradient."""
         tenant = await self._front.tenant(request)
@@ -89,17 +92,20 @@ class Training:
             return await self._enter(tenant, wanted, unfit)
         return await self._enter(tenant, wanted)
 
+    @takes(OptimStep)
     async def optim_step(self, request: Request) -> Response:
         """An optimizer step."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, OptimStep)
         return await self._enter(tenant, fields.message(), fields.unfit())
 
+    @takes(SaveWeights)
     async def save_weights(self, request: Request) -> Response:
         """A training checkpoint."""
         tenant = await self._front.tenant(request)
         return await self._enter(tenant, (await read_json(request, SaveWeights)).message())
 
+    @takes(SaveWeightsForSampler)
     async def save_weights_for_sampler(self, request: Request) -> Response:
         """A sampler checkpoint; an unnamed one gets a sampling session."""
         tenant = await self._front.tenant(request)
@@ -112,12 +118,14 @@ class Training:
             await self._front.stores.reserved_samplers.reserve(operation, reserved)
         return await self._enter(tenant, wanted, unfit)
 
+    @takes(SaveExternal)
     async def save_weights_external(self, request: Request) -> Response:
         """A sampler checkpoint to be downloaded."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, SaveExternal)
         return await self._enter(tenant, fields.message(), fields.unfit())
 
+    @takes(LoadWeights)
     async def load_weights(self, request: Request) -> Response:
         """A checkpoint into a run, or a new run from a checkpoint."""
         tenant = await self._front.tenant(request)
