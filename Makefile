@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos lint types protos released-protos bench clean
+.PHONY: help demo up test chaos cookbook lint types protos released-protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,15 @@ KILLS ?= 1000
 SEED ?= 1
 chaos: $(STAMP)  ## kill everything at random moments and compare with a calm run: make chaos KILLS=1000 SEED=1
 	$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+COOKBOOK := $(VENV)/cookbook
+$(COOKBOOK)/.installed: tests/cookbook/requirements.txt | $(STAMP)
+	$(PYTHON) -m venv $(COOKBOOK)
+	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+cookbook: $(STAMP) $(COOKBOOK)/.installed  ## run the official SDK's cookbook, in an environment of its own
+	$(BIN)/pytest tests/cookbook
 
 lint: $(STAMP)  ## run every linter: Python, imports, protos, deployment
 	$(BIN)/ruff check .
