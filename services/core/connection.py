@@ -1,11 +1,14 @@
 """The two Redis clients of a process, and its scripts.
 
 `commands` retries through a restart of the server, which makes every command at-least-once: each state change is
-therefore one idempotent script. `blocking` has no socket timeout, because a blocking read is supposed to take long.
+therefore one idempotent script. Neither has a socket timeout: a blocking read is supposed to take long, and with one,
+redis-py writes under `asyncio.wait_for`, which before Python 3.12 can lose a cancellation, so that a loop would not
+end. A server that is gone without a word is found out by the kernel instead.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,6 +21,21 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, TimeoutError
 
 TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError)
+
+CONNECT_TIMEOUT_S = 10
+_DEAD_AFTER_S = 30
+
+# A silent connection is probed after 10 s, and given up when nothing is acknowledged for `_DEAD_AFTER_S`.
+_KEEPALIVE = {
+    option: value
+    for name, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 4),
+        ("TCP_USER_TIMEOUT", _DEAD_AFTER_S * 1000),
+    )
+    if (option := getattr(socket, name, None)) is not None  # not on every system
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +53,11 @@ class RedisConnection:
     @classmethod
     def open(cls, url: str) -> RedisConnection:
         """Makes the clients; they connect when they are first used."""
-        commands = aioredis.Redis.from_url(url, max_connections=256, socket_timeout=30, retry=_retry(attempts=12))
-        blocking = aioredis.Redis.from_url(url, max_connections=64, socket_timeout=None, retry=_retry(attempts=0))
+        options: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+        if not url.startswith("unix:"):
+            options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
+        commands = aioredis.Redis.from_url(url, max_connections=256, retry=_retry(attempts=12), **options)
+        blocking = aioredis.Redis.from_url(url, max_connections=64, retry=_retry(attempts=0), **options)
         sources = (resources.files("services.core") / "lua").iterdir()
         scripts = {
             source.name.removesuffix(".lua"): commands.register_script(source.read_text())

@@ -161,8 +161,7 @@ class TrainerWorker:
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancels tasks until they are done: the Redis client may take one cancellation for a failure of its own."""
-    while running := [task for task in tasks if not task.done()]:
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running, timeout=0.5)
+    """Cancels tasks and waits until they are done."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -122,7 +122,7 @@ async def test_a_new_holder_starts_from_the_snapshot_and_replays_what_came_after
     engine = new_engine()
     async with serving(connection, engine, queue, data_dir, name="second", **NEVER):
         await queue.result(await queue.optim_step(RUN, "t"), "t")
-        assert len(engine.passes) == sum(1 for seq_id in range(newest + 1, 10) if seq_id % 2 == 1)
+        assert engine.passes.count([RUN]) == sum(1 for seq_id in range(newest + 1, 10) if seq_id % 2 == 1)
         restored = engine.run(RUN).copied_to("cpu")
     calm = new_engine()
     await queue.create(CALM, "t")
@@ -178,7 +178,7 @@ async def test_damage_to_the_newest_snapshot_costs_a_longer_replay_and_nothing_e
     engine = new_engine()
     async with serving(connection, engine, queue, data_dir, name="second", dies=True, **OFTEN):
         await train(queue, RUN, 1)
-        assert len(engine.passes) == (17 - older.seq_id + 1) // 2
+        assert engine.passes.count([RUN]) == (17 - older.seq_id + 1) // 2
         assert_same(engine.run(RUN), calm)
 
         async def is_replaced() -> bool:
