@@ -6,6 +6,7 @@ later has answered: the count starts anew and its own delay is kept.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from datetime import timedelta
@@ -15,6 +16,8 @@ from google.rpc import error_details_pb2
 
 from tinker_client._address import URL_VARIABLE, Address
 from tinker_client.errors import APIConnectionError, APITimeoutError, from_rpc_error, retry_delay, unpack_detail
+
+_log = logging.getLogger("tinker_client")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 # A server that is overloaded or going away answers CANCELLED as well as UNAVAILABLE.
@@ -28,6 +31,7 @@ class Outage:
         self._address = address
         self._patience_s = patience.total_seconds()
         self._first_contact = first_contact
+        self._told = False
         self.end()
 
     def end(self, after_s: float = 0.0) -> None:
@@ -50,6 +54,9 @@ class Outage:
         asked = retry_delay(error)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and asked is not None:
             pause = max(asked.total_seconds(), _FIRST_PAUSE_S) * random.uniform(1.0, 1.5)
+            if not self._told:
+                _log.warning("the platform at %s asks to wait: %s", self._address, error.details())
+                self._told = True
             self.end(after_s=pause)
             return pause
         if error.code() not in _NO_ANSWER:

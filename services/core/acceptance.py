@@ -16,6 +16,7 @@ from services.core.errors import (
 )
 
 MAX_ATTEMPTS = 2
+_UNITS = {"operations": "operations", "samples": "sampling requests", "bytes": "bytes of requests"}
 
 
 def request_digest(request: Message) -> str:
@@ -37,7 +38,9 @@ def raise_if_refused(reply: Sequence[Any], operation: str) -> None:
         message = f"operation {operation} was carried out so long ago that its result is gone"
         raise FailedPreconditionError(message, reason="RESULT_EXPIRED")
     if reply[0] == b"full":
-        message = f"{int(reply[1])} operations are waiting already; send operation {operation} again later"
+        whose, what = reply[1].decode(), reply[2].decode()
+        waiting = f"{int(reply[3])} {_UNITS[what]} {f'of {whose} ' if whose else ''}are waiting already"
+        message = f"{waiting}, and allowed are {int(reply[4])}; send operation {operation} again later"
         raise ResourceExhaustedError(message, reason="QUEUE_FULL", retry_after_s=1.0)
 
 

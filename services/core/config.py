@@ -59,8 +59,23 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         default=8 << 30, description="largest adapter_model.safetensors that is imported"
     )
-    max_waiting_per_run: Annotated[int, Field(ge=1)] = 10_000
-    max_waiting_samples: Annotated[int, Field(ge=1)] = 100_000
+    max_waiting_per_run: Annotated[int, Field(ge=1)] = Field(default=10_000, description="operations of one run")
+    max_waiting_operations_per_tenant: Annotated[int, Field(ge=1)] = Field(
+        default=50_000, description="operations of all runs of one tenant"
+    )
+    max_waiting_operations: Annotated[int, Field(ge=1)] = Field(default=200_000, description="operations of all runs")
+    max_waiting_samples_per_tenant: Annotated[int, Field(ge=1)] = Field(
+        default=50_000, description="sampling requests of one tenant"
+    )
+    max_waiting_samples: Annotated[int, Field(ge=1)] = Field(default=200_000, description="all sampling requests")
+    max_waiting_bytes_per_tenant: Annotated[int, Field(ge=1)] = Field(
+        default=4 << 30, description="requests of one tenant that wait"
+    )
+    max_waiting_bytes: Annotated[int, Field(ge=1)] = Field(default=16 << 30, description="all requests that wait")
+    max_sessions_per_tenant: Annotated[int, Field(ge=1)] = Field(
+        default=1_000, description="sessions of one tenant that are alive"
+    )
+    max_sessions: Annotated[int, Field(ge=1)] = Field(default=10_000, description="all sessions that are alive")
     drain_seconds: Annotated[float, Field(ge=0)] = 20.0
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

@@ -18,9 +18,9 @@ import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError
 
-TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError)
+TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
 CONNECT_TIMEOUT_S = 10
 _DEAD_AFTER_S = 30
@@ -58,11 +58,10 @@ class RedisConnection:
             options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
         commands = aioredis.Redis.from_url(url, max_connections=256, retry=_retry(attempts=12), **options)
         blocking = aioredis.Redis.from_url(url, max_connections=64, retry=_retry(attempts=0), **options)
-        sources = (resources.files("services.core") / "lua").iterdir()
+        sources = {source.name: source.read_text() for source in (resources.files("services.core") / "lua").iterdir()}
+        prelude = sources.pop("prelude.lua")
         scripts = {
-            source.name.removesuffix(".lua"): commands.register_script(source.read_text())
-            for source in sources
-            if source.name.endswith(".lua")
+            name.removesuffix(".lua"): commands.register_script(prelude + source) for name, source in sources.items()
         }
         return cls(commands=commands, blocking=blocking, scripts=scripts)
 

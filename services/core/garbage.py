@@ -101,9 +101,10 @@ class GarbageCollector:
                 yield Waste("blob", reference, stored.size_bytes)
 
     async def _references(self) -> set[str]:
-        """The blobs that Redis refers to. An early job moves into its log, so logs are read after those."""
+        """The blobs that Redis refers to. Jobs move from where they wait into a stream, so streams are read later."""
         packed = [
             *[value async for value in self._hash_values("early:*")],
+            *[value async for value in self._hash_values("sample-jobs:*")],
             *[value async for value in self._entries("log:*")],
             *[value async for value in self._entries("sample:*")],
             *[value async for value in self._responses()],

@@ -29,12 +29,18 @@ PINS = PREFIX + "pins:"
 DOWNLOAD_SECRET = PREFIX + "download-secret"
 """What download links are signed with."""
 
+LOAD = PREFIX + "load"
+"""Hash: operations, samples and bytes that wait in all."""
+
+OPEN_SESSIONS = PREFIX + "open-sessions"
+"""Sorted set of the sessions that have not ended, by when they were last heard of (ms)."""
+
 TRAINERS_GROUP = "trainers"
 SAMPLERS_GROUP = "samplers"
 
 
 def operation(name: str) -> str:
-    """Hash: state, digest, method, tenant, time, attempts, and response, response_blob or error."""
+    """Hash: state, digest, method, tenant, time, attempts, and response or error; what it counts for until then."""
     return f"{PREFIX}operation:{name}"
 
 
@@ -44,7 +50,7 @@ def run_log(run: str) -> str:
 
 
 def run_meta(run: str) -> str:
-    """Hash: next_seq, done_seq, snapshots (names of those kept, newest first), placed, last_request."""
+    """Hash: next_seq, done_seq, snapshots (names of those kept, newest first), placed, last_request, and a pace."""
     return f"{PREFIX}meta:{run}"
 
 
@@ -73,19 +79,44 @@ def place(base_model: str) -> str:
     return f"{PREFIX}place:{base_model}"
 
 
+def load(tenant: str) -> str:
+    """Hash: operations, samples and bytes that wait, of a tenant; those in all are in `LOAD`."""
+    return f"{LOAD}:{tenant}"
+
+
+def sample_waiting(base_model: str) -> str:
+    """Sorted set of the sampling operations that wait for a sampler, by their turn."""
+    return f"{PREFIX}sample-waiting:{base_model}"
+
+
+def sample_jobs(base_model: str) -> str:
+    """Hash operation → job, of the sampling operations that wait."""
+    return f"{PREFIX}sample-jobs:{base_model}"
+
+
+def sample_shares(base_model: str) -> str:
+    """Hash: clock (the turn of what was taken last), and for each tenant where its last operation's turn ends."""
+    return f"{PREFIX}sample-shares:{base_model}"
+
+
+def sample_pace(base_model: str) -> str:
+    """Hash: last_end, busy and ended, from which the mean time between two results follows."""
+    return f"{PREFIX}sample-pace:{base_model}"
+
+
+def sample_bell(base_model: str) -> str:
+    """Stream of one entry: a new one when something waits."""
+    return f"{PREFIX}sample-bell:{base_model}"
+
+
 def sample_queue(base_model: str) -> str:
-    """Stream of a base model's sampling jobs."""
+    """Stream of the sampling jobs that samplers have taken and not finished."""
     return f"{PREFIX}sample:{base_model}"
 
 
 def sampler_room(worker: str) -> str:
     """How many sequences a sampler has room for; there while it waits for work, and no longer."""
     return f"{PREFIX}sampler-room:{worker}"
-
-
-def sampler_inbox(worker: str) -> str:
-    """Stream of jobs that were taken off a base model's queue in the name of this sampler."""
-    return f"{PREFIX}sampler-inbox:{worker}"
 
 
 def adapter_holder(location: str) -> str:
@@ -116,6 +147,11 @@ def session(session_id: str) -> str:
 def tenant_sessions(tenant: str) -> str:
     """Sorted set of a tenant's sessions by creation time."""
     return f"{PREFIX}sessions:{tenant}"
+
+
+def open_sessions(tenant: str) -> str:
+    """Those of `OPEN_SESSIONS` that are a tenant's."""
+    return f"{OPEN_SESSIONS}:{tenant}"
 
 
 def session_runs(session_id: str) -> str:

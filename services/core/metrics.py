@@ -21,9 +21,14 @@ HTTP_REQUESTS = Counter("tinker_http_requests", "HTTP requests that were answere
 SAMPLES_WAITING = Gauge(
     "tinker_samples_waiting", "Sampling operations in the queue, those under way included.", ["base_model"]
 )
-OLDEST_SAMPLE_SECONDS = Gauge(
-    "tinker_oldest_sample_seconds", "Age of the oldest of them; 0 if there is none.", ["base_model"]
+NEXT_SAMPLE_SECONDS = Gauge(
+    "tinker_next_sample_seconds", "How long the one that is next in turn has waited; 0 if none waits.", ["base_model"]
 )
+REQUESTS_WAITING = Gauge(
+    "tinker_requests_waiting", "Operations of all tenants that are accepted and not finished.", ["kind"]
+)
+REQUEST_BYTES_WAITING = Gauge("tinker_request_bytes_waiting", "Bytes of their requests.")
+SESSIONS_OPEN = Gauge("tinker_sessions_open", "Sessions that have not ended, those that fell silent lately included.")
 RUNS_PLACED = Gauge("tinker_runs_placed", "Training runs that a trainer holds or that wait for one.", ["base_model"])
 WORKERS = Gauge("tinker_workers", "Live workers.", ["base_model", "kind"])
 SLOTS = Gauge("tinker_slots", "Runs or sequences that the live workers can hold.", ["base_model", "kind"])

@@ -19,6 +19,7 @@ from services.core.errors import CancelledError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.payloads import Payloads
 from services.core.persistence import until_reached
+from services.core.queue_places import WAITING, QueuePlaces
 from tinker_proto.v1 import operation_pb2
 
 KEEP_FINISHED = timedelta(hours=24)
@@ -56,6 +57,7 @@ class OperationStore:
     def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
         self._connection = connection
         self._payloads = payloads
+        self._places = QueuePlaces(connection)
 
     async def result(self, outcome: Message | PlatformError) -> Result:
         """Packs an outcome; a large response goes to the blob store, however long that takes."""
@@ -96,6 +98,14 @@ class OperationStore:
             raise NotFoundError(message, reason="OPERATION_NOT_FOUND")
         return found[0]
 
+    async def get_with_place(self, name: str, tenant: str) -> operation_pb2.Operation:
+        """One operation, with its place in the queue while it waits; raises as `get`."""
+        operation = await self.get(name, tenant)
+        place = await self._places.of(operation) if operation.state in WAITING else None
+        if place is not None:
+            operation.queue_place.CopyFrom(place)
+        return operation
+
     async def cancel(self, name: OperationName) -> bool:
         """Ends an operation with CANCELLED unless it trains or is done; returns whether this call did it."""
         error = CancelledError(f"operation {name} was cancelled")
@@ -106,8 +116,12 @@ class OperationStore:
             keyspace.CANCELLED,
         ]
         arguments: list[str | bytes | int] = [str(name), name.seq_id, error.to_operation_error().SerializeToString()]
-        kind = "trains" if name.trains else "samples"
-        return bool(await self._connection.run("cancel", keys, [*arguments, KEEP_FINISHED_MS, kind]))
+        arguments += [KEEP_FINISHED_MS, "trains" if name.trains else "samples"]
+        prefixes = [keyspace.sample_waiting(""), keyspace.sample_jobs("")]
+        entry = await self._connection.run("cancel", keys, [*arguments, *prefixes])
+        if entry:
+            await self._payloads.discard(entry)
+        return entry is not None
 
     async def cancelled_position(self) -> str:
         """Where the stream of cancelled sampling operations is now."""

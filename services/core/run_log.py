@@ -15,6 +15,7 @@ from services.core import keyspace, streams
 from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
+from services.core.load import LoadLimits
 from services.core.names import OperationName
 from services.core.operations import KEEP_FINISHED_MS, Result, accepted_operation
 from services.core.payloads import Payloads
@@ -83,7 +84,7 @@ class RunLogs:
         digest: str,
         method: str,
         base_model: str,
-        max_waiting: int,
+        limits: LoadLimits,
         refusal: PlatformError | None = None,
     ) -> operation_pb2.Operation | None:
         """Accepts a job, or records why it is refused in its place; returns None if it was known already.
@@ -91,11 +92,12 @@ class RunLogs:
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
             FailedPreconditionError: its seq_id was used so long ago that the result is gone.
-            ResourceExhaustedError: the run has `max_waiting` operations waiting.
+            ResourceExhaustedError: as much is waiting as `limits` allow.
         """
         name = OperationName.parse(job.operation)
         run = name.scope
-        packed = b"" if refusal else await self._payloads.pack("jobs", job.SerializeToString())
+        content = job.SerializeToString()
+        packed = b"" if refusal else await self._payloads.pack("jobs", content)
         error = refusal.to_operation_error().SerializeToString() if refusal else b""
         keys = [
             keyspace.operation(job.operation),
@@ -105,10 +107,10 @@ class RunLogs:
             keyspace.run_skipped(run),
             keyspace.place(base_model),
             keyspace.EVENTS,
-            keyspace.session(name.session_id),
         ]
         arguments: list[str | bytes | int] = [name.seq_id, job.operation, run, packed, digest, method, job.tenant]
-        reply = await self._connection.run("enqueue_run", keys, [*arguments, max_waiting, error, KEEP_FINISHED_MS])
+        arguments += [error, KEEP_FINISHED_MS, len(content), *limits.of_training()]
+        reply = await self._connection.run("enqueue_run", keys, arguments)
         if reply[0] == b"accepted":
             return accepted_operation(job.operation, method, reply[1], reply[2])
         await self._payloads.discard(packed)

@@ -1,9 +1,9 @@
-"""The sampling queue of each base model: many consumers, no order.
+"""What waits to be sampled from each base model, and what samplers are at work on.
 
-Any sampler takes a job when it has room, keeps it by its heartbeat, and takes it off with the result. A sampler that
-dies loses its jobs to the others; the first result counts, and the same seed gives the same tokens wherever it runs.
-Of several samplers that wait for work, a job goes to the one that used its adapter last: it is taken in that sampler's
-name when it is enqueued, and put into its inbox. If that one is busy, nobody waits for it: any other takes the job.
+A sampler with room takes what is next in turn, keeps it by its heartbeat, and takes it off with the result. Turns are
+fair between tenants, so a flood delays its own sender. A sampler that dies loses its jobs to the others; the first
+result counts, and the same seed gives the same tokens wherever it runs. A job is left to the sampler that used its
+adapter last while that one waits for work; nobody waits for one that is busy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from services.core import keyspace, streams
 from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
 from services.core.connection import RedisConnection
+from services.core.load import LoadLimits
 from services.core.operations import KEEP_FINISHED_MS, Result, accepted_operation
 from services.core.payloads import Payloads
 from services.core.streams import StreamEntry
@@ -21,9 +22,8 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2
 
 KEEP_HOLDER_MS = 3_600_000
-KEEP_INBOX_MS = 3_600_000
 
-# What a sampler may take to ask again. Little, because a job that goes to a dead one waits for its lease to end.
+# What a sampler may take to ask again. Little, because a dead one that counts as waiting has jobs left to it.
 ROOM_GRACE_MS = 250
 
 
@@ -52,27 +52,27 @@ class SampleQueues:
         digest: str,
         method: str,
         base_model: str,
-        max_waiting: int,
+        cost: int,
+        limits: LoadLimits,
     ) -> operation_pb2.Operation | None:
-        """Accepts a job; returns None if it was known already.
+        """Accepts a job that may cost up to `cost` >= 1 tokens; returns None if it was known already.
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
-            ResourceExhaustedError: the queue has `max_waiting` jobs.
+            ResourceExhaustedError: as much is waiting as `limits` allow.
         """
-        packed = await self._payloads.pack("jobs", job.SerializeToString())
-        location = job.checkpoint_location
+        content = job.SerializeToString()
+        packed = await self._payloads.pack("jobs", content)
         keys = [
             keyspace.operation(job.operation),
-            keyspace.sample_queue(base_model),
-            keyspace.adapter_holder(location),
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_jobs(base_model),
+            keyspace.sample_shares(base_model),
+            keyspace.sample_bell(base_model),
         ]
-        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, max_waiting]
-        prefixes = [keyspace.sampler_room(""), keyspace.sampler_inbox("")]
-        sequences = max(job.sample.num_samples, 1)
-        reply = await self._connection.run(
-            "enqueue_sample", keys, [*arguments, location, sequences, keyspace.SAMPLERS_GROUP, *prefixes]
-        )
+        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, base_model]
+        arguments += [job.checkpoint_location, max(job.sample.num_samples, 1), cost, len(content)]
+        reply = await self._connection.run("enqueue_sample", keys, [*arguments, *limits.of_sampling()])
         if reply[0] == b"accepted":
             return accepted_operation(job.operation, method, reply[1], reply[2])
         await self._payloads.discard(packed)
@@ -84,28 +84,23 @@ class SampleQueues:
         group, queue = keyspace.SAMPLERS_GROUP, keyspace.sample_queue(base_model)
         await streams.make_group(self._connection.commands, group, queue)
 
-    async def take(self, worker: str, base_model: str, *, count: int, block_ms: int) -> list[SampleEntry]:
-        """Waits up to `block_ms` for jobs and takes at most `count` of the queue's, and those that are in the inbox."""
-        queue, room, inbox = (
-            keyspace.sample_queue(base_model),
+    async def take(self, worker: str, base_model: str, *, room: int, block_ms: int) -> list[SampleEntry]:
+        """Takes jobs for `room` sequences, and one more at most; if there are none, waits up to `block_ms` for news."""
+        bell, queue = keyspace.sample_bell(base_model), keyspace.sample_queue(base_model)
+        keys = [
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_jobs(base_model),
+            keyspace.sample_shares(base_model),
+            bell,
+            queue,
             keyspace.sampler_room(worker),
-            keyspace.sampler_inbox(worker),
-        )
-        group = keyspace.SAMPLERS_GROUP
-        await self._connection.run(
-            "wait_for_samples", [room, inbox], [count, block_ms + ROOM_GRACE_MS, group, KEEP_INBOX_MS]
-        )
-        taken = await streams.read_groups(
-            self._connection.blocking, group, worker, [inbox, queue], count=count, block_ms=block_ms
-        )
-        pipeline = self._connection.commands.pipeline(transaction=True)
-        pipeline.delete(room)
-        for entry in taken:
-            if entry.stream == inbox:
-                pipeline.xack(inbox, group, entry.entry_id)
-                pipeline.xdel(inbox, entry.entry_id)
-        await pipeline.execute()
-        return [_decode(entry) for entry in taken]
+        ]
+        prefixes = [keyspace.operation(""), keyspace.adapter_holder(""), keyspace.sampler_room("")]
+        arguments: list[str | bytes | int] = [worker, room, keyspace.SAMPLERS_GROUP, block_ms + ROOM_GRACE_MS]
+        rung, *taken = await self._connection.run("take_samples", keys, [*arguments, *prefixes])
+        if not taken:
+            await streams.read(self._connection.blocking, {bell: rung.decode()}, count=1, block_ms=block_ms)
+        return [_decode(streams.entry_of(queue, entry)) for entry in taken]
 
     async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
         """Takes jobs whose sampler has not been heard of for `idle_ms`."""
@@ -155,7 +150,13 @@ class SampleQueues:
 
     async def complete(self, base_model: str, entry: SampleEntry, result: Result) -> None:
         """Records the result, takes the job off the queue and drops its blob; a second result changes nothing."""
-        keys = [keyspace.operation(entry.operation), keyspace.sample_queue(base_model), keyspace.EVENTS]
+        keys = [
+            keyspace.operation(entry.operation),
+            keyspace.sample_queue(base_model),
+            keyspace.EVENTS,
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_pace(base_model),
+        ]
         arguments: list[str | bytes | int] = [keyspace.SAMPLERS_GROUP, entry.entry_id, entry.operation, result.state]
         await self._connection.run(
             "complete_sample", keys, [*arguments, result.field, result.content, KEEP_FINISHED_MS]
@@ -164,7 +165,5 @@ class SampleQueues:
 
 
 def _decode(entry: StreamEntry) -> SampleEntry:
-    """An entry of a queue or of an inbox, which says where in the queue it was."""
     fields = entry.fields
-    entry_id = fields[b"taken"].decode() if b"taken" in fields else entry.entry_id
-    return SampleEntry(entry_id, fields[b"operation"].decode(), fields[b"entry"], fields.get(b"location", b"").decode())
+    return SampleEntry(entry.entry_id, fields[b"operation"].decode(), fields[b"entry"], fields[b"location"].decode())

@@ -12,31 +12,47 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from services.core import keyspace
+from services.core.config import Settings
 from services.core.connection import RedisConnection
-from services.core.errors import FailedPreconditionError, NotFoundError
+from services.core.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from services.core.names import new_session_id
 from services.core.pages import Page, PageRequest, read_page
 from tinker_proto.v1 import session_pb2
 
 GRACE = timedelta(minutes=10)
+RETRY_AFTER_S = 5.0
 
 
 class Sessions:
     """Sessions of one Redis server."""
 
-    def __init__(self, connection: RedisConnection) -> None:
+    def __init__(self, connection: RedisConnection, settings: Settings) -> None:
         self._connection = connection
         self._commands = connection.commands
+        self._limits = (settings.max_sessions_per_tenant, settings.max_sessions)
 
     async def create(self, tenant: str, user_metadata: Mapping[str, str]) -> session_pb2.Session:
-        """Opens a session."""
-        session_id, now = new_session_id(), time.time()
-        metadata = json.dumps(dict(user_metadata))
-        record = {"tenant": tenant, "metadata": metadata, "created": now, "seen": now}
-        pipeline = self._commands.pipeline(transaction=True)
-        pipeline.hset(keyspace.session(session_id), mapping=record)
-        pipeline.zadd(keyspace.tenant_sessions(tenant), {session_id: now})
-        await pipeline.execute()
+        """Opens a session.
+
+        Raises:
+            ResourceExhaustedError: as many are alive as may be.
+        """
+        session_id = new_session_id()
+        keys = [
+            keyspace.session(session_id),
+            keyspace.tenant_sessions(tenant),
+            keyspace.OPEN_SESSIONS,
+            keyspace.open_sessions(tenant),
+        ]
+        arguments: list[str | bytes | int] = [keyspace.PREFIX, session_id, tenant, json.dumps(dict(user_metadata))]
+        arguments += [GRACE // timedelta(milliseconds=1), *self._limits]
+        reply = await self._connection.run("open_session", keys, arguments)
+        if reply[0] == b"full":
+            owned = f" of {tenant}" if reply[1] else ""
+            message = (
+                f"{int(reply[2])} sessions{owned} are alive, and allowed are {int(reply[3])}; end one, or try later"
+            )
+            raise ResourceExhaustedError(message, reason="TOO_MANY_SESSIONS", retry_after_s=RETRY_AFTER_S)
         return await self.get(session_id, tenant)
 
     async def get(self, session_id: str, tenant: str) -> session_pb2.Session:
@@ -84,11 +100,12 @@ class Sessions:
 
     async def touch(self, session_id: str) -> None:
         """Says that the client is there."""
-        await self._commands.hset(keyspace.session(session_id), "seen", time.time())
+        await self._connection.run("touch_session", [keyspace.session(session_id)], [keyspace.PREFIX, session_id])
 
-    async def end(self, session_id: str) -> None:
-        """Ends a session; ending it again keeps the first time."""
-        await self._commands.hsetnx(keyspace.session(session_id), "ended", time.time())
+    async def end(self, session_id: str, tenant: str) -> None:
+        """Ends a session of `tenant`; ending it again keeps the first time."""
+        keys = [keyspace.session(session_id), keyspace.OPEN_SESSIONS, keyspace.open_sessions(tenant)]
+        await self._connection.run("end_session", keys, [session_id])
 
     async def is_alive(self, session_id: str) -> bool:
         """Whether the session's client can still be expected to go on."""

@@ -30,14 +30,6 @@ async def read_group(
     return _flat(await client.xreadgroup(group, consumer, {stream: ">"}, count=count, block=block_ms))
 
 
-async def read_groups(
-    client: Any, group: str, consumer: str, stream_names: Sequence[str], *, count: int, block_ms: int
-) -> list[StreamEntry]:
-    """`read_group` from several streams at once, at most `count` entries of each."""
-    positions = dict.fromkeys(stream_names, ">")
-    return _flat(await client.xreadgroup(group, consumer, positions, count=count, block=block_ms))
-
-
 async def take_over(
     client: Any, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
 ) -> list[StreamEntry]:
@@ -100,6 +92,12 @@ async def last_id(client: Any, stream: str) -> str:
     """Id of the newest entry, "0-0" if there is none."""
     newest: Any = await client.xrevrange(stream, count=1)
     return newest[0][0].decode() if newest else "0-0"
+
+
+def entry_of(stream: str, reply: Sequence[Any]) -> StreamEntry:
+    """An entry as a script returns it: its id, then names and values in turn."""
+    entry_id, words = reply
+    return StreamEntry(stream, entry_id.decode(), dict(zip(words[::2], words[1::2], strict=True)))
 
 
 def _flat(reply: Any) -> list[StreamEntry]:

@@ -54,5 +54,5 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Ends a session; ending it again is no error."""
         tenant = await self._auth.tenant(context)
         await self._sessions.get(request.session_id, tenant)
-        await self._sessions.end(request.session_id)
+        await self._sessions.end(request.session_id, tenant)
         return await self._sessions.get(request.session_id, tenant)

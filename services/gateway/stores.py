@@ -72,7 +72,7 @@ class Stores:
             run_logs=RunLogs(connection, payloads),
             run_metrics=RunMetrics(connection),
             sample_queues=SampleQueues(connection, payloads),
-            sessions=Sessions(connection),
+            sessions=Sessions(connection, settings),
             tokens=TokenStream(connection),
             uploads=UploadStore(storage, settings.max_upload_bytes),
             workers=WorkerDirectory(connection),

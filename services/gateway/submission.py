@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from services.core.acceptance import request_digest
 from services.core.config import Settings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
+from services.core.load import LoadLimits
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.gateway.stores import Stores
 from services.gateway.validation.fields import check_seq_id
@@ -38,7 +39,7 @@ class Submission:
 
     def __init__(self, stores: Stores, settings: Settings) -> None:
         self._stores = stores
-        self._settings = settings
+        self._limits = LoadLimits.of(settings)
 
     async def create_run(
         self, tenant: str, request: CreateRequest, run: training_pb2.TrainingRun
@@ -126,7 +127,8 @@ class Submission:
             digest=digest,
             method=_method(request),
             base_model=sampling.base_model,
-            max_waiting=self._settings.max_waiting_samples,
+            cost=_cost(request, limits),
+            limits=self._limits,
         )
         return accepted or await stores.operations.get(str(name), tenant)
 
@@ -192,7 +194,7 @@ class Submission:
             digest=digest,
             method=_method(request),
             base_model=base_model,
-            max_waiting=self._settings.max_waiting_per_run,
+            limits=self._limits,
             refusal=refusal,
         )
         return accepted or await self._stores.operations.get(job.operation, job.tenant)
@@ -201,6 +203,18 @@ class Submission:
 def unnamed(seq_id: int) -> str:
     """The name of sampler weights that were saved without one."""
     return f"seq-{seq_id}"
+
+
+def _cost(request: SamplingRequest, limits: job_pb2.WorkerStatus) -> int:
+    """Most tokens that a sampling request may have computed; 1 for a merge, which takes no place beside others."""
+    if isinstance(request, sampling_pb2.MergeWeightsRequest):
+        return 1
+    prompt = sum(len(chunk.encoded_text.tokens) for chunk in request.prompt.chunks)
+    if isinstance(request, sampling_pb2.ComputeLogprobsRequest):
+        return prompt
+    params = request.sampling_params
+    longest = params.max_tokens if params.HasField("max_tokens") else limits.max_context_length - prompt
+    return prompt + max(request.num_samples, 1) * longest
 
 
 def _job(name: OperationName, tenant: str, request: Message) -> job_pb2.Job:

@@ -107,7 +107,7 @@ class SamplerWorker:
                 self._has_room.clear()
                 await self._has_room.wait()
             try:
-                taken = await self._queues.take(self._worker, self._base.name, count=self._room, block_ms=1000)
+                taken = await self._queues.take(self._worker, self._base.name, room=self._room, block_ms=1000)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.5)

@@ -95,7 +95,7 @@ def assemble(
         connection,
         Places(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
         logs,
-        Sessions(connection),
+        Sessions(connection, settings),
         Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),
         SnapshotPolicy.of(settings),
         partial(memory_pressure, engine.base.device),

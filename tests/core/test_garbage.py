@@ -102,17 +102,18 @@ async def test_blobs_stay_while_a_log_a_queue_or_a_result_refers_to_them(
     connection: RedisConnection, storage: Storage
 ) -> None:
     payloads, big = Payloads(BlobStore(storage)), b"x" * 100_000
-    logged, early, queued = [await payloads.pack("jobs", big) for _ in range(3)]
+    logged, early, waiting, taken = [await payloads.pack("jobs", big) for _ in range(4)]
     result, orphan = [await payloads.pack("results", big) for _ in range(2)]
     tokenizer = await BlobStore(storage).put_once("tokenizers", big)
     commands = connection.commands
     await commands.xadd(keyspace.run_log(RUN), {"entry": logged}, id="5-1")
     await commands.hset(keyspace.run_early(RUN), 7, early)
-    await commands.xadd(keyspace.sample_queue("tiny/lm"), {"operation": "x", "entry": queued})
+    await commands.hset(keyspace.sample_jobs("tiny/lm"), "w", waiting)
+    await commands.xadd(keyspace.sample_queue("tiny/lm"), {"operation": "x", "entry": taken})
     await commands.hset(keyspace.operation(f"{RUN}:4"), mapping={"state": "succeeded", "response": result})
     assert await found(connection, storage) == {orphan[1:].decode(): "blob"}
     await collect(connection, storage)
-    for kept in (logged, early, queued, result):
+    for kept in (logged, early, waiting, taken, result):
         assert await payloads.unpack(kept) == big
     assert await BlobStore(storage).get(tokenizer) == big
 

@@ -32,6 +32,9 @@ def test_a_gateway_shows_calls_errors_workers_and_the_queue(sdk_platform: Platfo
         assert after[f'tinker_workers{{base_model="{BASE_MODEL}",kind="{kind}"}}'] == 1
         assert after[f'tinker_slots{{base_model="{BASE_MODEL}",kind="{kind}"}}'] == 64
     assert after[f'tinker_samples_waiting{{base_model="{BASE_MODEL}"}}'] == 0
+    assert after[f'tinker_next_sample_seconds{{base_model="{BASE_MODEL}"}}'] == 0
+    assert (after['tinker_requests_waiting{kind="sampling"}'], after["tinker_request_bytes_waiting"]) == (0, 0)
+    assert after["tinker_sessions_open"] >= 1
 
 
 def test_workers_show_their_own(sdk_platform: Platform) -> None:

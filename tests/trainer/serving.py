@@ -14,6 +14,7 @@ from services.core.blobs import BlobStore
 from services.core.config import Settings
 from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
+from services.core.load import LoadLimits
 from services.core.local_storage import LocalStorage
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
@@ -106,7 +107,8 @@ class Queue:
         seq_id = self.next_seq_ids.get(run, 0)
         self.next_seq_ids[run] = seq_id + 1
         job = job_pb2.Job(operation=f"{run}:{seq_id}", tenant=tenant, **request)
-        await self.logs.enqueue(job, digest=str(seq_id), method="Train", base_model=self.base_model, max_waiting=10_000)
+        limits = LoadLimits.of(Settings())
+        await self.logs.enqueue(job, digest=str(seq_id), method="Train", base_model=self.base_model, limits=limits)
         return job.operation
 
 
@@ -142,9 +144,8 @@ async def serving(
         yield worker
     finally:
         if dies:
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=0.5)
+            task.cancel()
+            await asyncio.wait([task])
         else:
             worker.stop()
             assert await task

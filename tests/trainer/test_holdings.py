@@ -129,7 +129,7 @@ async def test_a_run_whose_client_is_gone_is_parked_and_not_lost(
     await queue.create(run, "t")
     async with serving(connection, engine, queue, data_dir, **QUIET) as worker:
         await step(queue, run)
-        await Sessions(connection).end("s0")
+        await Sessions(connection, Settings()).end("s0", "t")
         await until(lambda: worker.runs_held == 0)
         await step(queue, run)
         assert len(engine.passes) == 2

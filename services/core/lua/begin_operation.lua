@@ -7,11 +7,9 @@ if redis.call('HGET', own, 'epoch') ~= ARGV[1] then return 'fenced' end
 local state = redis.call('HGET', operation, 'state')
 if state ~= 'queued' and state ~= 'running' then return 'skip' end
 if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[4]) then
-  redis.call('HSET', operation, 'state', 'failed', 'error', ARGV[5])
-  redis.call('PEXPIRE', operation, ARGV[6])
   redis.call('SADD', skipped, ARGV[3])
   redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'operation', ARGV[2])
-  redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', ARGV[2])
+  finish(operation, events, ARGV[2], 'failed', 'error', ARGV[5], ARGV[6])
   return 'skip'
 end
 redis.call('HSET', operation, 'state', 'running')

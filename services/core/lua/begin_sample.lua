@@ -7,10 +7,8 @@ local operation, events, dead = unpack(KEYS)
 local state = redis.call('HGET', operation, 'state')
 if state ~= 'queued' and state ~= 'running' then return 'skip' end
 if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[2]) then
-  redis.call('HSET', operation, 'state', 'failed', 'error', ARGV[3])
-  redis.call('PEXPIRE', operation, ARGV[4])
   redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'operation', ARGV[1])
-  redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', ARGV[1])
+  finish(operation, events, ARGV[1], 'failed', 'error', ARGV[3], ARGV[4])
   return 'skip'
 end
 redis.call('HSET', operation, 'state', 'running')

@@ -5,8 +5,7 @@
 -- Returns the one's fields, or 'missing' | 'denied'; or the number of expired ones that were taken
 local expiring, doomed = KEYS[1], KEYS[2]
 local prefix, path, tenant = ARGV[1], ARGV[2], ARGV[3]
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 
 local function bury(path)
   local checkpoint = prefix .. 'checkpoint:' .. path
@@ -18,18 +17,18 @@ local function bury(path)
     redis.call('ZREM', prefix .. 'checkpoints:' .. fields[1], path)
     redis.call('ZREM', prefix .. 'run-checkpoints:' .. run, path)
     redis.call('ZREM', prefix .. 'run-' .. kind .. ':' .. run, path)
-    redis.call('ZADD', doomed, now_ms, fields[2])
+    redis.call('ZADD', doomed, now, fields[2])
   end
 end
 
 if path == '' then
-  local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', now_ms, 'LIMIT', 0, ARGV[4])
+  local due = redis.call('ZRANGEBYSCORE', expiring, '-inf', now, 'LIMIT', 0, ARGV[4])
   for _, expired in ipairs(due) do bury(expired) end
   return #due
 end
 local checkpoint = prefix .. 'checkpoint:' .. path
 local state = redis.call('HMGET', checkpoint, 'tenant', 'public', 'expires')
-if not state[1] or (state[3] and tonumber(state[3]) <= now_ms) then return 'missing' end
+if not state[1] or (state[3] and tonumber(state[3]) <= now) then return 'missing' end
 if state[1] ~= tenant then return state[2] and 'denied' or 'missing' end
 local fields = redis.call('HGETALL', checkpoint)
 bury(path)

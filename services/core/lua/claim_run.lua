@@ -2,9 +2,8 @@
 -- KEYS  1 own
 -- ARGV  1 worker  2 lease in ms
 -- Returns the new epoch, or 0 if somebody else holds the lease
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local holder = redis.call('HMGET', KEYS[1], 'worker', 'expires')
-if holder[1] and holder[1] ~= ARGV[1] and tonumber(holder[2]) > now_ms then return 0 end
-redis.call('HSET', KEYS[1], 'worker', ARGV[1], 'expires', now_ms + tonumber(ARGV[2]))
+if holder[1] and holder[1] ~= ARGV[1] and tonumber(holder[2]) > now then return 0 end
+redis.call('HSET', KEYS[1], 'worker', ARGV[1], 'expires', now + tonumber(ARGV[2]))
 return redis.call('HINCRBY', KEYS[1], 'epoch', 1)

@@ -9,8 +9,6 @@ if redis.call('HGET', own, 'epoch') ~= ARGV[1] then return 'fenced' end
 redis.call('HSET', meta, 'done_seq', ARGV[3])
 local state = redis.call('HGET', operation, 'state')
 if state ~= 'queued' and state ~= 'running' then return 'known' end
-redis.call('HSET', operation, 'state', ARGV[4], ARGV[5], ARGV[6])
-redis.call('PEXPIRE', operation, ARGV[7])
 if ARGV[4] ~= 'succeeded' then redis.call('SADD', skipped, ARGV[3]) end
 local at = 8
 while at <= #ARGV do
@@ -18,5 +16,6 @@ while at <= #ARGV do
   redis.call(unpack(ARGV, at + 1, at + words))
   at = at + words + 1
 end
-redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', ARGV[2])
+finish(operation, events, ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
+keep_pace(meta, tonumber(ARGV[3]) + 1 < tonumber(redis.call('HGET', meta, 'next_seq')))
 return 'completed'

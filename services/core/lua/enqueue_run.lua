@@ -1,13 +1,14 @@
 -- Accepts one operation of a training run: appends it to the run's log if it is next, parks it if it is early.
 -- A refused operation (error given) takes its place in the order, finished.
--- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events  8 session
+-- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events
 -- ARGV  1 seq_id  2 operation name  3 run  4 entry (job or its blob)  5 digest  6 method  7 tenant
---       8 most operations waiting  9 error or ''  10 ms to keep a finished operation
--- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'expired'} | {'full', waiting}
-local operation, log, meta, early, skipped, place, events, session = unpack(KEYS)
+--       8 error or ''  9 ms to keep a finished operation  10 bytes of the job  11 most operations of one run waiting
+--       12.. limits (see `overload`)
+-- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'expired'} | {'full', ...}
+local operation, log, meta, early, skipped, place, events = unpack(KEYS)
 local seq = tonumber(ARGV[1])
 local name, run, entry, digest, method, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
-local failure = ARGV[9]
+local failure, keep_ms, bytes, most = ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 
 local known = redis.call('HMGET', operation, 'state', 'digest')
 if known[1] then
@@ -17,28 +18,34 @@ end
 local next_seq = tonumber(redis.call('HGET', meta, 'next_seq') or '0')
 if seq < next_seq then return {'expired'} end
 local done_seq = tonumber(redis.call('HGET', meta, 'done_seq') or '-1')
-local waiting = next_seq - done_seq - 1 + redis.call('HLEN', early)
-if waiting >= tonumber(ARGV[8]) or seq - next_seq >= tonumber(ARGV[8]) then return {'full', waiting} end
+local parked = redis.call('HLEN', early)
+local waiting = next_seq - done_seq - 1 + parked
+if waiting >= most or seq - next_seq >= most then return {'full', run, 'operations', waiting, most} end
+-- What the run's parked operations wait for is let in, or they would keep it out and themselves waiting.
+local closes_gap = seq == next_seq and parked > 0
+if failure == '' and not closes_gap then
+  local full = overload(prefix_of(operation, name), tenant, 'operations', bytes, {unpack(ARGV, 12)})
+  if full then return full end
+end
 
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local state = 'queued'
 if seq > next_seq then state = 'parked' end
 if failure ~= '' then state = 'failed' end
-redis.call('HSET', operation, 'state', state, 'digest', digest, 'method', method, 'tenant', tenant, 'time', now_ms)
-redis.call('HSET', meta, 'last_request', now_ms)
-redis.call('HSET', session, 'seen', now_ms / 1000)
+redis.call('HSET', operation, 'state', state, 'digest', digest, 'method', method, 'tenant', tenant, 'time', now)
+redis.call('HSET', meta, 'last_request', now)
+hear_of(prefix_of(operation, name), string.match(name, '^[^:]+'), tenant, now)
 if failure ~= '' then
-  redis.call('HSET', operation, 'error', failure)
-  redis.call('PEXPIRE', operation, ARGV[10])
+  finish(operation, events, name, state, 'error', failure, keep_ms)
   redis.call('SADD', skipped, seq)
-  redis.call('XADD', events, 'MAXLEN', '~', 100000, '*', 'operation', name)
   entry = ''
+else
+  count_in(operation, name, tenant, 'operations', bytes)
 end
 
 if seq > next_seq then
   redis.call('HSET', early, seq, entry)
-  return {'accepted', state, now_ms}
+  return {'accepted', state, now}
 end
 local prefix = string.sub(operation, 1, #operation - #tostring(ARGV[1]))
 while entry do
@@ -54,4 +61,4 @@ redis.call('HSET', meta, 'next_seq', seq)
 if redis.call('HSETNX', meta, 'placed', 1) == 1 then
   redis.call('XADD', place, '*', 'run', run)
 end
-return {'accepted', state, now_ms}
+return {'accepted', state, now}

@@ -1,28 +1,30 @@
--- Accepts one sampling operation. If the sampler that holds its adapter waits for work, the queue's oldest job is taken
--- in that sampler's name at once; else it goes to whoever asks next. Either way jobs leave the queue in order.
--- KEYS  1 operation  2 queue  3 holder of the adapter
--- ARGV  1 operation name  2 entry (job or its blob)  3 digest  4 method  5 tenant  6 most operations waiting
---       7 adapter's location or ''  8 sequences  9 group  10 room of a sampler  11 inbox of a sampler (prefixes of keys)
--- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'full', waiting}
-local operation, queue = KEYS[1], KEYS[2]
+-- Accepts one sampling operation: gives it its turn among what waits, and rings for samplers that have room.
+--
+-- Turns are fair between tenants (start-time fair queueing, Goyal, Vin and Cheng 1997): an operation's turn is where the
+-- tenant's one before it ends, or the turn of what was taken last if that is later; it ends as much later as it may cost.
+-- KEYS  1 operation  2 waiting (turns)  3 jobs  4 shares  5 bell
+-- ARGV  1 operation name  2 entry (job or its blob)  3 digest  4 method  5 tenant  6 base model  7 adapter's location or ''
+--       8 sequences  9 most tokens that it may cost  10 bytes of the job  11.. limits (see `overload`)
+-- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'full', ...}
+local operation, waiting, jobs, shares, bell = unpack(KEYS)
+local name, entry, digest, method, tenant, base_model, location = unpack(ARGV, 1, 7)
 local known = redis.call('HMGET', operation, 'state', 'digest')
 if known[1] then
-  if known[2] ~= ARGV[3] then return {'conflict'} end
+  if known[2] ~= digest then return {'conflict'} end
   return {'known', known[1]}
 end
-local waiting = redis.call('XLEN', queue)
-if waiting >= tonumber(ARGV[6]) then return {'full', waiting} end
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', operation, 'state', 'queued', 'digest', ARGV[3], 'method', ARGV[4], 'tenant', ARGV[5], 'time', now_ms)
-redis.call('XADD', queue, '*', 'operation', ARGV[1], 'entry', ARGV[2], 'location', ARGV[7])
+local bytes = tonumber(ARGV[10])
+local full = overload(prefix_of(operation, name), tenant, 'samples', bytes, {unpack(ARGV, 11)})
+if full then return full end
 
-local sampler = ARGV[7] ~= '' and redis.call('GET', KEYS[3])
-local room = sampler and ARGV[10] .. sampler
-if room and tonumber(redis.call('GET', room) or '0') > 0 then
-  local read = redis.call('XREADGROUP', 'GROUP', ARGV[9], sampler, 'COUNT', 1, 'STREAMS', queue, '>')
-  local id, fields = unpack(read[1][2][1])
-  redis.call('XADD', ARGV[11] .. sampler, '*', 'taken', id, unpack(fields))
-  redis.call('DECRBY', room, ARGV[8])
-end
-return {'accepted', 'queued', now_ms}
+local now = now_ms()
+redis.call('HSET', operation, 'state', 'queued', 'digest', digest, 'method', method, 'tenant', tenant, 'time', now)
+redis.call('HSET', operation, 'base_model', base_model, 'location', location, 'sequences', ARGV[8])
+count_in(operation, name, tenant, 'samples', bytes)
+local ends = redis.call('HMGET', shares, 'clock', 'tenant:' .. tenant)
+local turn = math.max(tonumber(ends[1] or '0'), tonumber(ends[2] or '0'))
+redis.call('HSET', shares, 'tenant:' .. tenant, string.format('%.0f', turn + tonumber(ARGV[9])))
+redis.call('ZADD', waiting, string.format('%.0f', turn), name)
+redis.call('HSET', jobs, name, entry)
+redis.call('XADD', bell, 'MAXLEN', 1, '*', 'rung', 1)
+return {'accepted', 'queued', now}

@@ -2,12 +2,11 @@
 -- KEYS  own of each run
 -- ARGV  1 lease in ms  2.. epoch of each run
 -- Returns a list of 1 (extended) and 0 (lost), in the order of KEYS
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local held = {}
 for i, own in ipairs(KEYS) do
   if redis.call('HGET', own, 'epoch') == ARGV[i + 1] and redis.call('HEXISTS', own, 'worker') == 1 then
-    redis.call('HSET', own, 'expires', now_ms + tonumber(ARGV[1]))
+    redis.call('HSET', own, 'expires', now + tonumber(ARGV[1]))
     held[i] = 1
   else
     held[i] = 0

@@ -80,7 +80,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         tenant = await front.tenant(request)
         await read_json(request, Finish)
         session = await sessions.get(request.path_params["session"], tenant)
-        await sessions.end(session.session_id)
+        await sessions.end(session.session_id, tenant)
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:

@@ -1,0 +1,54 @@
+"""How much may wait: limits of each run, of each tenant and in all.
+
+What waits is counted by the scripts in lua/, in the same step in which an operation is accepted or ends. An operation
+that would exceed a limit is not accepted, and its sender is told when to come again; nothing accepted is affected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.core.config import Settings
+
+
+@dataclass(frozen=True)
+class LoadLimits:
+    """Most that may wait, under way included. A sampling operation is one sample, whatever its number of sequences."""
+
+    operations_of_run: int
+    operations_of_tenant: int
+    operations: int
+    samples_of_tenant: int
+    samples: int
+
+    request_bytes_of_tenant: int
+    """Wherever they are kept."""
+
+    request_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> LoadLimits:
+        """Those that are set."""
+        return cls(
+            operations_of_run=settings.max_waiting_per_run,
+            operations_of_tenant=settings.max_waiting_operations_per_tenant,
+            operations=settings.max_waiting_operations,
+            samples_of_tenant=settings.max_waiting_samples_per_tenant,
+            samples=settings.max_waiting_samples,
+            request_bytes_of_tenant=settings.max_waiting_bytes_per_tenant,
+            request_bytes=settings.max_waiting_bytes,
+        )
+
+    def of_training(self) -> list[str | bytes | int]:
+        """The last arguments of enqueue_run.lua."""
+        return [
+            self.operations_of_run,
+            self.operations_of_tenant,
+            self.operations,
+            self.request_bytes_of_tenant,
+            self.request_bytes,
+        ]
+
+    def of_sampling(self) -> list[str | bytes | int]:
+        """The last arguments of enqueue_sample.lua."""
+        return [self.samples_of_tenant, self.samples, self.request_bytes_of_tenant, self.request_bytes]

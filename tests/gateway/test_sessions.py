@@ -1,0 +1,62 @@
+"""How many sessions may be alive."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from services.core import keyspace
+from services.core.config import Settings
+from services.core.connection import RedisConnection
+from services.core.errors import ResourceExhaustedError
+from services.core.sessions import GRACE, Sessions
+from tests.gateway.caller import Caller
+from tinker_proto.v1 import session_pb2
+
+
+@pytest.fixture
+def sessions(connection: RedisConnection, data_dir: Path) -> Sessions:
+    return Sessions(connection, Settings(data_dir=data_dir, max_sessions_per_tenant=2, max_sessions=3))
+
+
+async def test_a_tenant_has_so_many_alive_and_no_more(sessions: Sessions) -> None:
+    first, _ = [await sessions.create("alice", {}) for _ in range(2)]
+    with pytest.raises(ResourceExhaustedError, match="2 sessions of alice are alive, and allowed are 2") as caught:
+        await sessions.create("alice", {})
+    assert caught.value.reason == "TOO_MANY_SESSIONS"
+    await sessions.create("bob", {})
+    with pytest.raises(ResourceExhaustedError, match="3 sessions are alive, and allowed are 3"):
+        await sessions.create("carol", {})
+    for _ in range(2):
+        await sessions.end(first.session_id, "alice")
+    await sessions.create("alice", {})
+
+
+async def test_a_silent_session_does_not_count_and_one_that_is_heard_of_again_does(
+    sessions: Sessions, connection: RedisConnection
+) -> None:
+    silent, heard = [await sessions.create("alice", {}) for _ in range(2)]
+    long_ago = (time.time() - GRACE.total_seconds() - 1) * 1000
+    for session in (silent, heard):
+        for key in (keyspace.OPEN_SESSIONS, keyspace.open_sessions("alice")):
+            await connection.commands.zadd(key, {session.session_id: long_ago})
+    await sessions.touch(heard.session_id)
+    await sessions.create("alice", {})
+    with pytest.raises(ResourceExhaustedError):
+        await sessions.create("alice", {})
+    await sessions.end(silent.session_id, "alice")
+    await sessions.touch(silent.session_id)
+    assert not await sessions.is_alive(silent.session_id), "hearing of a session that has ended does not open it"
+
+
+async def test_the_refusal_says_when_to_come_again(alice: Caller, connection: RedisConnection) -> None:
+    many = {f"s{n}": time.time() * 1000 for n in range(Settings().max_sessions_per_tenant)}
+    await connection.commands.zadd(keyspace.open_sessions("alice"), many)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await alice.sessions.CreateSession(session_pb2.CreateSessionRequest())
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    details = dict(caught.value.trailing_metadata() or ())
+    assert b"RetryInfo" in details["grpc-status-details-bin"]
