@@ -158,6 +158,24 @@ def test_samples_share_one_prefill(load: Load, monkeypatch: pytest.MonkeyPatch) 
     assert sum(fed) == 50 + 7 + 8 * 3
 
 
+def test_a_request_alone_computes_its_own_tokens_and_no_empty_slot(load: Load) -> None:
+    base = load()
+    engine = make_engine(base, max_sequences=64)
+    (prompt,) = random_tokens(base, [50])
+    fed, scored = [], []
+    hooks = [
+        base.module.base_model.register_forward_pre_hook(
+            lambda _, __, inputs: fed.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        ),
+        base.module.lm_head.register_forward_pre_hook(lambda _, inputs: scored.append(inputs[0].shape[:-1].numel())),
+    ]
+    run(engine, ask("alone", prompt, max_tokens=4))
+    for hook in hooks:
+        hook.remove()
+    assert fed == [(1, 50), (1, 1), (1, 1), (1, 1)]
+    assert scored == [1] * 4
+
+
 def test_an_adapter_of_nan_fails_alone_and_leaves_its_batch_mates_bit_for_bit(
     sixteen: tuple[BaseModel, list[GenerationRequest]], checkpoint: Checkpoint
 ) -> None:
