@@ -108,6 +108,23 @@ async def test_another_tenants_files_do_not_exist(
         await mallory.checkpoints.ListCheckpointFiles(listing)
 
 
+async def test_a_published_checkpoint_is_downloaded_by_everybody_until_that_is_taken_back(
+    alice: Caller, mallory: Caller, stores: Stores, connection: RedisConnection
+) -> None:
+    path = await save(stores, connection, "alice", await alice.run())
+    await alice.checkpoints.PublishCheckpoint(checkpoint_pb2.PublishCheckpointRequest(tinker_path=path))
+    listing = checkpoint_pb2.ListCheckpointFilesRequest(tinker_path=path)
+    assert {file.name for file in (await mallory.checkpoints.ListCheckpointFiles(listing)).files} == {CONFIG, WEIGHTS}
+    assert await read(mallory, tinker_path=path, name=WEIGHTS) == CONTENT
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read(mallory, tinker_path=path, name="optimizer.safetensors")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await alice.checkpoints.UnpublishCheckpoint(checkpoint_pb2.UnpublishCheckpointRequest(tinker_path=path))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read(mallory, tinker_path=path, name=WEIGHTS)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_files_of_an_operation_that_writes_none_are_refused(alice: Caller) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="is a CreateTrainingRun; allowed is a MergeWeights"):
         await read(alice, operation=f"{await alice.run()}:0", name=WEIGHTS)
