@@ -79,25 +79,29 @@ def test_bad_requests_fail_alone_and_by_name(service: tinker.ServiceClient) -> N
 
 
 def test_a_sampling_client_is_frozen(service: tinker.ServiceClient) -> None:
-    """Training on, saving again and deleting the run's other checkpoints change none of its answers."""
+    """Training on, saving again, overwriting and deleting what it samples from change none of its answers."""
     run = service.create_lora_training_client(BASE_MODEL, rank=4, seed=3)
-    run.forward_backward(DATA, "cross_entropy").result(60)
-    run.optim_step(ADAM).result(60)
-    older = run.save_weights_for_sampler("older").result(60).path
-    frozen = run.save_weights_and_get_sampling_client("frozen")
 
-    def answer() -> tuple[types.SampleResponse, list[float | None]]:
-        params = types.SamplingParams(max_tokens=20, seed=9, stop=[])
-        return frozen.sample(PROMPT, 2, params).result(60), frozen.compute_logprobs(PROMPT).result(60)
-
-    first = answer()
-    for step in range(3):
+    def train() -> None:
         run.forward_backward(DATA, "cross_entropy").result(60)
         run.optim_step(ADAM).result(60)
+
+    def answers(client: tinker.SamplingClient) -> tuple[types.SampleResponse, list[float | None]]:
+        params = types.SamplingParams(max_tokens=20, seed=9, stop=[])
+        return client.sample(PROMPT, 2, params).result(60), client.compute_logprobs(PROMPT).result(60)
+
+    train()
+    frozen = run.save_weights_and_get_sampling_client("frozen")
+    state = run.save_state("state").result(60).path
+    replaced = service.create_sampling_client(model_path=state)
+    first = answers(frozen), answers(replaced)
+    for step in range(3):
+        train()
         run.save_weights_for_sampler(f"newer-{step}").result(60)
-    run.save_state("state").result(60)
+    assert run.save_state("state", overwrite=True).result(60).path == state
+    newest = service.create_sampling_client(model_path=state)
+    assert newest.compute_logprobs(PROMPT).result(60) != first[0][1], "training changes something"
     rest = service.create_rest_client()
-    rest.delete_checkpoint_from_tinker_path(older).result(60)
-    newest = service.create_sampling_client(model_path=f"tinker://{run.model_id}/sampler_weights/newer-2")
-    assert newest.compute_logprobs(PROMPT).result(60) != first[1], "training changes something"
-    assert answer() == first
+    for path in (state, f"tinker://{run.model_id}/sampler_weights/frozen"):
+        rest.delete_checkpoint_from_tinker_path(path).result(60)
+    assert (answers(frozen), answers(replaced)) == first
