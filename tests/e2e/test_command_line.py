@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -85,6 +86,28 @@ def test_a_run_and_how_it_came_along(shell: Shell, trained: tuple[str, list[floa
     assert latest["grad_norm"] > 0
     assert latest["seconds"] > 0
     assert latest["sampler_trainer_gap"] is None, "cross_entropy does not measure it"
+
+
+def test_the_gap_between_sampler_and_trainer_is_in_a_runs_history(shell: Shell) -> None:
+    """Zero where the policy that sampled is the one that is trained; else KL's estimate, here exp(d) - 1 - d."""
+    prompt, standing_still = [5, 6, 7], types.AdamParams(learning_rate=0.0)
+    with tinker.ServiceClient(base_url=shell.platform.url, api_key=API_KEY) as service:
+        training = service.create_lora_training_client(BASE_MODEL, rank=4, seed=7)
+        sampling = training.save_weights_and_get_sampling_client("now")
+        params = types.SamplingParams(max_tokens=8, seed=1, stop=[])
+        (sampled,) = sampling.sample(types.ModelInput.from_ints(prompt), 1, params).result().sequences
+        tokens, gaps = [*prompt, *sampled.tokens], []
+        for moved in (0.0, 0.5):
+            inputs = {
+                "target_tokens": tokens[1:],
+                "logprobs": [0.0, 0.0, *(logprob - moved for logprob in sampled.logprobs)],
+                "advantages": [0.0, 0.0, *[1.0] * len(sampled.tokens)],
+            }
+            datum = types.Datum(types.ModelInput.from_ints(tokens[:-1]), inputs)
+            training.forward_backward([datum], "importance_sampling")
+            training.optim_step(standing_still).result()
+            gaps.append(shell.json("run", "info", training.model_id)["latest_step"]["sampler_trainer_gap"])
+    assert gaps == pytest.approx([0.0, math.exp(0.5) - 1.5], abs=1e-5)
 
 
 def test_curves_in_the_terminal_and_as_a_picture(shell: Shell, trained: tuple[str, list[float]]) -> None:
