@@ -37,6 +37,9 @@ _KEEPALIVE = {
     if (option := getattr(socket, name, None)) is not None  # not on every system
 }
 
+POOL_TIMEOUT_S = 30.0
+"""How long a command waits for its turn when more callers are at work than there are connections."""
+
 
 @dataclass(frozen=True)
 class RedisConnection:
@@ -56,7 +59,10 @@ class RedisConnection:
         options: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": CONNECT_TIMEOUT_S}
         if not url.startswith("unix:"):
             options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
-        commands = aioredis.Redis.from_url(url, max_connections=256, retry=_retry(attempts=12), **options)
+        pool = aioredis.BlockingConnectionPool.from_url(
+            url, max_connections=256, timeout=POOL_TIMEOUT_S, retry=_retry(attempts=12), **options
+        )
+        commands = aioredis.Redis.from_pool(pool)
         blocking = aioredis.Redis.from_url(url, max_connections=64, retry=_retry(attempts=0), **options)
         sources = {source.name: source.read_text() for source in (resources.files("services.core") / "lua").iterdir()}
         prelude = sources.pop("prelude.lua")

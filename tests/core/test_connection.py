@@ -1,4 +1,4 @@
-"""The Redis clients, as loops use them."""
+"""The Redis clients: as many callers as there are, each of which may be cancelled at any moment."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ async def test_a_loop_that_is_cancelled_ends_wherever_it_is(connection: RedisCon
         loop.cancel()
         done, _ = await asyncio.wait({loop}, timeout=5)
         assert done, "its cancellation was lost"
+
+
+async def test_more_callers_than_connections_wait_for_their_turn(connection: RedisConnection) -> None:
+    counted = await asyncio.gather(*(connection.commands.incr("calls") for _ in range(2000)))
+    assert sorted(counted) == list(range(1, 2001))
+    clients = await connection.commands.info("clients")
+    assert clients["connected_clients"] < 500
