@@ -1,4 +1,4 @@
-"""A gateway killed under a program of the official SDK, and a program killed under the platform."""
+"""Programs of the official SDK and their requests: in an outage, killed, and with very many samples in flight."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ import pytest
 from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
 from tests.http.counting_proxy import CountingProxy
 
-PROGRAM = Path(__file__).with_name("steady.py")
+STEADY, CROWD = (Path(__file__).with_name(name) for name in ("steady.py", "crowd.py"))
 STEPS = 8
+MANY = 400
+"""As many as the SDK submits at once."""
 
 
 @asynccontextmanager
-async def program(port: int) -> AsyncIterator[Process]:
-    """The program, until it has ended or the test has."""
+async def program(port: int, path: Path = STEADY, size: int = STEPS) -> AsyncIterator[Process]:
+    """A program, until it has ended or the test has."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
     environment |= {"TINKER_BASE_URL": f"http://127.0.0.1:{port}", "TINKER_API_KEY": API_KEY, "TINKER_TELEMETRY": "0"}
-    command = [sys.executable, str(PROGRAM), BASE_MODEL, str(STEPS)]
+    command = [sys.executable, str(path), BASE_MODEL, str(size)]
     running = await asyncio.create_subprocess_exec(*command, env=environment, stdout=PIPE)
     try:
         yield running
@@ -73,3 +75,15 @@ async def test_a_killed_program_leaves_the_platform_to_others(sdk_platform: Plat
     async with program(sdk_platform.http_port) as running:
         assert await next_line(running) == "under way"
         assert await next_line(running) == calm[0]
+
+
+async def test_samples_in_flight_are_all_answered_and_cost_two_requests_each(sdk_platform: Platform) -> None:
+    async with (
+        CountingProxy(sdk_platform.http_port).serve() as proxy,
+        program(proxy.port, CROWD, MANY) as running,
+    ):
+        assert await next_line(running) == "under way"
+        answers = await next_line(running)
+        assert [len(answer) for answer in answers] == [2] * MANY
+        assert answers == answers[:10] * (MANY // 10), "each has the answer to its own question"
+        assert proxy.requests <= 2 * MANY + 60, "a call and a result; one poll waits for all"
