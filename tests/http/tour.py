@@ -6,6 +6,7 @@ Every feature is tried on its own: one that fails is printed with its error, and
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import time
 import traceback
@@ -245,8 +246,18 @@ class Tour:
 
     def many_samples_at_once(self) -> Any:
         params = types.SamplingParams(max_tokens=2, stop=[])
-        futures = [self.sampler.sample(PROMPT, 1, params) for _ in range(200)]
+        futures = [self.sampler.sample(PROMPT, 1, params) for _ in range(100)]
         return sum(len(future.result().sequences[0].tokens) for future in futures)
+
+    def sampler_handles(self) -> Any:
+        """Clients of other processes: of a pickled one, and of a handle that is a text."""
+        clones = [pickle.loads(pickle.dumps(self.sampler))]
+        clones.append(tinker.SamplingClient.from_sampler_handle(self.sampler.get_sampler_handle()))
+        params = types.SamplingParams(max_tokens=4, seed=3, stop=[])
+        futures = [client.sample(PROMPT, 2, params) for client in (self.sampler, *clones) for _ in range(3)]
+        answers = [[sequence.tokens for sequence in future.result().sequences] for future in futures]
+        assert all(answer == answers[0] for answer in answers)
+        return answers[0]
 
     def publish_ttl_and_delete(self) -> Any:
         rest = self.service.create_rest_client()
@@ -269,6 +280,12 @@ class Tour:
         sizes = {name: len(urllib.request.urlopen(url).read()) for name, url in urls.items()}
         assert all(sizes.values())
         return sorted(sizes)
+
+    def billing_is_quiet(self) -> Any:
+        admin = tinker.AdminClient() if hasattr(tinker, "AdminClient") else self.service.create_rest_client()
+        assert list(admin.get_billing_usage("2026-01-01", "2026-01-31").result().data) == []
+        assert list(admin.get_current_checkpoint_storage_usage().result().data) == []
+        return list(admin.get_audit_log().result().entries)
 
 
 FEATURES = [
