@@ -12,6 +12,7 @@ import pytest
 from backports import zstd
 
 from tests.e2e.platform import API_KEY, Platform
+from tests.gateway.test_checkpoints import HOSTILE_PATHS
 from tinker_proto.sdk.v1 import sdk_pb2
 
 JSON = {"content-type": "application/json"}
@@ -123,10 +124,34 @@ async def test_bad_queries_are_refused_by_name(http: httpx.AsyncClient, query: s
     assert query.partition("=")[0] in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["..", "%2e%2e", "a%00b", "x" * 300, "%2Fetc%2Fpasswd", "a b"])
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "a%00b", "x" * 300, "%2Fetc%2Fpasswd", "a b", "%C3%A9", "a%5Cb"])
 async def test_hostile_checkpoint_names_are_refused(http: httpx.AsyncClient, name: str) -> None:
-    answer = await http.delete(f"training_runs/a:train:0/checkpoints/weights/{name}")
-    assert answer.status_code in (400, 404, 405), answer.text
+    of_one = f"training_runs/a:train:0/checkpoints/weights/{name}"
+    answers = [
+        await http.delete(of_one),
+        await http.post(f"{of_one}/publish"),
+        await http.delete(f"{of_one}/publish"),
+        await http.put(f"{of_one}/ttl", json={"ttl_seconds": 7200}),
+        await http.get(f"{of_one}/external_weights_urls"),
+        await http.get(f"{of_one}/archive"),
+    ]
+    for answer in answers:
+        assert answer.status_code in (400, 404, 405), answer.text
+        assert answer.json()["reason"] in ("BAD_TINKER_PATH", "NO_ROUTE"), "it is refused before anything is looked up"
+
+
+async def test_hostile_paths_in_bodies_are_refused(http: httpx.AsyncClient) -> None:
+    session = (await http.post("create_session", json={})).json()["session_id"]
+    bodies: dict[str, tuple[str, dict[str, Any]]] = {
+        "weights_info": ("tinker_path", {}),
+        "create_sampling_session": ("model_path", {"session_id": session, "sampling_session_seq_id": 0}),
+        "load_weights": ("path", {"session_id": session, "model_seq_id": 0, "optimizer": True}),
+    }
+    for path in HOSTILE_PATHS:
+        for route, (field, others) in bodies.items():
+            answer = await http.post(route, json={**others, field: path})
+            assert answer.status_code == 400, (route, path, answer.text)
+            assert answer.json()["violations"], (route, path)
 
 
 async def test_download_links_cannot_be_made_up(http: httpx.AsyncClient) -> None:
