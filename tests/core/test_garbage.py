@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from obstore.store import S3Store
 from typer.testing import CliRunner
 
 from services.cli.main import app
@@ -25,16 +26,25 @@ from services.core.payloads import Payloads
 from services.core.storage import Storage
 from services.core.uploads import UploadStore
 from services.core.verification import verify_checkpoints
+from tests.core.test_storage import bucket, s3, s3_server
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
+
+__all__ = ["bucket", "s3", "s3_server"]
 
 RUN = "0123abcd:train:0"
 NOW = timedelta(0)
 
 
 @pytest.fixture
-def storage(data_dir: Path) -> Storage:
+def storage(request: pytest.FixtureRequest, data_dir: Path) -> Storage:
+    if getattr(request, "param", "local") == "s3":
+        opened: Storage = request.getfixturevalue("s3")
+        return opened
     return LocalStorage(data_dir)
+
+
+either = pytest.mark.parametrize("storage", ["local", "s3"], indirect=True)
 
 
 def write(storage: Storage, name: str, seq_id: int = 5) -> str:
@@ -67,6 +77,7 @@ async def collect(connection: RedisConnection, storage: Storage) -> None:
         assert await collector.remove(waste)
 
 
+@either
 async def test_checkpoints_go_when_no_path_names_them_and_nobody_pins_them(
     connection: RedisConnection, storage: Storage
 ) -> None:
@@ -98,6 +109,7 @@ async def test_what_is_named_between_finding_and_removing_stays(connection: Redi
     assert storage.has_directory(f"checkpoints/{location}")
 
 
+@either
 async def test_blobs_stay_while_a_log_a_queue_or_a_result_refers_to_them(
     connection: RedisConnection, storage: Storage
 ) -> None:
@@ -164,6 +176,19 @@ async def test_verification_names_what_is_damaged_and_what_is_lost(
     assert (one.location, one.problem) == (locations["whole"], "")
     with pytest.raises(NotFoundError, match="weights/never"):
         await verify_checkpoints(connection, storage, [TinkerPath(RUN, "weights", "never")])
+
+
+async def test_verification_finds_damage_in_s3_too(connection: RedisConnection, s3: Storage, bucket: S3Store) -> None:
+    whole, flipped, missing = (write(s3, name) for name in ("whole", "flipped", "missing"))
+    for stored in bucket.list().collect():
+        if stored["path"].endswith("/weights") and "/flipped/" in stored["path"]:
+            bucket.put(stored["path"], b"x" * 99 + b"y")
+        elif stored["path"].endswith("/weights") and "/missing/" in stored["path"]:
+            bucket.delete(stored["path"])
+    problems = {item.location: item.problem for item in await verify_checkpoints(connection, s3)}
+    assert problems.pop(whole) == ""
+    assert problems.keys() == {flipped, missing}
+    assert all("weights" in problem for problem in problems.values())
 
 
 def test_the_commands_say_what_they_found_and_end_with_it(
