@@ -17,7 +17,7 @@ from tinker_client import types
 from tinker_proto.sdk.v1 import sdk_pb2
 
 TABLE = Path(__file__).parents[2] / "docs" / "official-sdk.md"
-NOT_IN_THE_SDK = {("0.36.0", "inflight_follows")}
+NOT_IN_THE_SDK = {("0.36.0", "inflight_follows"), ("0.36.0", "custom_loss_handle")}
 
 Outcomes = Mapping[str, Mapping[str, Any]]
 

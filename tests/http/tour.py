@@ -281,6 +281,16 @@ class Tour:
         assert all(sizes.values())
         return sorted(sizes)
 
+    def custom_loss_handle(self) -> Any:
+        def squares(logprobs: Any, target_tokens: Any) -> Any:
+            loss = (logprobs**2).sum()
+            return loss, {"custom/squares:sum": loss}
+
+        handle = self.service.create_custom_loss(squares, {"logprobs": 1, "target_tokens": 1}).result()
+        metrics = self.training.forward_backward_custom([weighted(), weighted(5)], handle).result().metrics
+        assert self.training.optim_step(ADAM).result().metrics["grad_norm:mean"] > 0
+        return metrics["custom/squares:sum"] == metrics["loss:sum"] > 0
+
     def billing_is_quiet(self) -> Any:
         admin = tinker.AdminClient() if hasattr(tinker, "AdminClient") else self.service.create_rest_client()
         assert list(admin.get_billing_usage("2026-01-01", "2026-01-31").result().data) == []
