@@ -24,6 +24,11 @@ SAMPLES_WAITING = Gauge(
 NEXT_SAMPLE_SECONDS = Gauge(
     "tinker_next_sample_seconds", "How long the one that is next in turn has waited; 0 if none waits.", ["base_model"]
 )
+HEAD_SECONDS = Gauge(
+    "tinker_head_seconds",
+    "Age of the oldest operation at the head of a training run; 0 if there is none.",
+    ["base_model"],
+)
 REQUESTS_WAITING = Gauge(
     "tinker_requests_waiting", "Operations of all tenants that are accepted and not finished.", ["kind"]
 )

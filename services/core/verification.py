@@ -14,6 +14,7 @@ from services.core import keyspace
 from services.core.checkpoints import CheckpointStore
 from services.core.connection import RedisConnection
 from services.core.errors import DataLossError, NotFoundError
+from services.core.pins import Pins
 from services.core.storage import Storage
 from tinker_proto.path import TinkerPath
 
@@ -39,12 +40,19 @@ async def verify_checkpoints(
         NotFoundError: there is no checkpoint at one of the paths.
     """
     checkpoints = CheckpointStore(storage)
+    pins = Pins(connection, checkpoints)
     if paths:
         locations = [await _location(connection, path) for path in paths]
     else:
         stored = await asyncio.to_thread(lambda: [location for location, _ in checkpoints.all()])
         locations = sorted({*stored, *await _named(connection)})
-    return [await asyncio.to_thread(_verify, checkpoints, location) for location in locations]
+    verified = []
+    for location in locations:
+        one = await asyncio.to_thread(_verify, checkpoints, location)
+        was_deleted_meanwhile = one.problem and not await asyncio.to_thread(checkpoints.exists, location)
+        if not was_deleted_meanwhile or await pins.is_known(location):
+            verified.append(one)
+    return verified
 
 
 def _verify(checkpoints: CheckpointStore, location: str) -> Verified:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from services.core import keyspace
 from services.core.connection import RedisConnection
 from services.core.metrics import (
+    HEAD_SECONDS,
     NEXT_SAMPLE_SECONDS,
     REQUEST_BYTES_WAITING,
     REQUESTS_WAITING,
@@ -18,6 +19,7 @@ from services.core.metrics import (
     SLOTS_USED,
     WORKERS,
 )
+from services.core.names import OperationName
 from services.core.workers import WorkerDirectory
 from tinker_proto.internal.v1 import job_pb2
 
@@ -27,7 +29,7 @@ _KINDS = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "
 async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> None:
     """Sets every gauge to what is true now; what is gone is not shown any more."""
     live = await workers.live()
-    for gauge in (SAMPLES_WAITING, NEXT_SAMPLE_SECONDS, RUNS_PLACED, WORKERS, SLOTS, SLOTS_USED):
+    for gauge in (SAMPLES_WAITING, NEXT_SAMPLE_SECONDS, HEAD_SECONDS, RUNS_PLACED, WORKERS, SLOTS, SLOTS_USED):
         gauge.clear()
     for status in live:
         labels = (status.base_model, _KINDS[status.kind])
@@ -39,11 +41,13 @@ async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> 
         pipeline.zcard(keyspace.sample_waiting(base_model))
         pipeline.xlen(keyspace.sample_queue(base_model))
         pipeline.zrange(keyspace.sample_waiting(base_model), 0, 0)
-        pipeline.xlen(keyspace.place(base_model))
+        pipeline.xrange(keyspace.place(base_model))
         waiting, taken, following, placed = await pipeline.execute()
+        runs = [fields[b"run"].decode() for _, fields in placed]
         SAMPLES_WAITING.labels(base_model).set(waiting + taken)
-        NEXT_SAMPLE_SECONDS.labels(base_model).set(await _age(connection, following))
-        RUNS_PLACED.labels(base_model).set(placed)
+        NEXT_SAMPLE_SECONDS.labels(base_model).set(await _oldest_s(connection, [name.decode() for name in following]))
+        HEAD_SECONDS.labels(base_model).set(await _oldest_s(connection, await _heads(connection, runs)))
+        RUNS_PLACED.labels(base_model).set(len(runs))
     operations, samples, request_bytes = await connection.commands.hmget(
         keyspace.LOAD, "operations", "samples", "bytes"
     )
@@ -53,7 +57,19 @@ async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> 
     SESSIONS_OPEN.set(await connection.commands.zcard(keyspace.OPEN_SESSIONS))
 
 
-async def _age(connection: RedisConnection, names: Sequence[bytes]) -> float:
-    """Seconds since the first of these operations was accepted; 0 if there is none."""
-    accepted_ms = await connection.commands.hget(keyspace.operation(names[0].decode()), "time") if names else None
-    return max(0.0, time.time() - int(accepted_ms) / 1000) if accepted_ms else 0.0
+async def _heads(connection: RedisConnection, runs: Sequence[str]) -> list[str]:
+    """The operations that come next in these runs, whether they are there or not."""
+    pipeline = connection.commands.pipeline(transaction=False)
+    for run in runs:
+        pipeline.hget(keyspace.run_meta(run), "done_seq")
+    done = await pipeline.execute()
+    return [str(OperationName(run, int(seq_id or -1) + 1)) for run, seq_id in zip(runs, done, strict=True)]
+
+
+async def _oldest_s(connection: RedisConnection, names: Sequence[str]) -> float:
+    """Seconds since the oldest of these operations was accepted; 0 if there are none."""
+    pipeline = connection.commands.pipeline(transaction=False)
+    for name in names:
+        pipeline.hget(keyspace.operation(name), "time")
+    accepted_ms = [int(found) for found in await pipeline.execute() if found is not None]
+    return max(0.0, time.time() - min(accepted_ms) / 1000) if accepted_ms else 0.0

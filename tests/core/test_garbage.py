@@ -17,6 +17,7 @@ from services.cli.main import app
 from services.core import keyspace
 from services.core.blobs import BlobStore
 from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
+from services.core.checkpoints import CheckpointStore
 from services.core.connection import RedisConnection
 from services.core.errors import NotFoundError
 from services.core.exports import ExportStore
@@ -176,6 +177,22 @@ async def test_verification_names_what_is_damaged_and_what_is_lost(
     assert (one.location, one.problem) == (locations["whole"], "")
     with pytest.raises(NotFoundError, match="weights/never"):
         await verify_checkpoints(connection, storage, [TinkerPath(RUN, "weights", "never")])
+
+
+async def test_what_is_deleted_while_it_is_verified_is_not_called_damaged(
+    connection: RedisConnection, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locations = [write(storage, name) for name in ("deleted", "whole")]
+    verify = CheckpointStore.verify
+
+    def deleted_first(checkpoints: CheckpointStore, location: str) -> None:
+        if location == locations[0]:
+            checkpoints.delete(location)
+        verify(checkpoints, location)
+
+    monkeypatch.setattr(CheckpointStore, "verify", deleted_first)
+    found = await verify_checkpoints(connection, storage)
+    assert [(item.location, item.problem) for item in found] == [(locations[1], "")]
 
 
 async def test_verification_finds_damage_in_s3_too(connection: RedisConnection, s3: Storage, bucket: S3Store) -> None:

@@ -11,9 +11,11 @@ from tests.gateway.caller import BASE, Caller, tokens
 from tinker_proto.v1 import sampling_pb2
 
 
-async def told(connection: RedisConnection, stores: Stores, name: str) -> float | None:
+async def told(connection: RedisConnection, stores: Stores, name: str) -> float:
     await fill_gauges(connection, stores.workers)
-    return REGISTRY.get_sample_value(name, {"base_model": BASE})
+    value = REGISTRY.get_sample_value(name, {"base_model": BASE})
+    assert value is not None
+    return value
 
 
 async def test_what_waits_is_counted_and_its_wait_is_that_of_the_next(
@@ -27,13 +29,14 @@ async def test_what_waits_is_counted_and_its_wait_is_that_of_the_next(
         await alice.sampling.Sample(
             sampling_pb2.SampleRequest(sampling_session_id=sampling, seq_id=seq_id, prompt=tokens(5, 6))
         )
+    assert await told(connection, stores, "tinker_head_seconds") == 0
     for _ in range(2):
         await alice.run()
+    heads = [await told(connection, stores, "tinker_head_seconds") for _ in range(2)]
+    assert 0 < heads[0] < heads[1] < 60
     assert await told(connection, stores, "tinker_samples_waiting") == 3
     assert await told(connection, stores, "tinker_runs_placed") == 2
     ages = [await told(connection, stores, "tinker_next_sample_seconds") for _ in range(2)]
-    assert ages[0] is not None
-    assert ages[1] is not None
     assert 0 < ages[0] < ages[1] < 60
 
     await stores.sample_queues.join(BASE)
