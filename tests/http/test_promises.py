@@ -165,9 +165,11 @@ async def test_a_pending_result_is_408_once_the_hold_is_over(
 ) -> None:
     monkeypatch.setattr(futures, "HOLD_S", 0.05)
     run = await create(http)
-    answer = await http.post("retrieve_future", json={"request_id": f"{run}:0", "allow_metadata_only": True})
+    await submit(http, loss(run, 1))
+    answer = await http.post("retrieve_future", json={"request_id": f"{run}:1", "allow_metadata_only": True})
     assert answer.status_code == 408
-    assert answer.json() == {"type": "try_again", "request_id": f"{run}:0", "queue_state": "active"}
+    waits = {"queue_state": "active", "queue_state_reason": "operations before it: 1"}
+    assert answer.json() == {"type": "try_again", "request_id": f"{run}:1", **waits}
 
 
 async def test_a_stopping_gateway_does_not_let_anybody_spin(

@@ -85,6 +85,7 @@ class Futures:
         name = OperationName.parse((await read_json(request, Retrieve)).request_id)
         operation = await self._when_done(name, tenant)
         if not operation.done:
+            operation = await self._stores.operations.get_with_place(str(name), tenant)
             return JSONResponse(_pending(operation), status_code=408)
         if operation.HasField("error"):
             return results.error_result(operation.error)
@@ -186,7 +187,14 @@ class Futures:
 
 
 def _pending(operation: operation_pb2.Operation) -> dict[str, Any]:
-    return {"type": "try_again", "request_id": operation.name, "queue_state": "active"}
+    content = {"type": "try_again", "request_id": operation.name, "queue_state": "active"}
+    if operation.HasField("queue_place"):
+        place = operation.queue_place
+        reason = f"operations before it: {place.operations_ahead}"
+        if place.HasField("estimated_wait"):
+            reason += f", about {place.estimated_wait.ToTimedelta().total_seconds():.0f} s"
+        content["queue_state_reason"] = reason
+    return content
 
 
 def _completion(name: str, state: operation_pb2.OperationState.ValueType) -> dict[str, Any]:
