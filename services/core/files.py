@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 PARTIAL_PREFIX = ".partial-"
@@ -17,6 +19,27 @@ PARTIAL_PREFIX = ".partial-"
 def partial_beside(target: Path) -> Path:
     """A fresh name in the target's directory that no reader looks at."""
     return target.parent / f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"
+
+
+def make_partial(target: Path, make: Callable[[Path], object]) -> Path:
+    """Makes an empty partial file or directory beside `target`; its parents may be removed while they are empty."""
+    while True:
+        partial = partial_beside(target)
+        with suppress(FileNotFoundError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            make(partial)
+            return partial
+
+
+def remove_empty_parents(path: Path, root: Path) -> None:
+    """Removes the directories between `root` and a path that is gone, as far as they are empty now."""
+    for parent in path.parents:
+        if parent == root or not parent.is_relative_to(root):
+            return
+        try:
+            parent.rmdir()
+        except OSError:  # not empty, or somebody was faster
+            return
 
 
 def sha256_of(path: Path) -> str:
@@ -50,8 +73,7 @@ def sync_tree(directory: Path) -> None:
 
 def write_whole(target: Path, content: bytes) -> None:
     """Writes one file, visible whole or not at all; replaces what was there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_beside(target)
+    partial = make_partial(target, Path.touch)
     try:
         with open(partial, "wb") as file:
             file.write(content)

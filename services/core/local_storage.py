@@ -15,7 +15,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from services.core.errors import AlreadyExistsError
-from services.core.files import PARTIAL_PREFIX, partial_beside, sync_directory, sync_file, sync_tree, write_whole
+from services.core.files import (
+    PARTIAL_PREFIX,
+    make_partial,
+    partial_beside,
+    remove_empty_parents,
+    sync_directory,
+    sync_file,
+    sync_tree,
+    write_whole,
+)
 from services.core.storage import Stored, full_disk_named
 
 OWNED = ("checkpoints", "snapshots", "blobs", "uploads", "exports")
@@ -38,8 +47,7 @@ class LocalStorage:
         """See Storage."""
         target = self._root / key
         with full_disk_named(key):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = partial_beside(target)
+            partial = make_partial(target, Path.touch)
             try:
                 yield partial
                 sync_file(partial)
@@ -65,6 +73,7 @@ class LocalStorage:
     def delete_file(self, key: str) -> None:
         """See Storage."""
         (self._root / key).unlink(missing_ok=True)
+        self._remove_empty_parents(key)
 
     def files(self, prefix: str) -> Iterator[Stored]:
         """See Storage."""
@@ -84,9 +93,7 @@ class LocalStorage:
         if target.exists():
             raise _taken(key)
         with full_disk_named(key):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = partial_beside(target)
-            partial.mkdir()
+            partial = make_partial(target, Path.mkdir)
             try:
                 yield partial
                 sync_tree(partial)
@@ -125,6 +132,7 @@ class LocalStorage:
         except FileNotFoundError:
             return
         shutil.rmtree(doomed, ignore_errors=True)
+        self._remove_empty_parents(key)
 
     def directories(self, prefix: str) -> Iterator[Stored]:
         """See Storage."""
@@ -164,6 +172,9 @@ class LocalStorage:
         for parent, directories, names in os.walk(self._root / prefix):
             directories[:] = sorted(name for name in directories if not name.startswith(PARTIAL_PREFIX))
             yield Path(parent), sorted(name for name in names if not name.startswith(PARTIAL_PREFIX))
+
+    def _remove_empty_parents(self, key: str) -> None:
+        remove_empty_parents(self._root / key, self._root / key.partition("/")[0])
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -139,6 +140,24 @@ def test_what_is_deleted_is_gone(storage: Storage) -> None:
     assert not storage.has_file("blobs/a")
     with pytest.raises(FileNotFoundError):
         storage.get("blobs/a")
+
+
+def test_no_empty_directories_are_left_and_nobody_writes_into_one_that_goes(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+
+    def write_and_delete(name: str) -> None:
+        for _ in range(40):
+            _write(storage, f"checkpoints/run/weights/a/{name}", weights=b"x")
+            storage.delete_directory(f"checkpoints/run/weights/a/{name}")
+            storage.put(f"blobs/jobs/day/{name}", b"x")
+            with storage.write_file(f"blobs/jobs/day/{name}-in-pieces") as path:
+                path.write_bytes(b"x")
+            storage.delete_file(f"blobs/jobs/day/{name}")
+            storage.delete_file(f"blobs/jobs/day/{name}-in-pieces")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(write_and_delete, "abcd"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["blobs", "checkpoints"]
 
 
 def test_a_file_written_in_pieces_appears_at_its_end(storage: Storage) -> None:
