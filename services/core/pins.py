@@ -49,6 +49,13 @@ class Pins:
         await pipeline.execute()
         return True
 
+    async def forget_gone(self) -> None:
+        """Takes out what does not count any more: of a checkpoint that is never deleted, pins would only ever grow."""
+        async for key in self._commands.scan_iter(match=f"{keyspace.PINS}*", count=_AT_ONCE):
+            gone = [member for member in await self._commands.smembers(key) if not await self._needs(member.decode())]
+            if gone:
+                await self._commands.srem(key, *gone)
+
     async def are_needed(self, location: str) -> bool:
         """Whether somebody pins a location."""
         for pinned_by in await self._commands.smembers(keyspace.PINS + location):

@@ -108,14 +108,15 @@ def _allow_many_connections() -> None:
 
 
 async def _sweep(stores: Stores) -> None:
-    """Removes what has had its day: results, uploads, exports."""
+    """Removes what has had its day: results, uploads, exports, pins of those who are gone."""
     while True:
         try:
             await stores.blobs.sweep("results", KEEP_FINISHED)
             await asyncio.to_thread(stores.uploads.sweep)
             await asyncio.to_thread(stores.exports.sweep)
-        except PlatformError as error:
-            _log.warning("nothing was swept, trying again in an hour", error=error.message)
+            await stores.pins.forget_gone()
+        except (PlatformError, *TRANSIENT_ERRORS) as error:
+            _log.warning("not everything was swept, trying again in an hour", error=str(error))
         await asyncio.sleep(SWEEP_EVERY.total_seconds())
 
 

@@ -14,8 +14,9 @@ from obstore.store import S3Store
 from typer.testing import CliRunner
 
 from services.cli.main import app
-from services.core import keyspace
+from services.core import keyspace, pins
 from services.core.blobs import BlobStore
+from services.core.catalog import Catalog
 from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
 from services.core.checkpoints import CheckpointStore
 from services.core.connection import RedisConnection
@@ -24,6 +25,8 @@ from services.core.exports import ExportStore
 from services.core.garbage import GarbageCollector
 from services.core.local_storage import LocalStorage
 from services.core.payloads import Payloads
+from services.core.pins import Pins
+from services.core.sessions import Sessions
 from services.core.storage import Storage
 from services.core.uploads import UploadStore
 from services.core.verification import verify_checkpoints
@@ -99,6 +102,23 @@ async def test_checkpoints_go_when_no_path_names_them_and_nobody_pins_them(
     await commands.hdel(keyspace.run_sources(RUN), 7)
     await commands.hset(keyspace.session("0123abcd"), "ended", time.time() - 7200)
     assert set(await found(connection, storage)) >= {sampled, replayed}
+
+
+async def test_pins_of_those_who_are_gone_do_not_gather(
+    connection: RedisConnection, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sessions, catalog = await enter(connection, write(storage, "a")), Sessions(connection), Catalog(connection)
+    ended, running = [(await sessions.create("alice", {})).session_id for _ in range(2)]
+    for pinned_by in (ended, running, f"{RUN}:7"):
+        location = (await catalog.checkpoints.pin(path, "alice", pinned_by)).location
+    await sessions.end(ended)
+    kept = Pins(connection, CheckpointStore(storage))
+    await kept.forget_gone()
+    assert len(await connection.commands.smembers(keyspace.PINS + location)) == 3, "an hour for what it has queued"
+    monkeypatch.setattr(pins, "KEEP_AFTER_END", timedelta(0))
+    await connection.commands.hset(keyspace.run_meta(RUN), "done_seq", 7)
+    await kept.forget_gone()
+    assert await connection.commands.smembers(keyspace.PINS + location) == {running.encode()}
 
 
 async def test_what_is_named_between_finding_and_removing_stays(connection: RedisConnection, storage: Storage) -> None:
