@@ -1,12 +1,14 @@
 """What a request's `model` stands for: a base model's name, or the tinker path of a checkpoint that may be read.
 
 A gateway opens one session for each tenant that comes this way, and in it one sampling session for each model and
-version of it. A path that has been saved again means the new version from that moment on.
+version of it. A path that has been saved again means the new version from that moment on. Every session ends after a
+while, because it pins what was sampled from: a checkpoint that is deleted would never go otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
@@ -18,7 +20,10 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import sampling_pb2
 
 SESSION_LABELS = {"tinker.client": "openai"}
+SESSION_S = 3600.0
 MOST_TARGETS = 1000
+"""Of one session."""
+
 MOST_TOKENIZERS = 16
 
 
@@ -37,8 +42,9 @@ class _Visitor:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     session_id: str = ""
+    since: float = 0.0
     opened: int = 0
-    samplings: OrderedDict[tuple[str, str], sampling_pb2.SamplingSession] = field(default_factory=OrderedDict)
+    samplings: dict[tuple[str, str], sampling_pb2.SamplingSession] = field(default_factory=dict)
     """By model and version."""
 
 
@@ -64,9 +70,6 @@ class Targets:
             if sampling is None or not await self._is_open(visitor, tenant):
                 sampling = await self._open(visitor, tenant, name)
                 visitor.samplings[name, version] = sampling
-                if len(visitor.samplings) > MOST_TARGETS:
-                    visitor.samplings.popitem(last=False)
-            visitor.samplings.move_to_end((name, version))
         return Target(sampling.sampling_session_id, sampling.base_model, await self._text(sampling.base_model))
 
     async def version(self, tenant: str, name: str) -> str:
@@ -81,7 +84,10 @@ class Targets:
         return (await self._front.stores.catalog.checkpoints.get(path, tenant)).location
 
     async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:
-        """Says that the session is in use; False if it is gone."""
+        """Says that the session is in use; False if it is gone, or has served its time and is ended here."""
+        if visitor.opened >= MOST_TARGETS or time.monotonic() - visitor.since > SESSION_S:
+            await self._front.stores.sessions.end(visitor.session_id)
+            return False
         try:
             await self._front.stores.sessions.open(visitor.session_id, tenant)
         except (NotFoundError, FailedPreconditionError):
@@ -92,7 +98,7 @@ class Targets:
     async def _open(self, visitor: _Visitor, tenant: str, name: str) -> sampling_pb2.SamplingSession:
         if not visitor.session_id or not await self._is_open(visitor, tenant):
             session = await self._front.stores.sessions.create(tenant, SESSION_LABELS)
-            visitor.session_id, visitor.opened = session.session_id, 0
+            visitor.session_id, visitor.since, visitor.opened = session.session_id, time.monotonic(), 0
             visitor.samplings.clear()
         wanted = sampling_pb2.CreateSamplingSessionRequest(
             session_id=visitor.session_id, sampling_session_seq_id=visitor.opened
