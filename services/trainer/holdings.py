@@ -33,6 +33,9 @@ HESITATION_S = 0.2
 MAKE_ROOM_AFTER_S = 1.0
 """A run that has been idle for so long makes room for another that waits."""
 
+KEEP_WAKE_MS = 60_000
+"""Longer than any read that is to be interrupted; nothing is left of a worker that is gone."""
+
 LOOK_EVERY_S = 1.0
 RELEASE_S = 2.0
 RETRY_SNAPSHOT_S = 5.0
@@ -195,8 +198,14 @@ class Holdings:
 
     async def wake_reader(self) -> None:
         """Makes whoever reads the logs look again at which."""
+        await until_reached(self._wake_once)
+
+    async def _wake_once(self) -> None:
         wake = keyspace.wake(self._worker)
-        await until_reached(lambda: self._connection.commands.xadd(wake, {"wake": 1}, maxlen=1, approximate=False))
+        pipeline = self._connection.commands.pipeline(transaction=True)
+        pipeline.xadd(wake, {"wake": 1}, maxlen=1, approximate=False)
+        pipeline.pexpire(wake, KEEP_WAKE_MS)
+        await pipeline.execute()
 
     async def _whole(self, step: Coroutine[None, None, _T]) -> _T:
         """Awaits a step that goes on when the loop around it is ended; `drain` waits for it."""
