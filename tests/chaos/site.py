@@ -7,6 +7,7 @@ second; from there on each is what `tinker-platform` runs.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,7 @@ import time
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import redis
@@ -48,7 +50,23 @@ SETTINGS: Mapping[str, Any] = {
 class Site:
     """All processes over one data directory."""
 
-    def __init__(self, model_dir: Path, data_dir: Path) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        data_dir: Path,
+        settings: Mapping[str, Any] = SETTINGS,
+        constants: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            model_dir: the base model.
+            data_dir: of all processes.
+            settings: of all services.
+            constants: by their full names, what the processes have in place of the platform's: lifetimes that would
+                outlast a trial.
+        """
+        self._settings = settings
+        self._constants = dict(constants)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
             ["services.trainer.main", "services.sampler.main", "services.gateway.main"]
@@ -58,7 +76,7 @@ class Site:
         data_dir.mkdir(parents=True, exist_ok=True)
         self._socket = Path(tempfile.mkdtemp(prefix="tinker-chaos-")) / "valkey.sock"
         self.gateway_ports = (free_port(), free_port())
-        self._http_ports = (free_port(), free_port())
+        self.http_ports = (free_port(), free_port())
         self._valkey: subprocess.Popen[bytes] | None = None
         self._processes: dict[tuple[Kind, int], BaseProcess] = {}
 
@@ -66,6 +84,13 @@ class Site:
     def redis_url(self) -> str:
         """Stays the same over a restart of Valkey."""
         return f"unix://{self._socket}"
+
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """Of everything that runs, by `<kind>-<index>`."""
+        found = {f"{kind}-{index}": process.pid for (kind, index), process in self._processes.items()}
+        found["valkey-0"] = self._valkey.pid if self._valkey is not None else None
+        return {name: pid for name, pid in found.items() if pid is not None}
 
     def start(self) -> dict[str, str]:
         """Starts everything and waits until it can be used; returns an API key for each tenant."""
@@ -124,11 +149,11 @@ class Site:
             self._valkey.wait()
 
     def _start(self, kind: Kind, index: int) -> None:
-        values: dict[str, Any] = {**SETTINGS, "redis_url": self.redis_url, "data_dir": self.data_dir}
+        values: dict[str, Any] = {**self._settings, "redis_url": self.redis_url, "data_dir": self.data_dir}
         if kind == "gateway":
-            values |= {"grpc_port": self.gateway_ports[index], "http_port": self._http_ports[index]}
+            values |= {"grpc_port": self.gateway_ports[index], "http_port": self.http_ports[index]}
         log = str(self.data_dir / f"{kind}-{index}.log")
-        process = self._context.Process(target=_serve, args=(kind, values, self._model, log))
+        process = self._context.Process(target=_serve, args=(kind, values, self._constants, self._model, log))
         process.start()
         self._processes[kind, index] = process
 
@@ -158,7 +183,7 @@ class Site:
             await connection.close()
 
 
-def _serve(kind: Kind, values: dict[str, Any], base_model: str, log: str) -> None:
+def _serve(kind: Kind, values: dict[str, Any], constants: dict[str, Any], base_model: str, log: str) -> None:
     from services.gateway.main import serve as serve_gateway
     from services.sampler.main import serve as serve_sampler
     from services.trainer.main import serve as serve_trainer
@@ -167,6 +192,9 @@ def _serve(kind: Kind, values: dict[str, Any], base_model: str, log: str) -> Non
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        setattr(importlib.import_module(module), constant, value)
     settings = Settings(**values)
     if kind == "gateway":
         asyncio.run(serve_gateway(settings))

@@ -1,0 +1,1 @@
+"""Hours of mixed load, after which nothing is left that nobody needs."""
