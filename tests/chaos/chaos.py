@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.comparison import differences, faults_of_site
+from tests.chaos.comparison import differences, faults_of_operations
 from tests.chaos.programs import Program
 from tests.chaos.site import KINDS, TENANTS, Site
 from tests.chaos.storm import Storm
@@ -56,7 +56,7 @@ def run_trial(model_dir: Path, directory: Path, *, kills: int, seed: int, report
             program.ended.set()
         faults = _join(programs, threads, AFTERMATH_S)
         aftermath_s = time.monotonic() - started - storm_s
-        faults += faults_of_site(stormy) + [f"died on its own: {name}" for name in storm.died_alone]
+        faults += faults_of_operations(stormy.redis_url) + [f"died on its own: {name}" for name in storm.died_alone]
         report("the same in a calm")
         if not any(program.failure for program in programs):
             again = _programs(calm, seed, [program.rounds for program in programs])

@@ -11,13 +11,12 @@ import redis
 from services.core import keyspace
 from services.core.files import PARTIAL_PREFIX
 from tests.chaos.programs import Program
-from tests.chaos.site import Site
 
 
-def faults_of_site(site: Site) -> list[str]:
+def faults_of_operations(redis_url: str) -> list[str]:
     """Operations without a result, with more than one, or that failed."""
     faults = []
-    with redis.Redis.from_url(site.redis_url) as commands:
+    with redis.Redis.from_url(redis_url) as commands:
         prefix = keyspace.operation("")
         names = [key.decode().removeprefix(prefix) for key in commands.scan_iter(f"{prefix}*", count=10_000)]
         pipeline = commands.pipeline(transaction=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -14,6 +15,11 @@ from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.workers import WorkerDirectory
 from services.gateway.queue_gauges import fill_gauges
 
+ANSWER_WITHIN_S = 1.0
+"""A queue that stands still is as bad as none for whoever asks; calls that do work wait for it longer."""
+
+_ABSENT = (TimeoutError, *TRANSIENT_ERRORS)
+
 
 def routes(connection: RedisConnection, workers: WorkerDirectory) -> Sequence[BaseRoute]:
     """The routes of this group."""
@@ -21,15 +27,18 @@ def routes(connection: RedisConnection, workers: WorkerDirectory) -> Sequence[Ba
     async def healthz(request: Request) -> Response:
         """Whether this gateway can do its work."""
         try:
-            await connection.commands.ping()
-        except TRANSIENT_ERRORS as error:
-            return JSONResponse({"status": "unavailable", "detail": f"queue: {error}"}, status_code=503)
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await connection.commands.ping()
+        except _ABSENT as error:
+            detail = f"queue: {error or 'it does not answer'}"
+            return JSONResponse({"status": "unavailable", "detail": detail}, status_code=503)
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
         """Metrics for Prometheus."""
-        with suppress(*TRANSIENT_ERRORS):  # what the process has counted itself is shown all the same
-            await fill_gauges(connection, workers)
+        with suppress(*_ABSENT):  # what the process has counted itself is shown all the same
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await fill_gauges(connection, workers)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/healthz", healthz), Route("/metrics", metrics), Route("/api/v1/healthz", healthz)]
