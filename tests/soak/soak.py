@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tinker_client as tinker
-from tests.chaos.site import BASE_MODEL, SETTINGS, TENANTS, Site
+from tests.chaos.site import BASE_MODEL, TENANTS, Site
 from tests.soak.census import Census, take_census
 from tests.soak.growth import memory_that_grows, table
 from tests.soak.leftovers import leftovers
@@ -20,6 +20,9 @@ from tests.soak.programs import PATIENCE_S, Program
 
 SETTLE_S = 60.0
 """Within which everything is gone that nobody needs, once all programs have ended."""
+
+SETTINGS: Mapping[str, Any] = {"snapshot_steps": 3, "snapshot_log_entries": 24, "snapshot_share": 0.2}
+"""Snapshots so often that logs are trimmed within a session."""
 
 LIFETIMES: Mapping[str, Any] = {
     "services.core.pins.KEEP_AFTER_END": timedelta(seconds=2),
@@ -57,7 +60,7 @@ def run_trial(
     report: Callable[[str], None],
 ) -> Trial:
     """Runs the programs for so long, and counts so often."""
-    site = Site(model_dir, directory / "data", {**SETTINGS, "lease_seconds": 10.0}, LIFETIMES)
+    site = Site(model_dir, directory / "data", SETTINGS, LIFETIMES)
     try:
         programs = _programs(site, directory, rest_s)
         threads = [threading.Thread(target=program.run, name=program.tenant, daemon=True) for program in programs]
