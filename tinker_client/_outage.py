@@ -23,6 +23,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 # A server that is overloaded or going away answers CANCELLED as well as UNAVAILABLE.
 _NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
+# What grpc.aio says itself, instead of what the server said or that it is gone, if a stream of requests ends while one
+# of them is being sent. The next attempt is told.
+CUT_OFF = "Internal error from Core"
+
 
 class Outage:
     """Counts the time without an answer; gives up after `patience`."""
@@ -59,7 +63,7 @@ class Outage:
                 self._told = True
             self.end(after_s=pause)
             return pause
-        if error.code() not in _NO_ANSWER:
+        if error.code() not in _NO_ANSWER and error.details() != CUT_OFF:
             raise from_rpc_error(error)
         self._attempts += 1
         longest = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 10), _LONGEST_PAUSE_S)

@@ -9,26 +9,32 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.core.config import Settings
 from services.core.connection import TRANSIENT_ERRORS
-from services.core.errors import InternalError, PlatformError, UnavailableError
+from services.core.errors import InternalError, InvalidArgumentError, PlatformError, UnavailableError
+from services.core.health import HealthServicer
 from services.core.metrics import CALLS
 
 _log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log."""
+    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log.
+
+    What is no message of the method's type is INVALID_ARGUMENT.
+    """
 
     async def intercept_service(
         self,
@@ -39,20 +45,42 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return handler
-        method = handler_call_details.method
+        method, parse, packed = handler_call_details.method, handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _guarded_call(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-            )
+            call = _guarded_call(method, _parsing(parse, handler.unary_unary))
+            return grpc.unary_unary_rpc_method_handler(call, None, packed)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _guarded_stream(method, handler.unary_stream), handler.request_deserializer, handler.response_serializer
-            )
+            stream = _guarded_stream(method, _parsing(parse, handler.unary_stream))
+            return grpc.unary_stream_rpc_method_handler(stream, None, packed)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                _guarded_call(method, handler.stream_unary), handler.request_deserializer, handler.response_serializer
-            )
-        return handler  # reflection is the only service that streams both ways; it raises nothing of ours
+            call = _guarded_call(method, _parsing_each(parse, handler.stream_unary))
+            return grpc.stream_unary_rpc_method_handler(call, None, packed)
+        stream = _guarded_stream(method, _parsing_each(parse, handler.stream_stream))
+        return grpc.stream_stream_rpc_method_handler(stream, None, packed)
+
+
+def _parsing(parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]) -> Callable[[bytes, Context], T]:
+    """Has a request parsed where errors are turned into statuses: gRPC itself says UNKNOWN to what it cannot read."""
+    return lambda raw, context: call(_parsed(parse, raw), context)
+
+
+def _parsing_each(
+    parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]
+) -> Callable[[AsyncIterator[bytes], Context], T]:
+    """The same for a stream of requests."""
+
+    async def parsed(raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for raw in raws:
+            yield _parsed(parse, raw)
+
+    return lambda raws, context: call(parsed(raws), context)
+
+
+def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+    try:
+        return parse(raw)
+    except DecodeError as error:
+        raise InvalidArgumentError(f"the request is not what it should be: {error}", reason="BAD_PROTOBUF") from None
 
 
 def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
@@ -104,7 +132,7 @@ class GrpcServer:
     def __init__(self, settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         self._settings = settings
         self.server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_options(settings))
-        self.health = health.aio.HealthServicer()
+        self.health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
     async def start(self, port: int, service_names: Sequence[str]) -> int:
@@ -122,14 +150,13 @@ class GrpcServer:
         except RuntimeError:
             message = f"cannot listen on {address}: is another server running there? Choose another port"
             raise UnavailableError(message, reason="PORT_TAKEN") from None
+        self.health.serve(*service_names)
         await self.server.start()
-        for name in ("", *service_names):
-            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
         return bound
 
     async def drain(self) -> None:
         """Refuses new calls and waits for those under way, at most `drain_seconds`."""
-        await self.health.enter_graceful_shutdown()
+        self.health.leave()
         await self.server.stop(self._settings.drain_seconds)
 
 

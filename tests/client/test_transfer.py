@@ -16,7 +16,7 @@ from tinker_client._address import Address
 from tinker_client._download import download
 from tinker_client._transport import Transport
 from tinker_client._upload import AdapterFiles, upload
-from tinker_client.errors import InternalServerError
+from tinker_client.errors import BadRequestError, InternalServerError
 from tinker_proto.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 
 
@@ -118,3 +118,21 @@ async def test_an_upload_that_broke_off_is_sent_again(tmp_path: Path) -> None:
     assert ids == ("adapter_config.json", "adapter_model.safetensors")
     assert files.uploads == [b"", b"{}", weights]
     assert reports[-1] == (len(weights) + 2, len(weights) + 2)
+
+
+class RefusingFiles(FlakyFiles):
+    """Takes no uploads, and says so at once."""
+
+    async def UploadFile(self, requests: Any, context: Any) -> checkpoint_pb2.UploadFileResponse:  # noqa: N802
+        await anext(requests)
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "it is too large")
+        raise AssertionError
+
+
+async def test_a_refused_upload_says_why_however_much_is_on_its_way(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(bytes(20 << 20))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    async with serving(RefusingFiles(b"")) as transport:
+        for _ in range(40):
+            with pytest.raises(BadRequestError, match="it is too large"):
+                await upload(transport, AdapterFiles.find(tmp_path), lambda done, total: None)

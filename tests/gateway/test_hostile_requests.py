@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.descriptor import MethodDescriptor
 
 from tests.gateway.caller import BASE, Caller, forward_backward
@@ -73,3 +74,20 @@ async def test_random_requests_never_fail_inside_and_leave_others_alone(alice: C
     assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND} <= seen
     operation = await alice.training.ForwardBackward(forward_backward(bystander, 1))
     assert operation.name == f"{bystander}:1"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/tinker.v1.TrainingService/ForwardBackward", "unary_unary"),
+        ("/tinker.v1.OperationService/WatchOperations", "unary_stream"),
+        ("/tinker.v1.CheckpointService/UploadFile", "stream_unary"),
+    ],
+)
+async def test_what_is_no_message_is_the_senders_fault(alice: Caller, path: str, kind: str) -> None:
+    request = iter([b"\xff"]) if kind.startswith("stream") else b"\xff"
+    call = getattr(alice.channel, kind)(path)(request)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (anext(aiter(call)) if kind.endswith("stream") else call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "the request is not what it should be" in (caught.value.details() or "")
