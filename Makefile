@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos soak cookbook lint types protos released-protos bench clean
+.PHONY: help demo up test chaos soak fuzz cookbook lint types protos released-protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ chaos: $(STAMP)  ## kill everything at random moments and compare with a calm ru
 MINUTES ?= 60
 soak: $(STAMP)  ## run a mixed load and look for what grows and nobody needs: make soak MINUTES=60
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+REQUESTS ?= 10000
+fuzz: $(STAMP)  ## send hostile bytes to every gRPC method while another tenant trains: make fuzz REQUESTS=10000 SEED=1
+	$(BIN)/python -m tests.fuzz --requests $(REQUESTS) --seed $(SEED)
 
 COOKBOOK := $(VENV)/cookbook
 $(COOKBOOK)/.installed: tests/cookbook/requirements.txt | $(STAMP)

@@ -1,0 +1,1 @@
+"""Hostile bytes over the wire, from one tenant, while another trains."""
