@@ -19,6 +19,7 @@ from services.core.blobs import BlobStore
 from services.core.catalog import Catalog
 from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
 from services.core.checkpoints import CheckpointStore
+from services.core.config import Settings
 from services.core.connection import RedisConnection
 from services.core.errors import NotFoundError
 from services.core.exports import ExportStore
@@ -107,11 +108,15 @@ async def test_checkpoints_go_when_no_path_names_them_and_nobody_pins_them(
 async def test_pins_of_those_who_are_gone_do_not_gather(
     connection: RedisConnection, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, sessions, catalog = await enter(connection, write(storage, "a")), Sessions(connection), Catalog(connection)
+    path, sessions, catalog = (
+        await enter(connection, write(storage, "a")),
+        Sessions(connection, Settings()),
+        Catalog(connection),
+    )
     ended, running = [(await sessions.create("alice", {})).session_id for _ in range(2)]
     for pinned_by in (ended, running, f"{RUN}:7"):
         location = (await catalog.checkpoints.pin(path, "alice", pinned_by)).location
-    await sessions.end(ended)
+    await sessions.end(ended, "alice")
     kept = Pins(connection, CheckpointStore(storage))
     await kept.forget_gone()
     assert len(await connection.commands.smembers(keyspace.PINS + location)) == 3, "an hour for what it has queued"

@@ -35,7 +35,7 @@ PATIENCE_MS = 10_000
 KEPT_BY_SESSIONS = 10 * len(TENANTS)
 """Deleted checkpoints that the last sessions may keep: those that the HTTP port opens for its callers end later."""
 
-HAVE_LIFETIMES = ("operation", "adapter-holder", "reserved-sampler", "sampler-room", "sampler-inbox", "wake")
+HAVE_LIFETIMES = ("operation", "adapter-holder", "reserved-sampler", "sampler-room", "wake")
 """Prefixes whose keys go by themselves; of the operations, those that are finished."""
 
 
@@ -86,8 +86,10 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     sessions, runs = len(by_prefix.get("session", ())), len(by_prefix.get("meta", ()))
     most = (
         dict.fromkeys(["events", "dead", "cancelled", "workers", "workers-expiry", "api-keys", "expiring", "doomed"], 1)
-        | dict.fromkeys(["download-secret", "place", "sample", "early"], 1)
-        | dict.fromkeys(["wake", "sampler-inbox", "sampler-room", "base-models"], WORKERS)
+        | dict.fromkeys(["download-secret", "place", "sample", "sample-bell", "sample-pace"], 1)
+        | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
+        | dict.fromkeys(["wake", "sampler-room", "base-models"], WORKERS)
+        | dict.fromkeys(["load", "open-sessions"], 1 + len(TENANTS))
         | dict.fromkeys(["api-key", "sessions", "runs", "checkpoints"], len(TENANTS))
         | dict.fromkeys(["session", "session-runs", "session-samplings"], sessions)
         | dict.fromkeys(["meta", "own", "run", "log", "skipped", "sources", "metrics", "inflight"], runs)
@@ -113,10 +115,11 @@ def _immortal(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:
 def _waiting(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     """Jobs that are still in a queue, streams above their cap, and more of a log than its snapshots need."""
     lengths = {name: commands.xlen(key) for name, key in STREAMS.items()}
-    inboxes = sum(commands.xlen(key) for key in by_prefix.get("sampler-inbox", []))
     limits = {"events": EVENTS_KEPT + 1000, "dead": 0, "cancelled": 11_000, "sample": 0}
     found = [f"{lengths[name]} entries of {name}" for name, limit in limits.items() if lengths[name] > limit]
-    found += [f"{inboxes} entries in inboxes of samplers"] if inboxes else []
+    for key in by_prefix["load"]:
+        counts = {kind.decode(): int(count) for kind, count in commands.hgetall(key).items()}
+        found += [f"{count} {kind} that {key.decode()} counts as waiting" for kind, count in counts.items() if count]
     for key in by_prefix.get("meta", []):
         run = key.decode().removeprefix(keyspace.run_meta(""))
         snapshots = (commands.hget(key, "snapshots") or b"").split()

@@ -86,7 +86,7 @@ class Targets:
     async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:
         """Says that the session is in use; False if it is gone, or has served its time and is ended here."""
         if visitor.opened >= MOST_TARGETS or time.monotonic() - visitor.since > SESSION_S:
-            await self._front.stores.sessions.end(visitor.session_id)
+            await self._front.stores.sessions.end(visitor.session_id, tenant)
             return False
         try:
             await self._front.stores.sessions.open(visitor.session_id, tenant)
