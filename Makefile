@@ -23,8 +23,9 @@ MODEL ?= .demo/base-model
 up: $(STAMP)  ## run the platform on this machine: make up MODEL=<Hugging Face name, directory, or NAME=DIR>
 	$(BIN)/tinker-platform up --base-model "$(MODEL)"
 
-test: $(STAMP)  ## run all tests
-	$(BIN)/pytest
+WORKERS ?= 2
+test: $(STAMP)  ## run all tests, the files of two at a time: make test WORKERS=2
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 KILLS ?= 1000
 SEED ?= 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from services.core.config import Settings
 from services.core.connection import RedisConnection
+from services.core.workers import HEARTBEAT_S
 from services.gateway.main import SERVICES, grpc_server
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, open_caller
@@ -17,23 +18,31 @@ from tinker_proto.internal.v1 import job_pb2
 
 
 @pytest.fixture
-async def stores(connection: RedisConnection, data_dir: Path) -> Stores:
+async def stores(connection: RedisConnection, data_dir: Path) -> AsyncIterator[Stores]:
     opened = Stores.open(Settings(data_dir=data_dir), connection)
     tokenizer = job_pb2.TokenizerFiles(files={"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"})
     blob = await opened.blobs.put_once("tokenizers", tokenizer.SerializeToString())
-    for kind in (job_pb2.WORKER_KIND_TRAINER, job_pb2.WORKER_KIND_SAMPLER):
-        status = job_pb2.WorkerStatus(
-            worker=f"w{kind}",
-            kind=kind,
-            base_model=BASE,
-            max_context_length=32,
-            vocab_size=100,
-            max_lora_rank=16 if kind == job_pb2.WORKER_KIND_TRAINER else 0,
-            loss_fns=["cross_entropy"] if kind == job_pb2.WORKER_KIND_TRAINER else [],
-            tokenizer_blob=blob,
-        )
+    limits = {"base_model": BASE, "max_context_length": 32, "vocab_size": 100, "tokenizer_blob": blob}
+    workers = [
+        job_pb2.WorkerStatus(
+            worker="w1", kind=job_pb2.WORKER_KIND_TRAINER, max_lora_rank=16, loss_fns=["cross_entropy"], **limits
+        ),
+        job_pb2.WorkerStatus(worker="w2", kind=job_pb2.WORKER_KIND_SAMPLER, **limits),
+    ]
+    for status in workers:
         await opened.workers.announce(status)
-    return opened
+    announcing = asyncio.create_task(_announce(opened, workers))
+    yield opened
+    announcing.cancel()
+    await asyncio.gather(announcing, return_exceptions=True)
+
+
+async def _announce(stores: Stores, workers: Sequence[job_pb2.WorkerStatus]) -> None:
+    """Keeps workers alive, as their heartbeats would."""
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        for status in workers:
+            await stores.workers.announce(status)
 
 
 @pytest.fixture
