@@ -18,7 +18,14 @@ import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import BusyLoadingError, ConnectionError, OutOfMemoryError, ReadOnlyError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TimeoutError,
+)
 
 TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
@@ -72,8 +79,15 @@ class RedisConnection:
         return cls(commands=commands, blocking=blocking, scripts=scripts)
 
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
-        """Runs `lua/<script>.lua` and returns its reply."""
-        return await self.scripts[script](keys=keys, args=arguments)
+        """Runs `lua/<script>.lua` and returns its reply.
+
+        A server that does not know the script gets it with the call: loaded before it, it could be gone again.
+        """
+        registered = self.scripts[script]
+        try:
+            return await self.commands.evalsha(registered.sha, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self.commands.eval(registered.script, len(keys), *keys, *arguments)
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -100,5 +100,8 @@ class Storm:
         return {run: (int(done or -1), int(following or 0)) for run, (done, following) in found.items()}
 
     def _sample_jobs(self) -> set[bytes]:
+        """Those that wait too: a sampler may begin one in the moment in which it is hit."""
         with redis.Redis.from_url(self.site.redis_url) as commands:
-            return {entry for entry, _ in commands.xrange(keyspace.sample_queue(BASE_MODEL))}
+            waiting = commands.zrange(keyspace.sample_waiting(BASE_MODEL), 0, -1)
+            taken = commands.xrange(keyspace.sample_queue(BASE_MODEL))
+        return {*waiting, *(fields[b"operation"] for _, fields in taken)}

@@ -28,3 +28,15 @@ async def test_more_callers_than_connections_wait_for_their_turn(connection: Red
     assert sorted(counted) == list(range(1, 2001))
     clients = await connection.commands.info("clients")
     assert clients["connected_clients"] < 500
+
+
+async def test_a_script_runs_also_on_a_server_that_keeps_losing_it(connection: RedisConnection) -> None:
+    async def lose_scripts() -> None:
+        while True:
+            await connection.commands.script_flush()
+
+    losing = asyncio.create_task(lose_scripts())
+    for epoch in range(1, 501):
+        assert await connection.run("claim_run", ["own"], ["worker", 60_000]) == epoch
+    losing.cancel()
+    await asyncio.gather(losing, return_exceptions=True)
