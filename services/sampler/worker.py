@@ -103,11 +103,11 @@ class SamplerWorker:
 
     async def _take(self) -> None:
         while True:
-            if self._room == 0:
+            while (room := self._room) == 0:  # whoever has been woken may find that others have taken it
                 self._has_room.clear()
                 await self._has_room.wait()
             try:
-                taken = await self._queues.take(self._worker, self._base.name, room=self._room, block_ms=1000)
+                taken = await self._queues.take(self._worker, self._base.name, room=room, block_ms=1000)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.5)
