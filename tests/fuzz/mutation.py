@@ -24,7 +24,8 @@ TEXTS = (
 )
 KINDS = (VARINT, FIXED64, BYTES, FIXED32)
 MANY = 3000
-DEEP = 300
+DEPTHS = (3, 90, 300)
+"""The last is deeper than what is parsed."""
 
 
 class Mutator:
@@ -33,12 +34,12 @@ class Mutator:
     def __init__(self, seed: int, known: Sequence[str]) -> None:
         """Args: known: names that mean something on this platform."""
         self._random = random.Random(seed)
-        self._texts = (*TEXTS, *(name.encode() for name in known))
+        self._known = [name.encode() for name in known]
 
     def mutated(self, content: bytes, another: bytes) -> bytes:
         """A request with one or two things wrong; `another` is one of the same method."""
         for _ in range(self._random.choice((1, 1, 1, 2))):
-            in_bytes = self._random.random() < 0.2
+            in_bytes = self._random.random() < 0.1
             content = self._in_bytes(content, another) if in_bytes else self._in_a_field(content)
         return content
 
@@ -74,12 +75,7 @@ class Mutator:
             return self._added()
         place = self._random.randrange(len(fields))
         field = fields[place]
-        if (
-            isinstance(field.value, bytes)
-            and field.kind == BYTES
-            and self._random.random() < 0.6
-            and _is_message(field)
-        ):
+        if self._random.random() < 0.85 and _is_message(field):
             changed = Field(field.number, BYTES, self._in_a_field(field.value)).packed()
         else:
             changed = self._changed(field)
@@ -89,27 +85,30 @@ class Mutator:
         """What stands in a field's place."""
         packed, number = field.packed(), field.number
         choices: list[Callable[[], bytes]] = [
+            *[lambda: Field(number, field.kind, self._value(field.kind)).packed()] * 5,
+            *[lambda: packed + self._added()] * 3,
             lambda: b"",
             lambda: packed * 2,
             lambda: packed * max(2, min(MANY, (1 << 20) // max(1, len(packed)))),
-            lambda: packed + self._added(),
             lambda: self._added(number),
-            lambda: Field(number, field.kind, self._value(field.kind)).packed(),
-            lambda: Field(number, field.kind, self._value(field.kind)).packed(),
+            lambda: self._nested(field),
+            lambda: self._grouped(number),
             lambda: varint(number << 3 | BYTES) + varint(self._random.choice(INTEGERS)) + b"x",
             lambda: varint(number << 3) + b"\xff" * self._random.choice((9, 10, 20)) + b"\x01",
-            lambda: self._nested(field),
-            lambda: join(
-                [Field(number, START_GROUP)] * DEEP + [Field(number, END_GROUP)] * self._random.choice((0, DEEP))
-            ),
         ]
         return self._random.choice(choices)()
 
     def _nested(self, field: Field) -> bytes:
         packed = field.packed()
-        for _ in range(DEEP):
+        for _ in range(self._random.choice(DEPTHS)):
             packed = Field(field.number, BYTES, packed).packed()
         return packed
+
+    def _grouped(self, number: int) -> bytes:
+        """Groups in each other, which may have no end."""
+        depth = self._random.choice(DEPTHS)
+        ends = [Field(number, END_GROUP)] * self._random.choice((0, depth, depth))
+        return join([Field(number, START_GROUP)] * depth + ends)
 
     def _added(self, number: int | None = None) -> bytes:
         """A field of any type, also where another is right."""
@@ -125,11 +124,12 @@ class Mutator:
                 return struct.pack("<d", self._random.choice(REALS))
             case _ if kind == FIXED32:
                 return self._random.choice((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\0\x80\xff", b"\1\0\0\0"))
-        return self._random.choice(self._texts)
+        return self._random.choice(self._known if self._random.random() < 0.7 else TEXTS)
 
 
 def _is_message(field: Field) -> bool:
+    """Whether a field may have another message in it."""
     try:
-        return bool(split(field.value)) if isinstance(field.value, bytes) else False
+        return field.kind == BYTES and bool(split(field.value))
     except ValueError:
         return False
