@@ -14,8 +14,9 @@ WARM_UP = 0.5
 SHORTEST_FIT_S = 600.0
 """A line through less says nothing."""
 
-MOST_MIB_AN_HOUR = 16.0
-"""Growth of a process that counts as none: what an allocator that fragments, or a fit through noise, comes to."""
+MOST_MIB_AN_HOUR = 32.0
+"""Growth of a process that counts as none: an allocator keeps what the largest passes so far have taken, so a process
+reaches its size in ever rarer steps of some MiB, and a line through half an hour with two of them rises by this."""
 
 
 def warm(censuses: Sequence[Census]) -> Sequence[Census]:
