@@ -40,7 +40,7 @@ SAMPLERS_GROUP = "samplers"
 
 
 def operation(name: str) -> str:
-    """Hash: state, digest, method, tenant, time, attempts, and response or error; what it counts for until then."""
+    """Hash: state, digest, method, tenant, time, attempts, begun_by, what it counts for, and response or error."""
     return f"{PREFIX}operation:{name}"
 
 

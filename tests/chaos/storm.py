@@ -62,14 +62,13 @@ class Storm:
             time.sleep(0.05)
 
     def _hit(self, kind: Kind, index: int, *, pauses: bool) -> None:
-        under_way = self._under_way(kind)
         if pauses:
             self.paused[kind] += 1
             self.site.pause(kind, index, 0.5 if kind == "valkey" else 2 * LEASE_S)
         else:
             self.killed[kind] += 1
             self.site.kill(kind, index)
-        self._waiting[kind] = (time.monotonic(), under_way)
+        self._waiting[kind] = (time.monotonic(), self._under_way(kind))
 
     def _has_recovered(self, kind: Kind) -> bool:
         if kind not in self._waiting:
@@ -84,7 +83,7 @@ class Storm:
         return True
 
     def _under_way(self, kind: Kind) -> Condition:
-        """Whether what a kind of worker is doing now has its results, to be asked later."""
+        """Whether what a kind of worker has not finished now has its results, to be asked later."""
         if kind == "trainer":
             heads = {run: done + 1 for run, (done, following) in self._marks().items() if done + 1 < following}
             return lambda: all(self._marks()[run][0] >= head for run, head in heads.items())

@@ -95,12 +95,15 @@ async def test_however_an_operation_ends_it_counts_no_longer(queues: Queues) -> 
     await queues.operations.cancel(OperationName(RUN, 1))
     await queues.logs.pass_over(lease, 1)
     await queues.logs.pass_over(lease, 2)
-    assert [await queues.logs.begin(lease, 3) for _ in range(3)] == [True, True, False]
+    for begins in (True, True, False):
+        lease = await queues.logs.claim("w1", RUN, "0-1", LEASE_MS)
+        assert lease is not None
+        assert await queues.logs.begin(lease, 3) is begins
     await queues.operations.cancel(OperationName(SAMPLING, 0))
     finished, deadly = await queues.take(room=2)
     for _ in range(2):
         await queues.finish_sample(finished)
-    assert [await queues.samples.begin("s1", deadly) for _ in range(3)] == [True, True, False]
+    assert [await queues.samples.begin(worker, deadly) for worker in ("s1", "s2", "s3")] == [True, True, False]
     nothing = {"operations": 0, "samples": 0, "bytes": 0}
     assert (await load(queues, "alice"), await load(queues)) == (nothing, nothing)
 

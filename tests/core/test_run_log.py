@@ -242,7 +242,9 @@ async def test_what_was_begun_together_is_never_blamed_and_must_run_alone_next(q
             Beginning.BEGUN if lease.epoch == 1 else Beginning.MUST_RUN_ALONE
         )
     assert await queues.state(0) == operation_pb2.OPERATION_STATE_RUNNING
-    assert [await queues.logs.begin(lease, 0) for _ in range(3)] == [True, True, False], "its own deaths count"
+    for begins in (True, True, False):
+        lease = await lease_of(queues)
+        assert await queues.logs.begin(lease, 0) is begins, "its own deaths count"
     assert await queues.logs.begin_together(lease, 0) is Beginning.FINISHED_ALREADY
 
 
@@ -252,3 +254,10 @@ async def test_a_fenced_worker_begins_nothing(queues: Queues) -> None:
     await lease_of(queues)
     with pytest.raises(FencedError):
         await queues.logs.begin_together(old, 0)
+
+
+async def test_a_beginning_whose_reply_is_lost_is_no_second_attempt(queues: Queues) -> None:
+    await queues.enqueue(0)
+    lease = await lease_of(queues)
+    assert all([await queues.logs.begin(lease, 0) for _ in range(5)])
+    assert await queues.logs.begin(await lease_of(queues), 0), "its workers have died once"

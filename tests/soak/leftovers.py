@@ -109,7 +109,8 @@ def _immortal(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     pipeline = commands.pipeline(transaction=False)
     for key in keys:
         pipeline.ttl(key)
-    return [f"{key.decode()} is there for ever" for key, left in zip(keys, pipeline.execute(), strict=True) if left < 0]
+    lifetimes = zip(keys, pipeline.execute(), strict=True)
+    return [f"{key.decode()} is there for ever" for key, left in lifetimes if left == -1]  # -2: it is gone by now
 
 
 def _waiting(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:

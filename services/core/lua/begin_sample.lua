@@ -6,7 +6,7 @@
 local operation, events, dead = unpack(KEYS)
 local state = redis.call('HGET', operation, 'state')
 if state ~= 'queued' and state ~= 'running' then return 'skip' end
-if redis.call('HINCRBY', operation, 'attempts', 1) > tonumber(ARGV[2]) then
+if count_attempt(operation, ARGV[5]) > tonumber(ARGV[2]) then
   redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'operation', ARGV[1])
   finish(operation, events, ARGV[1], 'failed', 'error', ARGV[3], ARGV[4])
   return 'skip'

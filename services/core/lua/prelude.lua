@@ -66,6 +66,16 @@ local function finish(operation, events, name, state, field, content, keep_ms)
   announce(events, name)
 end
 
+-- Counts whoever begins an operation, once each: a call that is repeated because its reply was lost is no second attempt.
+-- Returns how many have begun it.
+local function count_attempt(operation, beginner)
+  if redis.call('HGET', operation, 'begun_by') == beginner then
+    return tonumber(redis.call('HGET', operation, 'attempts'))
+  end
+  redis.call('HSET', operation, 'begun_by', beginner)
+  return redis.call('HINCRBY', operation, 'attempts', 1)
+end
+
 -- Notes that one of a queue's operations has ended: busy / ended is the mean time in ms from one to the next while others
 -- waited, of about the last fifty.
 local function keep_pace(queue, others_wait)
