@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from services.core import keyspace, streams
 from services.core.connection import RedisConnection
+from services.core.contact import Contact
 from services.core.persistence import until_reached
 from services.core.run_log import Lease
 from services.core.streams import StreamEntry
@@ -22,6 +23,7 @@ class Places:
 
     def __init__(self, connection: RedisConnection, base_model: str, worker: str, lease_ms: int) -> None:
         self._connection = connection
+        self._contact = Contact(connection, lease_ms / 1000)
         self._stream = keyspace.place(base_model)
         self._worker = worker
         self._lease_ms = lease_ms
@@ -29,6 +31,7 @@ class Places:
     async def open(self) -> None:
         """Makes the stream, however long that takes."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
+        await until_reached(self._contact.begin)
 
     async def newest(self) -> str:
         """Where the stream is now."""
@@ -41,13 +44,17 @@ class Places:
     async def take(self) -> StreamEntry | None:
         """Takes the entry of a run that no living trainer has; None if there is none."""
         commands = self._connection.commands
-        found = await streams.take_over(
-            commands, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
-        ) or await streams.read_group(commands, _GROUP, self._worker, self._stream, count=1)
+        found = []
+        if self._contact.is_steady:
+            found = await streams.take_over(
+                commands, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
+            )
+        found = found or await streams.read_group(commands, _GROUP, self._worker, self._stream, count=1)
         return found[0] if found else None
 
     async def keep(self, leases: Sequence[Lease]) -> None:
-        """Says that these runs are still here."""
+        """Says that these runs are still here; called every third of a lease, also if there are none."""
+        await self._contact.make()
         entries = [lease.place_entry for lease in leases]
         await streams.keep(self._connection.commands, _GROUP, self._worker, self._stream, entries)
 

@@ -10,6 +10,7 @@ from services.core.blobs import BlobStore
 from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings, parse_base_model
 from services.core.connection import RedisConnection
+from services.core.contact import Contact
 from services.core.exports import ExportStore
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
@@ -59,6 +60,7 @@ async def serve(settings: Settings, base_model: str) -> None:
         checkpoints,
         Merges(base, checkpoints, ExportStore(storage)),
         TokenStream(connection),
+        Contact(connection, settings.lease_seconds),
         lease_s=settings.lease_seconds,
     )
 

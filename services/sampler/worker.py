@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from services.core.checkpoints import CheckpointStore
 from services.core.connection import TRANSIENT_ERRORS
+from services.core.contact import Contact
 from services.core.errors import PlatformError
 from services.core.metrics import (
     CACHED_PROMPT_TOKENS,
@@ -55,6 +56,7 @@ class SamplerWorker:
         checkpoints: CheckpointStore,
         merges: Merges,
         tokens: TokenStream,
+        contact: Contact,
         *,
         lease_s: float,
     ) -> None:
@@ -66,6 +68,7 @@ class SamplerWorker:
         self._checkpoints = checkpoints
         self._merges = merges
         self._publisher = Publisher(tokens)
+        self._contact = contact
         self._lease_s = lease_s
         self._device = DeviceThread()
         self._tasks = asyncio.TaskGroup()
@@ -89,6 +92,7 @@ class SamplerWorker:
     async def run(self) -> None:
         """Serves until cancelled; what is unfinished then is taken over by another sampler."""
         await until_reached(lambda: self._queues.join(self._base.name))
+        await until_reached(self._contact.begin)
         position = await until_reached(self._operations.cancelled_position)
         try:
             async with self._tasks as tasks:
@@ -120,7 +124,8 @@ class SamplerWorker:
             await asyncio.sleep(self._lease_s / 3)
             try:
                 await self._queues.keep(self._worker, self._base.name, list(self._entries.values()))
-                if self._room:
+                await self._contact.make()
+                if self._room and self._contact.is_steady:
                     orphans = await self._queues.take_over(
                         self._worker, self._base.name, idle_ms=lease_ms, count=self._room
                     )

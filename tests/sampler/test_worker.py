@@ -24,7 +24,7 @@ class Queues:
 
 async def test_a_sampler_that_is_woken_and_finds_its_room_taken_asks_for_nothing() -> None:
     queues, nothing = Queues(), SimpleNamespace()
-    parts: list[Any] = [SimpleNamespace(name="tiny"), SimpleNamespace(free_sequences=0), queues, *[nothing] * 4]
+    parts: list[Any] = [SimpleNamespace(name="tiny"), SimpleNamespace(free_sequences=0), queues, *[nothing] * 5]
     worker = SamplerWorker("w", *parts, lease_s=1.0)
     taking = asyncio.create_task(worker._take())
     for _ in range(5):
