@@ -10,7 +10,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 PARTIAL_PREFIX = ".partial-"
@@ -25,10 +24,16 @@ def make_partial(target: Path, make: Callable[[Path], object]) -> Path:
     """Makes an empty partial file or directory beside `target`; its parents may be removed while they are empty."""
     while True:
         partial = partial_beside(target)
-        with suppress(FileNotFoundError):
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
             make(partial)
-            return partial
+        except FileNotFoundError:
+            continue
+        except FileExistsError:  # also what mkdir says of a directory that goes while it looks
+            if target.parent.is_file():
+                raise
+            continue
+        return partial
 
 
 def remove_empty_parents(path: Path, root: Path) -> None:
