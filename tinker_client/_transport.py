@@ -93,9 +93,13 @@ class Transport:
     async def stream(self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q) -> AsyncIterator[R]:
         """Yields the server's messages until it ends the stream; a broken stream raises AioRpcError as it is."""
         self._check_open()
-        async for message in method(request, metadata=self._metadata):
-            self._reached = True
-            yield message
+        call = method(request, metadata=self._metadata)
+        try:
+            async for message in call:
+                self._reached = True
+                yield message
+        finally:
+            call.cancel()  # one that is not read to its end stays open, and in memory, until the channel closes
 
     async def send(
         self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Callable[[], AsyncIterator[Q]]

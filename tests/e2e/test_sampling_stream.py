@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import grpc
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from tests.e2e.platform import API_KEY, BASE_MODEL, Platform, wait_until
 from tests.gateway.caller import open_caller, tokens
 from tinker_client import types
 from tinker_proto.v1 import operation_pb2, sampling_pb2, session_pb2
@@ -83,6 +84,20 @@ def test_cancelling_a_stream_ends_it(sampling: tinker.SamplingClient) -> None:
         next(stream)
     with pytest.raises(tinker.RequestFailedError, match="cancelled"):
         stream.result()
+
+
+def test_a_stream_that_is_not_read_to_its_end_stays_nowhere(sampling: tinker.SamplingClient) -> None:
+    def open_calls() -> int:
+        gc.collect()
+        return sum(issubclass(type(item), grpc.aio.UnaryStreamCall) for item in gc.get_objects())
+
+    before = open_calls()
+    for _ in range(3):
+        with sampling.sample_stream(PROMPT, 1, ENDLESS) as stream:
+            next(stream)
+    assert open_calls() > before
+    del stream
+    wait_until(lambda: open_calls() <= before, timeout_s=30, what="the end of three broken streams")
 
 
 async def test_a_caller_that_goes_away_cancels_its_stream(platform: Platform) -> None:
