@@ -52,6 +52,15 @@ def refusal_of(future: Any) -> str:
     raise AssertionError("it was accepted")
 
 
+def refused_call(call: Callable[[], Any]) -> str:
+    """The reason of a call that must be refused at once."""
+    try:
+        call().result()
+    except tinker.APIStatusError as error:
+        return f"{error.status_code} {error.body['reason']}"  # type: ignore[index,call-overload]
+    raise AssertionError("it was accepted")
+
+
 class Tour:
     """The features, in the order in which they are tried."""
 
@@ -296,6 +305,19 @@ class Tour:
         assert list(admin.get_billing_usage("2026-01-01", "2026-01-31").result().data) == []
         assert list(admin.get_current_checkpoint_storage_usage().result().data) == []
         return list(admin.get_audit_log().result().entries)
+
+    def projects_are_refused(self) -> Any:
+        rest = self.service.create_rest_client()
+        session = self.training.get_info().model_id.partition(":")[0]
+        calls: list[Callable[[], Any]] = [
+            lambda: rest.copy_weights(self.saved, "project"),
+            lambda: rest.assign_session_project(session, "project"),
+            lambda: rest.search_sessions(types.SessionSearchRequest(owner=types.AccessibleSearchOwner())),
+            lambda: rest.export_session_trace(session),
+        ]
+        refusals = [refused_call(call) for call in calls]
+        assert set(refusals) <= {"404 NO_ROUTE", "405 NO_ROUTE"}, refusals
+        return refusals
 
 
 FEATURES = [
