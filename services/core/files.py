@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PARTIAL_PREFIX = ".partial-"
+MOST_TRIES = 100
+"""After so many, it is no race: a link to nowhere, or a file, stands in the way."""
 
 
 def partial_beside(target: Path) -> Path:
@@ -21,19 +23,23 @@ def partial_beside(target: Path) -> Path:
 
 
 def make_partial(target: Path, make: Callable[[Path], object]) -> Path:
-    """Makes an empty partial file or directory beside `target`; its parents may be removed while they are empty."""
+    """Makes an empty partial file or directory beside `target`; its parents may be removed while they are empty.
+
+    Raises:
+        OSError: it cannot be made, however often it is tried.
+    """
+    tries = 0
     while True:
         partial = partial_beside(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             make(partial)
-        except FileNotFoundError:
-            continue
-        except FileExistsError:  # also what mkdir says of a directory that goes while it looks
-            if target.parent.is_file():
+        except (FileNotFoundError, FileExistsError):  # a parent has gone; the latter, while mkdir looked at it
+            tries += 1
+            if tries == MOST_TRIES:
                 raise
-            continue
-        return partial
+        else:
+            return partial
 
 
 def remove_empty_parents(path: Path, root: Path) -> None:

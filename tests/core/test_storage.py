@@ -160,6 +160,18 @@ def test_no_empty_directories_are_left_and_nobody_writes_into_one_that_goes(tmp_
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["blobs", "checkpoints"]
 
 
+@pytest.mark.parametrize("obstacle", ["file", "link to nowhere"])
+def test_what_stands_in_the_way_of_a_directory_is_named(tmp_path: Path, obstacle: str) -> None:
+    storage = LocalStorage(tmp_path)
+    if obstacle == "file":
+        (tmp_path / "blobs").write_bytes(b"x")
+    else:
+        (tmp_path / "blobs").symlink_to(tmp_path / "unmounted")
+    for key in ("blobs/one", "blobs/jobs/day/one"):
+        with pytest.raises(OSError, match="blobs"):
+            storage.put(key, b"x")
+
+
 def test_a_file_written_in_pieces_appears_at_its_end(storage: Storage) -> None:
     big = bytes(range(256)) * 50_000  # several parts of an upload
     with storage.write_file("uploads/day/big") as path:
