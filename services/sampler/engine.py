@@ -180,7 +180,10 @@ class SamplerEngine:
         """Starts the group's next sequence in a slot that holds `computed` tokens of the prompt."""
         request = group.request
         watch = StopWatch(request.params.stop, self._vocabulary.bytes_of)
-        group.live.append(Sequence(group, group.started, slot, watch, list(request.prompt), computed))
+        sequence = Sequence(group, group.started, slot, watch, list(request.prompt), computed)
+        if group.firsts:
+            sequence.append(group.firsts[sequence.index])
+        group.live.append(sequence)
         group.started += 1
 
     def _advance(self, chunks: list[Chunk]) -> list[Finished]:
@@ -192,28 +195,34 @@ class SamplerEngine:
         broken = _groups_of(outcome.chunk for outcome in outcomes if not outcome.is_finite)
         for outcome in outcomes:
             outcome.chunk.sequence.advance(outcome.chunk.end, outcome.scores, outcome.drawn)
-            if outcome.drawn is not None and outcome.chunk.sequence.group not in broken:
+            if outcome.drawn and outcome.chunk.sequence.group not in broken:
                 self._placement.announce(outcome.chunk.sequence)
         return [self._fail(group, not_finite(group)) for group in broken]
 
     def _retire(self) -> list[Finished]:
-        """Takes ended sequences out, gives their slots on, and returns the requests that are complete."""
+        """Takes ended sequences out, and returns the requests that are complete."""
         finished = []
         for group in list(self._groups.values()):
-            for sequence in [sequence for sequence in group.live if sequence.has_ended]:
-                group.live.remove(sequence)
-                if sequence.generates:
-                    group.sampled[sequence.index] = sequence.sampled()
-                if group.started < group.wanted:
-                    # The slot holds the prompt already: the group's next sequence carries on right there.
-                    self._place(group, sequence.slot, computed=group.prefix)
-                    group.live[-1].holding = sequence.holding
-                else:
-                    self._placement.end(sequence)
+            while ended := [sequence for sequence in group.live if sequence.has_ended]:
+                for sequence in ended:
+                    self._end(sequence)
             if group.is_complete:
                 self._drop(group)
                 finished.append(Finished(group.request.name, group.result()))
         return finished
+
+    def _end(self, sequence: Sequence) -> None:
+        """Takes what an ended sequence has drawn, and gives its slot on."""
+        group = sequence.group
+        group.live.remove(sequence)
+        if sequence.generates:
+            group.sampled[sequence.index] = sequence.sampled()
+        if group.started < group.wanted:
+            # The slot holds the prompt already: the group's next sequence carries on right there.
+            self._place(group, sequence.slot, computed=len(group.request.prompt))
+            group.live[-1].holding = sequence.holding
+        else:
+            self._placement.end(sequence)
 
     def _fail(self, group: Group, error: Exception) -> Finished:
         """Ends a request with an error and frees what it holds."""

@@ -35,8 +35,8 @@ class Placement:
         if (source := group.source) is not None:
             slot = self._reserve(size)
             if slot is not None:
-                self._store.copy(source.slot, slot, group.prefix)
-            return (slot, group.prefix) if slot is not None else None
+                self._store.copy(source.slot, slot, len(request.prompt))
+            return (slot, len(request.prompt)) if slot is not None else None
         if not self._deterministic:
             group.digests = chain(request.adapter, request.prompt)
         placed = self._with_prefix(group, size)

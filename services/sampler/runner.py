@@ -29,8 +29,10 @@ from services.sampler.sampling import Draw, draw_tokens
 from services.sampler.scheduler import ALIGNMENT, Chunk
 from services.sampler.sequence import DrawnToken, PromptScores
 
-# Rows of a prompt that are scored at once: bounds the memory of their [rows, vocabulary] logits.
+# Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
+# [rows, vocabulary] logits.
 _SCORED_ROWS = 128
+_SAMPLED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,15 @@ class Outcome:
     """What a step found for one chunk."""
 
     chunk: Chunk
-    drawn: DrawnToken | None
+    drawn: tuple[DrawnToken, ...]
+    """A token for each sample that the chunk's sequence draws for, or none."""
+
     scores: PromptScores
 
     @property
     def is_finite(self) -> bool:
         """Whether the logits were."""
-        return all(map(math.isfinite, self.scores.logprobs)) and (
-            self.drawn is None or math.isfinite(self.drawn.logprob)
-        )
+        return all(map(math.isfinite, (*self.scores.logprobs, *(token.logprob for token in self.drawn))))
 
 
 class Runner:
@@ -74,7 +76,7 @@ class Runner:
         outcomes = []
         for chunk, span in zip(chunks, spans, strict=True):
             scores = self._score(chunk, hidden_TD[span.start : span.end])
-            outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else None, scores))
+            outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else (), scores))
         return outcomes
 
     def _forward(self, chunks: Sequence[Chunk], spans: tuple[Span, ...]) -> Tensor:
@@ -98,16 +100,20 @@ class Runner:
         hidden_TD: Tensor = output.last_hidden_state[0]
         return hidden_TD
 
-    def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[DrawnToken]:
-        """The next token of each chunk, which the row of the same place predicts."""
+    def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[tuple[DrawnToken, ...]]:
+        """For each chunk its samples' tokens, which the row of the same place predicts."""
         if not drawing:
-            return iter(())
+            return
         hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
         logits_NV = self._logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
-        tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk) for chunk in drawing])
-        raw, topk = _extras(drawing, logits_NV, tokens_N)
-        columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
-        return (DrawnToken(*row) for row in zip(*columns, strict=True))
+        own = _drawn(logits_NV, [(chunk, chunk.sequence.draws_for[0]) for chunk in drawing])
+        for row, (chunk, first) in enumerate(zip(drawing, own, strict=True)):
+            others = chunk.sequence.draws_for[1:]
+            tokens = [first]
+            for start in range(0, len(others), _SAMPLED_ROWS):
+                samples = others[start : start + _SAMPLED_ROWS]
+                tokens += _drawn(logits_NV[row].expand(len(samples), -1), [(chunk, sample) for sample in samples])
+            yield tuple(tokens)
 
     def _logits(self, hidden_ND: Tensor, adapters: Sequence[tuple[AdapterWeights | None, int]]) -> Tensor:
         """float32 [N, V] of rows in ranges of these adapters and lengths."""
@@ -123,7 +129,7 @@ class Runner:
         group, scores = chunk.sequence.group, PromptScores()
         if not group.request.scores_prompt:
             return scores
-        end = min(chunk.end, group.prefix)
+        end = min(chunk.end, group.scorable_rows)
         for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
             stop = min(start + _SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
@@ -145,11 +151,18 @@ def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> Prompt
     return scores
 
 
+def _drawn(logits_NV: Tensor, wanted: Sequence[tuple[Chunk, int]]) -> list[DrawnToken]:
+    """The next token of a sample of each row's chunk."""
+    tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk, sample) for chunk, sample in wanted])
+    raw, topk = _extras([chunk.sequence.group.request for chunk, _ in wanted], logits_NV, tokens_N)
+    columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
+    return [DrawnToken(*row) for row in zip(*columns, strict=True)]
+
+
 def _extras(
-    drawing: Sequence[Chunk], logits_NV: Tensor, tokens_N: Tensor
+    requests: Sequence[GenerationRequest], logits_NV: Tensor, tokens_N: Tensor
 ) -> tuple[list[float | None], list[TopkRow | None]]:
     """For each row the log-probability of its token and the likeliest tokens at temperature 1, where asked for."""
-    requests = [chunk.sequence.group.request for chunk in drawing]
     raw: list[float | None] = [None] * len(requests)
     topk: list[TopkRow | None] = [None] * len(requests)
     asked = [
@@ -202,10 +215,10 @@ def _segments(adapters: Sequence[tuple[AdapterWeights | None, int]]) -> list[Seg
     return segments
 
 
-def _draw_of(chunk: Chunk) -> Draw:
+def _draw_of(chunk: Chunk, sample: int) -> Draw:
     sequence, params = chunk.sequence, chunk.sequence.group.request.params
     position = len(sequence.logprobs)
-    return Draw(params.temperature, params.top_k, params.top_p, params.seed, sequence.index, position)
+    return Draw(params.temperature, params.top_k, params.top_p, params.seed, sample, position)
 
 
 def _likeliest(logits_NV: Tensor, total_N1: Tensor, count: int) -> list[TopkRow]:

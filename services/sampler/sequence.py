@@ -2,8 +2,9 @@
 
 `computed` counts the tokens of a sequence whose keys and values are stored; what is `due` is fed through the model
 next. A sequence that generates has its whole prompt due at first and then one token at a time. A group's first
-sequence prefills; the others start from a copy of its prompt with one token due, the prompt's last. A paused sequence
-has lost its slot to an older one: it starts again with all its tokens due, and draws on where it was.
+sequence prefills, and the prompt's last row draws the first token of every sample; the others start from a copy of the
+prompt with that token due. A paused sequence has lost its slot to an older one: it starts again with all its tokens
+due, and draws on where it was.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Group:
     started: int = 0
     """How many sequences have a slot or had one."""
 
+    firsts: tuple[DrawnToken, ...] = ()
+    """The first token of every sample, once the prompt is computed."""
+
     sampled: dict[int, SampledTokens] = field(default_factory=dict)
     """By sample index."""
 
@@ -87,14 +91,14 @@ class Group:
         return max(self.request.num_samples, 1)
 
     @property
-    def prefix(self) -> int:
-        """Prompt tokens that every sequence shares in the KV store: all but the last, whose row predicts."""
+    def scorable_rows(self) -> int:
+        """Rows that predict tokens of the prompt: all but its last."""
         return len(self.request.prompt) - 1
 
     @property
     def source(self) -> Sequence | None:
-        """A sequence whose slot holds the whole shared prompt, to copy it from."""
-        return next((sequence for sequence in self.live if sequence.computed >= self.prefix), None)
+        """A sequence whose slot holds the whole prompt, to copy it from."""
+        return next((sequence for sequence in self.live if sequence.computed >= len(self.request.prompt)), None)
 
     @property
     def can_start(self) -> bool:
@@ -155,19 +159,28 @@ class Sequence:
     @property
     def due(self) -> int:
         """Tokens to feed before the next draw. Without a draw the prompt's last token has nothing to predict."""
-        return (len(self.tokens) if self.generates else self.group.prefix) - self.computed
+        if self.stop_reason is not None:
+            return 0
+        return (len(self.tokens) if self.generates else self.group.scorable_rows) - self.computed
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to do."""
         return self.stop_reason is not None if self.generates else self.due == 0
 
-    def advance(self, computed: int, scores: PromptScores, drawn: DrawnToken | None) -> None:
-        """Takes what a step has found: how far the sequence is now, scores of its prompt, and the next token."""
+    @property
+    def draws_for(self) -> range:
+        """The samples whose next token its next draw is for: its own, or at the end of the prompt all of the group."""
+        return range(self.group.wanted) if not self.logprobs else range(self.index, self.index + 1)
+
+    def advance(self, computed: int, scores: PromptScores, drawn: tuple[DrawnToken, ...]) -> None:
+        """Takes what a step has found: how far it is now, scores of its prompt, and a token for each of `draws_for`."""
         self.computed = computed
         self.group.scores.add(scores)
-        if drawn is not None:
-            self.append(drawn)
+        if drawn and not self.logprobs:
+            self.group.firsts = drawn
+        if drawn:
+            self.append(drawn[0])
 
     def append(self, drawn: DrawnToken) -> None:
         """Takes a drawn token; the stop rule goes before the length."""

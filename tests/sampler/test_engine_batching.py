@@ -143,19 +143,24 @@ def test_the_first_token_of_many_samples_follows_the_model(load: Load) -> None:
         assert abs(counts[token] - 1000 * probability) < 5 * (1000 * probability) ** 0.5 + 2
 
 
-def test_samples_share_one_prefill(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slots", [8, 3])
+def test_samples_share_one_prefill_and_its_draw(load: Load, slots: int) -> None:
     base = load()
-    engine = make_engine(base, max_sequences=8, max_tokens_per_step=64)
-    fed = []
+    engine = make_engine(base, max_sequences=slots, max_tokens_per_step=64)
+    fed: list[int] = []
     trunk = base.module.base_model
     hook = trunk.register_forward_pre_hook(
         lambda _, __, inputs: fed.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     (prompt,) = random_tokens(base, [50])
-    run(engine, ask("eight", prompt, num_samples=8, max_tokens=4))
+    (long,) = run(engine, ask("long", prompt, num_samples=8, max_tokens=4))
+    assert sum(fed) == 50 + 8 * 3, "the prompt once, and three fed-back tokens for each"
+    fed.clear()
+    engine._placement.clear()
+    (short,) = run(engine, ask("short", prompt, num_samples=8, max_tokens=1))
     hook.remove()
-    # The prompt once; then its last token for the seven others, and three fed-back tokens for each.
-    assert sum(fed) == 50 + 7 + 8 * 3
+    assert fed == [50], "one step for all of them, however few slots there are"
+    assert tokens_of(short) == [tokens[:1] for tokens in tokens_of(long)]
 
 
 def test_a_request_alone_computes_its_own_tokens_and_no_empty_slot(load: Load) -> None:
