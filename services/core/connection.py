@@ -67,7 +67,7 @@ class RedisConnection:
         if not url.startswith("unix:"):
             options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
         pool = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=256, timeout=POOL_TIMEOUT_S, retry=_retry(attempts=12), **options
+            url, max_connections=256, timeout=POOL_TIMEOUT_S, retry=_retry(attempts=40), **options
         )
         commands = aioredis.Redis.from_pool(pool)
         blocking = aioredis.Redis.from_url(url, max_connections=64, retry=_retry(attempts=0), **options)
@@ -96,5 +96,5 @@ class RedisConnection:
 
 
 def _retry(attempts: int) -> Retry:
-    backoff = ExponentialWithJitterBackoff(base=0.05, cap=2)
+    backoff = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
     return Retry(backoff, attempts, supported_errors=TRANSIENT_ERRORS)

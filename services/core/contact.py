@@ -1,39 +1,36 @@
 """Whether a worker's silence means anything: only somebody who has been in touch with the queue all the time can tell.
 
 After the queue was away, all workers look silent, and whoever comes back first would take the work of living ones. So
-who has been cut off, or stopped, gives the others the time of a lease before it takes anything over.
+who has been cut off, or stopped, and who finds a queue that has only just started, gives the others the time of a
+lease before it takes anything over.
 """
 
 from __future__ import annotations
 
+import math
 import time
 
 from services.core.connection import RedisConnection
 
 
 class Contact:
-    """One worker's contact with the queue; made anew every third of a lease, as leases are."""
+    """One worker's contact with the queue; made every third of a lease, as leases are."""
 
     def __init__(self, connection: RedisConnection, lease_s: float) -> None:
         self._commands = connection.commands
         self._lease_s = lease_s
-        self._longest_gap_s = lease_s * 2 / 3
-        """One that is longer may have cost another worker its lease."""
+        self._longest_gap_s = lease_s / 2
+        """One that is longer may have cost another worker, which needs its time to connect again, its lease."""
 
-        self._since = self._last = time.monotonic()
-
-    async def begin(self) -> None:
-        """The first contact. A queue that has been up for longer than a lease was there for the others too."""
-        uptime_s = (await self._commands.info("server"))["uptime_in_seconds"]
-        self._last = time.monotonic()
-        self._since = self._last - uptime_s
+        self._since = self._last = -math.inf
 
     async def make(self) -> None:
-        """Asks whether the queue is there, and notes that it was."""
-        await self._commands.ping()
+        """Asks since when the queue is there, and notes that it is. The first time, what it says is believed."""
+        uptime_s = (await self._commands.info("server"))["uptime_in_seconds"]
         now = time.monotonic()
-        if now - self._last > self._longest_gap_s:
+        if math.isfinite(self._last) and now - self._last > self._longest_gap_s:
             self._since = now
+        self._since = max(self._since, now - uptime_s)
         self._last = now
 
     @property

@@ -31,7 +31,7 @@ class Places:
     async def open(self) -> None:
         """Makes the stream, however long that takes."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
-        await until_reached(self._contact.begin)
+        await until_reached(self._contact.make)
 
     async def newest(self) -> str:
         """Where the stream is now."""

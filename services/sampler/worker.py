@@ -92,7 +92,7 @@ class SamplerWorker:
     async def run(self) -> None:
         """Serves until cancelled; what is unfinished then is taken over by another sampler."""
         await until_reached(lambda: self._queues.join(self._base.name))
-        await until_reached(self._contact.begin)
+        await until_reached(self._contact.make)
         position = await until_reached(self._operations.cancelled_position)
         try:
             async with self._tasks as tasks:

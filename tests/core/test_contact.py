@@ -1,6 +1,9 @@
-"""Who takes over the work of a silent worker: nobody who was cut off itself."""
+"""Who takes over the work of a silent worker: nobody who was cut off itself, and nobody after an outage."""
 
 from __future__ import annotations
+
+import asyncio
+from typing import cast
 
 import pytest
 
@@ -11,45 +14,69 @@ from services.core.contact import Contact
 LEASE_S = 9.0
 
 
-class Clock:
-    """Time as the test lets it pass."""
+class Server:
+    """Time as the test lets it pass, and a server that tells it."""
 
     now = 1000.0
+    started = 0.0
+
+    @property
+    def commands(self) -> Server:
+        return self
 
     def monotonic(self) -> float:
         return self.now
 
+    async def info(self, section: str) -> dict[str, int]:
+        return {"uptime_in_seconds": int(self.now - self.started)}
+
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
     monkeypatch.setattr(contact, "time", made)
     return made
 
 
-async def keep(kept: Contact, clock: Clock, seconds: float) -> None:
+@pytest.fixture
+async def kept(server: Server) -> Contact:
+    made = Contact(cast(RedisConnection, server), LEASE_S)
+    assert not made.is_steady
+    await made.make()
+    return made
+
+
+async def keep(kept: Contact, server: Server, seconds: float) -> None:
     """Contact every third of a lease."""
     for _ in range(round(seconds * 3 / LEASE_S)):
-        clock.now += LEASE_S / 3
+        server.now += LEASE_S / 3
         await kept.make()
 
 
-async def test_who_was_cut_off_waits_for_a_lease(connection: RedisConnection, clock: Clock) -> None:
-    kept = Contact(connection, LEASE_S)
-    await keep(kept, clock, 2 * LEASE_S)
-    assert kept.is_steady
-    clock.now += LEASE_S
+async def test_who_was_cut_off_waits_for_a_lease(kept: Contact, server: Server) -> None:
+    assert kept.is_steady, "the server was there for the others for long"
+    server.now += LEASE_S * 2 / 3
     assert not kept.is_steady, "it may have been stopped, or the queue was away"
     await kept.make()
-    await keep(kept, clock, LEASE_S * 2 / 3)
+    await keep(kept, server, LEASE_S * 2 / 3)
     assert not kept.is_steady
-    await keep(kept, clock, LEASE_S / 3)
+    await keep(kept, server, LEASE_S / 3)
     assert kept.is_steady
 
 
-async def test_a_new_worker_trusts_a_queue_that_was_up_for_a_lease(connection: RedisConnection, clock: Clock) -> None:
-    uptime_s = (await connection.commands.info("server"))["uptime_in_seconds"]
-    for lease_s, is_steady in ((uptime_s / 2, True), (uptime_s + 10.0, False)):
+async def test_nobody_trusts_a_server_that_has_just_started(kept: Contact, server: Server) -> None:
+    server.started = server.now + 1.0  # so soon after its end that nobody else would have noticed
+    await keep(kept, server, LEASE_S)
+    assert not kept.is_steady
+    await keep(kept, server, LEASE_S / 3)
+    assert kept.is_steady
+
+
+async def test_a_real_server_tells_its_uptime(connection: RedisConnection) -> None:
+    for lease_s, becomes_steady in ((1.0, True), (3600.0, False)):
         kept = Contact(connection, lease_s)
-        await kept.begin()
-        assert kept.is_steady is is_steady
+        await kept.make()
+        while becomes_steady and not kept.is_steady:
+            await asyncio.sleep(0.05)
+            await kept.make()
+        assert kept.is_steady is becomes_steady
