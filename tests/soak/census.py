@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.chaos.site import BASE_MODEL, Site
 
 MIB = 1 << 20
 WEIGHED = 500
-"""Keys of a prefix whose memory is looked at; the others are taken to be like them."""
+"""Keys of a prefix whose memory is looked at, at most; the others are taken to be like them."""
 
 STREAMS = {
     "events": keyspace.EVENTS,
@@ -74,13 +74,13 @@ def take_census(site: Site) -> Census:
     """Counts everything of a running platform."""
     processes = site.process_ids | {"clients": os.getpid()}
     with redis.Redis.from_url(site.redis_url) as commands:
-        by_prefix = keys_by_prefix(commands)
+        counts, some = _count_keys(commands)
         return Census(
             at_s=time.monotonic(),
             rss_mib={name: psutil.Process(pid).memory_info().rss / MIB for name, pid in processes.items()},
             redis_mib=commands.info("memory")["used_memory"] / MIB,
-            key_mib={prefix: _weight(commands, keys) / MIB for prefix, keys in by_prefix.items()},
-            keys={prefix: len(keys) for prefix, keys in by_prefix.items()},
+            key_mib={prefix: _weight(commands, keys) * counts[prefix] / MIB for prefix, keys in some.items()},
+            keys=counts,
             entries={name: commands.xlen(key) for name, key in STREAMS.items()},
             files={name: _size(site.data_dir / name) for name in (*OWNED, "valkey")},
         )
@@ -90,18 +90,32 @@ def keys_by_prefix(commands: Any) -> dict[str, list[bytes]]:
     """All keys, by what stands before the name of what they are about."""
     found = defaultdict(list)
     for key in set(commands.scan_iter(count=10_000)):
-        found[key.decode().removeprefix(keyspace.PREFIX).partition(":")[0]].append(key)
+        found[_prefix(key)].append(key)
     return dict(found)
 
 
+def _count_keys(commands: Any) -> tuple[dict[str, int], dict[str, list[bytes]]]:
+    """How many keys there are by prefix, and some of each; not all of them, which would weigh here what is weighed."""
+    counts: Counter[str] = Counter()
+    some: defaultdict[str, list[bytes]] = defaultdict(list)
+    for key in commands.scan_iter(count=1_000):
+        prefix = _prefix(key)
+        counts[prefix] += 1
+        if len(some[prefix]) < WEIGHED:
+            some[prefix].append(key)
+    return dict(counts), dict(some)
+
+
+def _prefix(key: bytes) -> str:
+    return key.decode().removeprefix(keyspace.PREFIX).partition(":")[0]
+
+
 def _weight(commands: Any, keys: list[bytes]) -> float:
-    """Memory of keys in bytes."""
-    chosen = keys[:: max(1, len(keys) // WEIGHED)]
+    """Mean memory of keys in bytes."""
     pipeline = commands.pipeline(transaction=False)
-    for key in chosen:
+    for key in keys:
         pipeline.memory_usage(key)
-    weights = [weight or 0 for weight in pipeline.execute()]
-    return sum(weights) / len(weights) * len(keys)
+    return sum(weight or 0 for weight in pipeline.execute()) / len(keys)
 
 
 def _size(directory: Path) -> tuple[int, float]:
