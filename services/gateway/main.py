@@ -21,6 +21,7 @@ from services.gateway.checkpoint import CheckpointServicer
 from services.gateway.creation import Creation
 from services.gateway.http.app import http_server
 from services.gateway.http.front import Front
+from services.gateway.memory import give_freed_memory_back
 from services.gateway.operation import OperationServicer
 from services.gateway.reflection_key import ReflectionKeyInterceptor
 from services.gateway.sampling import SamplingServicer
@@ -50,6 +51,7 @@ async def serve(settings: Settings) -> None:
     """Runs the gateway until SIGTERM or SIGINT."""
     configure_logging(settings, "gateway")
     _allow_many_connections()
+    give_freed_memory_back()
     connection = RedisConnection.open(settings.redis_url)
     stores = Stores.open(settings, connection)
     position = await stores.events.start()
