@@ -44,6 +44,7 @@ from tests.trainer.serving import Queue, open_queue, serving
 
 RUNS = 4
 LENGTHS = (64, 64)
+LEASE_S = 1.0
 NEVER = {"snapshot_steps": 10**6, "snapshot_seconds": 1e6, "snapshot_log_entries": 10**6}
 
 console = Console()
@@ -102,6 +103,7 @@ async def cost(connection: RedisConnection, base: BaseModel, rounds: int, steps:
                 for run in runs:
                     engine.drop_run(run)
                 taken = len(list((Path(directory) / "snapshots").glob(f"{arm}{turn}*/*")))
+                await connection.commands.flushall()  # or the next trainer would take these runs over
             ratios.append(seconds["default"] / seconds["never"] - 1)
             console.print(f"round {turn}: never {seconds['never']:.2f} s, default {seconds['default']:.2f} s of CPU")
     table = Table("what", "wanted", "measured", "spread", title="Cost of snapshots, default policy")
@@ -109,7 +111,6 @@ async def cost(connection: RedisConnection, base: BaseModel, rounds: int, steps:
     table.add_row(f"{RUNS} runs, {steps} steps each: CPU added", "≤ 3 %", f"{statistics.median(ratios):.1%}", spread)
     table.add_row("snapshots on the disk afterwards", "-", str(taken), "")
     console.print(table)
-    await connection.commands.flushall()
 
 
 async def one_snapshot(connection: RedisConnection, base: BaseModel, ranks: tuple[int, ...]) -> None:
@@ -156,13 +157,13 @@ def written_mb(directory: Path) -> float:
 
 
 async def recovery(connection: RedisConnection, base: BaseModel, lengths: tuple[int, ...]) -> None:
-    """From a trainer's death to its run's next result, by the steps that are replayed; without the lease's wait."""
+    """From the end of a dead trainer's lease to its run's next result, by the steps that are replayed."""
     table = Table("steps behind the snapshot", "s", "over doing them", title="Recovery by replay")
     for steps in lengths:
         run = f"l{steps}:train:0"
         with tempfile.TemporaryDirectory() as directory:
             queue = open_queue(connection, base, Path(directory))
-            common: dict[str, Any] = {"name": "same", **NEVER}
+            common: dict[str, Any] = {"lease_seconds": LEASE_S, **NEVER}
             async with serving(connection, TrainerEngine(base), queue, Path(directory), **common):
                 await queue.create(run, "t", rank=32)
                 await train(queue, [run], 2)
@@ -172,11 +173,13 @@ async def recovery(connection: RedisConnection, base: BaseModel, lengths: tuple[
                 await train(queue, [run], steps)
                 doing = time.perf_counter() - begin
             name = await queue.optim_step(run, "t")
+            await asyncio.sleep(2 * LEASE_S)
             begin = time.perf_counter()
             async with serving(connection, TrainerEngine(base), queue, Path(directory), dies=True, **common):
                 await queue.result(name, "t")
                 seconds = time.perf_counter() - begin
         table.add_row(str(steps), f"{seconds:.2f}", f"{seconds / doing:.2f}" if steps else "-")
+        await connection.commands.flushall()
     console.print(table)
 
 
