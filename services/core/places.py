@@ -43,13 +43,12 @@ class Places:
 
     async def take(self) -> StreamEntry | None:
         """Takes the entry of a run that no living trainer has; None if there is none."""
-        commands = self._connection.commands
-        found = []
-        if self._contact.is_steady:
+        connection, found = self._connection, list[StreamEntry]()
+        if self._contact.is_steady:  # it may not be any more when a command is sent again
             found = await streams.take_over(
-                commands, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
+                connection.blocking, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
             )
-        found = found or await streams.read_group(commands, _GROUP, self._worker, self._stream, count=1)
+        found = found or await streams.read_group(connection.commands, _GROUP, self._worker, self._stream, count=1)
         return found[0] if found else None
 
     async def keep(self, leases: Sequence[Lease]) -> None:

@@ -103,10 +103,10 @@ class SampleQueues:
         return [_decode(streams.entry_of(queue, entry)) for entry in taken]
 
     async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
-        """Takes jobs whose sampler has not been heard of for `idle_ms`."""
+        """Takes jobs whose sampler has not been heard of for `idle_ms`; not sent again, since that may change."""
         queue = keyspace.sample_queue(base_model)
         taken = await streams.take_over(
-            self._connection.commands, keyspace.SAMPLERS_GROUP, worker, queue, idle_ms=idle_ms, count=count
+            self._connection.blocking, keyspace.SAMPLERS_GROUP, worker, queue, idle_ms=idle_ms, count=count
         )
         return [_decode(entry) for entry in taken]
 
