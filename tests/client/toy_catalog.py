@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from tinker_proto.v1 import checkpoint_pb2, checkpoint_pb2_grpc, session_pb2, se
 METRICS = 5
 
 
-class ToyCatalog(checkpoint_pb2_grpc.CheckpointServiceServicer, session_pb2_grpc.SessionServiceServicer):
+class ToyCatalog(checkpoint_pb2_grpc.CheckpointServiceServicer, session_pb2_grpc.SessionServiceServicer, ABC):
     """Checkpoints, sessions and metrics that every run has."""
 
     deleted: list[str]
@@ -22,8 +23,9 @@ class ToyCatalog(checkpoint_pb2_grpc.CheckpointServiceServicer, session_pb2_grpc
     session_metadata: dict[str, dict[str, str]]
     calls: defaultdict[str, int]
 
+    @abstractmethod
     async def _enter(self, method: str, context: Any) -> None:
-        raise NotImplementedError
+        """Called when a call comes in."""
 
     async def GetCheckpoint(self, request: Any, context: Any) -> Any:
         await self._enter("GetCheckpoint", context)

@@ -5,6 +5,7 @@ Some parameters are known for one value alone, the one that changes nothing, bec
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from pydantic import Field
@@ -29,7 +30,7 @@ class ResponseFormat(Fields):
     type: Literal["text"] = "text"
 
 
-class Generation(Fields):
+class Generation(Fields, ABC):
     """What both endpoints take."""
 
     model: str = Field(min_length=1, max_length=1000)
@@ -52,14 +53,14 @@ class Generation(Fields):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
+    @abstractmethod
     def top_logprobs_wanted(self) -> int:
         """How many likeliest tokens a position is answered with."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def logprobs_wanted(self) -> bool:
         """Whether log-probabilities are wanted."""
-        raise NotImplementedError
 
     def sampling_params(self, max_tokens: int | None) -> sampling_pb2.SamplingParams:
         """How tokens are drawn; the end-of-sequence token always ends a generation."""
