@@ -125,9 +125,17 @@ def _reporter(report: ReportBytes | None, before: int, total_bytes: int) -> Call
 async def _send(transport: Transport, file: checkpoint_pb2.File, path: Path, sent: Callable[[int], None]) -> str:
     async def requests() -> AsyncIterator[checkpoint_pb2.UploadFileRequest]:
         yield checkpoint_pb2.UploadFileRequest(file=file)
-        with await asyncio.to_thread(open, path, "rb") as source:
-            while content := await asyncio.to_thread(source.read, _PIECE_BYTES):
-                yield checkpoint_pb2.UploadFileRequest(content=content)
-                sent(source.tell())
+        size_bytes = 0
+        while content := await asyncio.to_thread(_piece, path, size_bytes):
+            yield checkpoint_pb2.UploadFileRequest(content=content)
+            size_bytes += len(content)
+            sent(size_bytes)
 
     return (await transport.send(transport.checkpoints.UploadFile, requests)).upload_id
+
+
+def _piece(path: Path, start: int) -> bytes:
+    """What comes next of a file, which is open for this alone: nobody ends the requests of a call that was refused."""
+    with open(path, "rb") as source:
+        source.seek(start)
+        return source.read(_PIECE_BYTES)

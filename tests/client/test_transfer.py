@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from tinker_client._address import Address
@@ -127,6 +128,29 @@ class RefusingFiles(FlakyFiles):
         await anext(requests)
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "it is too large")
         raise AssertionError
+
+
+class BusyFiles(FlakyFiles):
+    """Takes what comes first, and leaves the rest on its way."""
+
+    async def UploadFile(self, requests: Any, context: Any) -> checkpoint_pb2.UploadFileResponse:  # noqa: N802
+        await anext(requests)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_no_file_is_open_while_an_upload_waits_for_the_platform(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(bytes(20 << 20))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    begun = asyncio.Event()
+    async with serving(BusyFiles(b"")) as transport:
+        uploading = asyncio.create_task(upload(transport, AdapterFiles.find(tmp_path), lambda done, total: begun.set()))
+        async with asyncio.timeout(20):
+            await begun.wait()
+            while any(Path(file.path).is_relative_to(tmp_path) for file in psutil.Process().open_files()):
+                await asyncio.sleep(0.01)  # a piece is being read
+        uploading.cancel()
+        await asyncio.wait([uploading])
 
 
 async def test_a_refused_upload_says_why_however_much_is_on_its_way(tmp_path: Path) -> None:
