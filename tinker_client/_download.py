@@ -91,13 +91,13 @@ async def _fetch(
     transport: Transport, file: checkpoint_pb2.File, directory: Path, request: MakeRequest, progress: _Progress
 ) -> None:
     partial = directory / f".{file.name}.{file.sha256[:16]}.part"
-    with await asyncio.to_thread(open, partial, "ab") as target:
-        offset = target.tell()
-        progress.add(offset)
-        if offset < file.size_bytes:
-            async for content in _contents(transport, file, offset, request):
-                await asyncio.to_thread(target.write, content)
-                progress.add(len(content))
+    offset = await asyncio.to_thread(_size_of, partial)
+    progress.add(offset)
+    if offset < file.size_bytes:
+        async for content in _contents(transport, file, offset, request):
+            await asyncio.to_thread(_write, partial, offset, content)
+            offset += len(content)
+            progress.add(len(content))
     if await asyncio.to_thread(sha256_of, partial) != file.sha256:
         await asyncio.to_thread(partial.unlink)
         raise TinkerError(
@@ -105,6 +105,19 @@ async def _fetch(
             "again, the platform's copy is damaged"
         )
     await asyncio.to_thread(partial.rename, directory / file.name)
+
+
+def _size_of(partial: Path) -> int:
+    """How much of a file is here; afterwards there is at least an empty one."""
+    with open(partial, "ab") as target:
+        return target.tell()
+
+
+def _write(partial: Path, offset: int, content: bytes) -> None:
+    """Puts the same bytes in the same place also if the download was given up meanwhile, and leaves nothing open."""
+    with open(partial, "r+b") as target:
+        target.seek(offset)
+        target.write(content)
 
 
 async def _contents(

@@ -15,11 +15,13 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from services.core.config import Settings
 from services.core.errors import InvalidArgumentError, ResourceExhaustedError
+
+_T = TypeVar("_T")
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What a disk, a quota and a size limit say when no more fits."""
@@ -119,11 +121,18 @@ def open_storage(settings: Settings) -> Storage:
 
 
 @asynccontextmanager
-async def in_threads(writing: AbstractContextManager[Path]) -> AsyncIterator[Path]:
-    """A write whose beginning and end, which block, happen in threads."""
-    path = await asyncio.to_thread(writing.__enter__)
+async def in_threads(writing: AbstractContextManager[_T]) -> AsyncIterator[_T]:
+    """A write whose beginning and end, which block, happen in threads; it ends also if its caller does as it begins."""
+    beginning = asyncio.ensure_future(asyncio.to_thread(writing.__enter__))
     try:
-        yield path
+        target = await asyncio.shield(beginning)
+    except asyncio.CancelledError as error:
+        await asyncio.wait([beginning])
+        if beginning.exception() is None:
+            await asyncio.to_thread(writing.__exit__, type(error), error, error.__traceback__)
+        raise
+    try:
+        yield target
     except BaseException as error:
         if not await asyncio.to_thread(writing.__exit__, type(error), error, error.__traceback__):
             raise

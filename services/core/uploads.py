@@ -10,7 +10,8 @@ import asyncio
 import hashlib
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -52,12 +53,8 @@ class UploadStore:
         """
         self._check(file)
         upload_id = f"{datetime.now(UTC):%Y-%m-%d}.{uuid.uuid4().hex}.{file.sha256}"
-        async with in_threads(self._storage.write_file(_key(tenant, upload_id, file.name))) as path:
-            target = await asyncio.to_thread(open, path, "wb")
-            try:
-                await _receive(file, pieces, target)
-            finally:
-                await asyncio.to_thread(target.close)
+        async with in_threads(self._open_new(_key(tenant, upload_id, file.name))) as target:
+            await _receive(file, pieces, target)
         return upload_id
 
     def has(self, tenant: str, upload_id: str, name: str) -> bool:
@@ -89,6 +86,11 @@ class UploadStore:
         """Removes what has expired."""
         for stored in self.expired():
             self._storage.delete_file(stored.key)
+
+    @contextmanager
+    def _open_new(self, key: str) -> Iterator[BinaryIO]:
+        with self._storage.write_file(key) as path, open(path, "wb") as target:
+            yield target
 
     def _check(self, file: checkpoint_pb2.File) -> None:
         limits = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: self._max_bytes}
