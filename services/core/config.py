@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         default=8 << 30, description="largest adapter_model.safetensors that is imported"
     )
+    max_arriving_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
+        default=1 << 30, description="requests in a gateway's memory at once, of each port; more wait unread"
+    )
+    arrival_seconds: Annotated[float, Field(gt=0)] = Field(
+        default=120.0, description="longest that a request may take to arrive once it is its turn"
+    )
     max_waiting_per_run: Annotated[int, Field(ge=1)] = Field(default=10_000, description="operations of one run")
     max_waiting_operations_per_tenant: Annotated[int, Field(ge=1)] = Field(
         default=50_000, description="operations of all runs of one tenant"

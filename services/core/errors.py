@@ -129,6 +129,19 @@ class UnavailableError(PlatformError):
     default_reason = "UNAVAILABLE"
 
 
+class DeadlineExceededError(PlatformError):
+    """The caller was too slow; the same call may be repeated."""
+
+    code = code_pb2.DEADLINE_EXCEEDED
+    default_reason = "DEADLINE_EXCEEDED"
+
+    @classmethod
+    def of_arrival(cls, seconds: float) -> DeadlineExceededError:
+        """A request has not arrived in time."""
+        message = f"the request did not arrive within {seconds:g} s of its turn; send less at once, or try again"
+        return cls(message, reason="ARRIVED_TOO_SLOWLY")
+
+
 class ResourceExhaustedError(PlatformError):
     """A limit is reached; the same call may be repeated after `retry_after_s` seconds."""
 

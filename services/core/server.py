@@ -26,6 +26,9 @@ from services.core.metrics import CALLS
 
 _log = structlog.get_logger(__name__)
 
+UNREAD_BYTES = 256 << 10
+"""How much of a request is taken before it is read; gRPC would otherwise take ever more of what senders have ready."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
@@ -67,13 +70,15 @@ def _parsing(parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]) -
 def _parsing_each(
     parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]
 ) -> Callable[[AsyncIterator[bytes], Context], T]:
-    """The same for a stream of requests."""
+    """The same for a stream of requests, read here: gRPC's own iterator keeps the last one until garbage goes."""
 
-    async def parsed(raws: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-        async for raw in raws:
-            yield _parsed(parse, raw)
+    async def parsed(context: Context) -> AsyncIterator[Any]:
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            message = _parsed(parse, raw)
+            del raw
+            yield message
 
-    return lambda raws, context: call(parsed(raws), context)
+    return lambda _, context: call(parsed(context), context)
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
@@ -92,7 +97,8 @@ def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
-            await _abort(context, method, error)
+            status = _refusal(method, error)
+        await _abort(context, status)
 
     return guarded
 
@@ -105,15 +111,17 @@ def _guarded_stream(
             async for response in call(request, context):
                 yield response
             CALLS.labels(method, "").inc()
+            return
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
-            await _abort(context, method, error)
+            status = _refusal(method, error)
+        await _abort(context, status)
 
     return guarded
 
 
-async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
+def _refusal(method: str, error: Exception) -> grpc.Status:
     if isinstance(error, PlatformError):
         known = error
     elif isinstance(error, TRANSIENT_ERRORS):
@@ -122,7 +130,12 @@ async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
         _log.error("call failed", method=method, exc_info=error)
         known = InternalError("the platform failed at this call; its log has the details")
     CALLS.labels(method, known.reason).inc()
-    status: Any = rpc_status.to_status(known.to_status())
+    status: grpc.Status = rpc_status.to_status(known.to_status())
+    return status
+
+
+async def _abort(context: Context, status: grpc.Status) -> NoReturn:
+    """Ends a call, outside of `except`: what gRPC raises would keep the error, and with it the request, for a while."""
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
@@ -173,6 +186,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_permit_without_calls", 1),

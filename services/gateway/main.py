@@ -15,6 +15,7 @@ from services.core.errors import InternalError, PlatformError
 from services.core.operations import KEEP_FINISHED
 from services.core.server import GrpcServer, until_stopped
 from services.core.telemetry import configure_logging
+from services.gateway.admission import AdmissionInterceptor
 from services.gateway.auth import Authenticator
 from services.gateway.capability import CapabilityServicer
 from services.gateway.checkpoint import CheckpointServicer
@@ -23,7 +24,6 @@ from services.gateway.http.app import http_server
 from services.gateway.http.front import Front
 from services.gateway.memory import give_freed_memory_back
 from services.gateway.operation import OperationServicer
-from services.gateway.reflection_key import ReflectionKeyInterceptor
 from services.gateway.sampling import SamplingServicer
 from services.gateway.session import SessionServicer
 from services.gateway.stores import Stores
@@ -86,8 +86,7 @@ def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
     auth = Authenticator(stores.api_keys)
     submission = Submission(stores, settings)
     creation = Creation(stores, submission)
-    interceptors = [ReflectionKeyInterceptor(stores.api_keys)] if settings.reflection == "key" else []
-    wrapped = GrpcServer(settings, interceptors)
+    wrapped = GrpcServer(settings, [AdmissionInterceptor(auth, settings)])
     server = wrapped.server
     capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
     checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth, submission), server)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.core.connection import RedisConnection
 from services.core.metrics import HTTP_REQUESTS
 from services.gateway.http import status
+from services.gateway.http.arrival import HeldUntilAnswered
 from services.gateway.http.description import described
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.front import Front
@@ -49,9 +50,8 @@ class _CountAnswers:
 def http_app(front: Front, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
     routes = [*status.routes(connection, front.stores.workers), *sdk_routes(front), *openai_routes(front)]
-    return Starlette(
-        routes=described(routes), exception_handlers=exception_handlers(), middleware=[Middleware(_CountAnswers)]
-    )
+    middleware = [Middleware(_CountAnswers), Middleware(HeldUntilAnswered)]
+    return Starlette(routes=described(routes), exception_handlers=exception_handlers(), middleware=middleware)
 
 
 def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from services.core.errors import InvalidArgumentError, PlatformError, Violation
+from services.gateway.http.arrival import Arrival
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -103,17 +104,27 @@ async def read_protobuf(request: Request, message: MessageT, limit: int) -> Mess
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of a request, decompressed, of at most `limit` bytes.
+    """The body of a request whose caller is known, decompressed, of at most `limit` bytes.
 
     Raises:
         InvalidArgumentError: it is longer, or cannot be decompressed.
+        DeadlineExceededError: it took too long to come.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "zstd"):
         raise WrongContentTypeError(f"content-encoding is {encoding[:100]!r}; allowed are identity and zstd")
-    length = request.headers.get("content-length", "0")
+    length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(f"the body is announced with {length[:20]} bytes", limit)
+    async with Arrival.of(request, int(length) if length.isdecimal() and encoding == "identity" else limit) as room:
+        content = await _arrived(request, limit)
+        if encoding == "zstd":
+            content = _decompressed(content, limit)
+        room.keep(len(content))
+        return content
+
+
+async def _arrived(request: Request, limit: int) -> bytes:
     content = bytearray()
     try:
         async for piece in request.stream():
@@ -122,7 +133,7 @@ async def read_body(request: Request, limit: int) -> bytes:
                 raise _too_large("the body goes on", limit)
     except ClientDisconnect:
         raise InvalidArgumentError("the body ended early", reason="BODY_CUT_OFF") from None
-    return _decompressed(bytes(content), limit) if encoding == "zstd" else bytes(content)
+    return bytes(content)
 
 
 def _decompressed(content: bytes, limit: int) -> bytes:

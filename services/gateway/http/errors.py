@@ -32,6 +32,7 @@ _STATUS: Mapping[int, int] = {
     code_pb2.UNAUTHENTICATED: 401,
     code_pb2.PERMISSION_DENIED: 403,
     code_pb2.NOT_FOUND: 404,
+    code_pb2.DEADLINE_EXCEEDED: 408,
     code_pb2.RESOURCE_EXHAUSTED: 429,
     code_pb2.UNAVAILABLE: 503,
 }

@@ -10,6 +10,8 @@ from services.core.config import Settings
 from services.core.errors import UnauthenticatedError
 from services.gateway.checkpoint_files import CheckpointFiles
 from services.gateway.creation import Creation
+from services.gateway.http.arrival import Arrival
+from services.gateway.request_memory import RequestMemory
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 
@@ -22,12 +24,13 @@ class Front:
     stores: Stores
     submission: Submission
     creation: Creation
+    memory: RequestMemory
 
     @classmethod
     def open(cls, settings: Settings, stores: Stores) -> Front:
         """The application functions over one set of stores."""
         submission = Submission(stores, settings)
-        return cls(settings, stores, submission, Creation(stores, submission))
+        return cls(settings, stores, submission, Creation(stores, submission), RequestMemory.of(settings))
 
     @property
     def files(self) -> CheckpointFiles:
@@ -35,12 +38,14 @@ class Front:
         return CheckpointFiles(self.stores, self.submission)
 
     async def tenant(self, request: Request) -> str:
-        """The tenant of a request.
+        """The tenant of a request, whose body may be read from here on.
 
         Raises:
             UnauthenticatedError: the key is missing, unknown or revoked.
         """
-        return await self.stores.api_keys.tenant_of(key_of(request))
+        tenant = await self.stores.api_keys.tenant_of(key_of(request))
+        Arrival.admit(request, tenant, self.memory, self.settings.arrival_seconds)
+        return tenant
 
 
 def key_of(request: Request) -> str:

@@ -1,0 +1,119 @@
+"""Room for requests: never more than there is, and in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from services.gateway.request_memory import RequestMemory
+
+
+class Taker:
+    """Takes room in tasks, and notes who has got some."""
+
+    def __init__(self, memory: RequestMemory) -> None:
+        self.memory = memory
+        self.served: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self._leave: dict[str, asyncio.Event] = {}
+
+    async def take(self, name: str, owner: str, size_bytes: int) -> None:
+        self._leave[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._hold(name, owner, size_bytes))
+        await self.settle()
+
+    async def leave(self, name: str) -> None:
+        self._leave[name].set()
+        await self.tasks[name]
+        await self.settle()
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def _hold(self, name: str, owner: str, size_bytes: int) -> None:
+        async with self.memory.room(owner, size_bytes):
+            self.served.append(name)
+            await self._leave[name].wait()
+
+    async def end(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+async def test_an_owner_has_no_more_than_its_share_and_holds_up_nobody_else() -> None:
+    taker = Taker(RequestMemory(40, 10))
+    for name in ("a1", "a2", "b1"):
+        await taker.take(name, name[0], 10)
+    assert taker.served == ["a1", "b1"]
+    await taker.leave("a1")
+    assert taker.served == ["a1", "b1", "a2"]
+    await taker.end()
+
+
+async def test_owners_are_served_in_turn_when_the_memory_is_full() -> None:
+    taker = Taker(RequestMemory(40, 10))
+    for name in ("a1", "b1", "c1", "d1", "e1", "a2", "a3", "f1"):
+        await taker.take(name, name[0], 10)
+    for name in ("a1", "b1", "c1", "d1"):
+        await taker.leave(name)
+    assert taker.served == ["a1", "b1", "c1", "d1", "e1", "a2", "f1"]
+    await taker.end()
+
+
+async def test_small_requests_do_not_pass_a_large_one_for_ever() -> None:
+    taker = Taker(RequestMemory(40, 40))
+    for name, size_bytes in (("a1", 30), ("b1", 40), ("c1", 1)):
+        await taker.take(name, name[0], size_bytes)
+    assert taker.served == ["a1"]
+    await taker.leave("a1")
+    assert taker.served == ["a1", "b1"]
+    await taker.leave("b1")
+    assert taker.served == ["a1", "b1", "c1"]
+    await taker.end()
+
+
+async def test_what_a_request_does_not_need_is_given_to_others() -> None:
+    memory = RequestMemory(40, 10)
+    taker = Taker(memory)
+    async with AsyncExitStack() as held:
+        room = await held.enter_async_context(memory.room("a", 10))
+        await taker.take("a2", "a", 9)
+        assert taker.served == []
+        room.keep(1)
+        await taker.settle()
+        assert taker.served == ["a2"]
+        room.keep(5)
+        await taker.take("a3", "a", 1)
+        assert taker.served == ["a2"], "what was given back is not had again"
+    await taker.settle()
+    assert taker.served == ["a2", "a3"]
+    await taker.end()
+
+
+async def test_who_goes_away_leaves_its_room_and_its_place() -> None:
+    taker = Taker(RequestMemory(10, 10))
+    for name in ("a1", "a2", "b1"):
+        await taker.take(name, name[0], 10)
+    taker.tasks["a2"].cancel()
+    taker.tasks["a1"].cancel()
+    await taker.settle()
+    assert taker.served == ["a1", "b1"]
+    taker.tasks["b1"].cancel()
+    await taker.take("c1", "c", 10)
+    assert taker.served == ["a1", "b1", "c1"]
+    await taker.end()
+
+
+async def test_who_is_cancelled_in_the_moment_of_being_served_keeps_nothing() -> None:
+    taker = Taker(RequestMemory(10, 10))
+    await taker.take("a1", "a", 10)
+    await taker.take("b1", "b", 10)
+    taker.tasks["a1"].cancel()
+    while not taker.tasks["a1"].done():
+        await asyncio.sleep(0)
+    taker.tasks["b1"].cancel()
+    await taker.take("c1", "c", 10)
+    assert taker.served in (["a1", "c1"], ["a1", "b1", "c1"])
+    await taker.end()
