@@ -26,8 +26,9 @@ class Room:
 
     def keep(self, size_bytes: int) -> None:
         """Gives back all but `size_bytes`."""
-        spare, self._size_bytes = max(0, self._size_bytes - size_bytes), min(self._size_bytes, size_bytes)
-        self._memory.give_back(self._owner, spare)
+        if size_bytes < self._size_bytes:
+            self._memory.give_back(self._owner, self._size_bytes - size_bytes)
+            self._size_bytes = size_bytes
 
 
 @dataclass(frozen=True)

@@ -5,42 +5,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import DeadlineExceededError
 from services.gateway.request_memory import RequestMemory, Room
 
 
+@dataclass(frozen=True)
 class Arrival:
-    """What a request of a known caller may take."""
+    """What the body of a known caller's request may take."""
 
-    def __init__(self, memory: RequestMemory, owner: str, seconds: float) -> None:
-        self._memory, self._owner, self._seconds = memory, owner, seconds
+    memory: RequestMemory
+    owner: str
+    seconds: float
 
-    @classmethod
-    def admit(cls, request: Request, tenant: str, memory: RequestMemory, seconds: float) -> None:
-        """Lets the body of a tenant's request be read."""
-        request.state.arrival = cls(memory, f"{tenant} {request.scope['endpoint'].__qualname__}", seconds)
+    held: AsyncExitStack
+    """What the request holds until it is answered."""
 
-    @classmethod
     @asynccontextmanager
-    async def of(cls, request: Request, size_bytes: int) -> AsyncIterator[Room]:
-        """Waits for room for a body of at most so many bytes, and then for the body.
+    async def room(self, size_bytes: int) -> AsyncIterator[Room]:
+        """Waits for room for a body of at most so many bytes, which then must come while this is open.
 
         Raises:
-            DeadlineExceededError: it took too long to come.
+            DeadlineExceededError: it took too long.
         """
-        arrival: Arrival = request.state.arrival
-        held: AsyncExitStack = request.state.held
-        memory = arrival._memory
-        room = await held.enter_async_context(memory.room(arrival._owner, min(size_bytes, memory.most_bytes)))
+        size_bytes = min(size_bytes, self.memory.most_bytes)
+        room = await self.held.enter_async_context(self.memory.room(self.owner, size_bytes))
         try:
-            async with asyncio.timeout(arrival._seconds):
+            async with asyncio.timeout(self.seconds):
                 yield room
         except TimeoutError:
-            raise DeadlineExceededError.of_arrival(arrival._seconds) from None
+            raise DeadlineExceededError.of_arrival(self.seconds) from None
 
 
 class HeldUntilAnswered:

@@ -116,7 +116,8 @@ async def read_body(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large(f"the body is announced with {length[:20]} bytes", limit)
-    async with Arrival.of(request, int(length) if length.isdecimal() and encoding == "identity" else limit) as room:
+    arrival: Arrival = request.state.arrival
+    async with arrival.room(int(length) if length.isdecimal() and encoding == "identity" else limit) as room:
         content = await _arrived(request, limit)
         if encoding == "zstd":
             content = _decompressed(content, limit)

@@ -44,7 +44,8 @@ class Front:
             UnauthenticatedError: the key is missing, unknown or revoked.
         """
         tenant = await self.stores.api_keys.tenant_of(key_of(request))
-        Arrival.admit(request, tenant, self.memory, self.settings.arrival_seconds)
+        owner = f"{tenant} {request.scope['endpoint'].__qualname__}"
+        request.state.arrival = Arrival(self.memory, owner, self.settings.arrival_seconds, request.state.held)
         return tenant
 
 
