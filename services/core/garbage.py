@@ -88,7 +88,9 @@ class GarbageCollector:
 
     async def _unneeded_checkpoints(self) -> AsyncIterator[Waste]:
         for location, stored in await asyncio.to_thread(lambda: list(self._checkpoints.all())):
-            if self._is_old(stored) and await self._is_unneeded(location):
+            if not self._is_old(stored) or not await self._is_unneeded(location):
+                continue
+            if await asyncio.to_thread(self._checkpoints.exists, location):  # its end may have come meanwhile
                 yield Waste("checkpoint", location, stored.size_bytes)
 
     async def _is_unneeded(self, location: str) -> bool:

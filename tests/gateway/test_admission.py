@@ -44,6 +44,10 @@ class Gateway:
     def address(self) -> str:
         return f"127.0.0.1:{self.settings.grpc_port}"
 
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.http_port}"
+
     def memory_bytes(self, field: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith(field))
@@ -58,6 +62,14 @@ class Gateway:
 
 def _serve(values: dict[str, Any]) -> None:
     asyncio.run(serve(Settings(**values)))
+
+
+async def answers(client: httpx.AsyncClient) -> bool:
+    try:
+        await client.get("/healthz")
+    except httpx.ConnectError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -77,6 +89,9 @@ async def gateway(stores: Stores, redis_url: str, data_dir: Path) -> AsyncIterat
     running = Gateway(process, Settings(**values))
     async with grpc.aio.insecure_channel(running.address) as channel:
         await channel.channel_ready()
+    async with asyncio.timeout(30), httpx.AsyncClient(base_url=running.http_url) as client:
+        while not await answers(client):
+            await asyncio.sleep(0.05)
     yield running
     process.kill()
     process.join()
@@ -119,7 +134,7 @@ async def test_a_flood_of_calls_takes_little_memory(
     await stores.api_keys.create("alice", key=KNOWN)
     request = request_of()
     async with open_caller(gateway.address, key) as caller:
-        flood = asyncio.gather(*(ending(caller.channel.stream_unary(method)(iter([request]))) for _ in range(FLOOD)))
+        flood = asyncio.gather(*(ending(caller.channel.unary_unary(method)(request)) for _ in range(FLOOD)))
         grown_bytes = await gateway.growth_bytes(flood)
     assert set(flood.result()) == {code}
     assert grown_bytes < 6 * ARRIVING_BYTES < FLOOD * MESSAGE_BYTES / 4
@@ -128,7 +143,7 @@ async def test_a_flood_of_calls_takes_little_memory(
 @linux
 async def test_a_flood_of_posts_takes_little_memory(gateway: Gateway, stores: Stores) -> None:
     await stores.api_keys.create("alice", key=KNOWN)
-    url = f"http://127.0.0.1:{gateway.settings.http_port}/api/v1/forward_backward"
+    url = f"{gateway.http_url}/api/v1/forward_backward"
     headers = {"x-api-key": KNOWN, "content-type": "application/x-protobuf"}
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=FLOOD), headers=headers) as client:
         flood = asyncio.gather(*(client.post(url, content=bytes(MESSAGE_BYTES)) for _ in range(FLOOD)))
@@ -163,7 +178,7 @@ async def test_who_posts_and_sends_nothing_holds_up_nobody_else_and_is_told(gate
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write("\r\n".join(lines).encode())
         silent.append((asyncio.create_task(reader.readline()), writer))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1") as client:
+    async with httpx.AsyncClient(base_url=f"{gateway.http_url}/api/v1") as client:
         session = {"tags": [], "user_metadata": {}, "sdk_version": "0.0.0"}
         answer = await client.post("create_session", json=session, headers={"x-api-key": key})
         assert answer.status_code == 200, answer.text

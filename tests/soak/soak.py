@@ -109,6 +109,9 @@ def _count(
 def _left(site: Site) -> list[str]:
     """What is there that nobody needs, after the time that it takes to go."""
     deadline = time.monotonic() + SETTLE_S
-    while (found := asyncio.run(leftovers(site))) and time.monotonic() < deadline:
+    while True:
+        is_late = time.monotonic() > deadline
+        found = asyncio.run(leftovers(site))
+        if not found or is_late:
+            return found
         time.sleep(0.2)
-    return found
