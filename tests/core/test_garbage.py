@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from services.core.local_storage import LocalStorage
 from services.core.payloads import Payloads
 from services.core.pins import Pins
 from services.core.sessions import Sessions
-from services.core.storage import Storage
+from services.core.storage import Storage, Stored
 from services.core.uploads import UploadStore
 from services.core.verification import verify_checkpoints
 from tests.core.test_storage import bucket, s3, s3_server
@@ -124,6 +125,21 @@ async def test_pins_of_those_who_are_gone_do_not_gather(
     await connection.commands.hset(keyspace.run_meta(RUN), "done_seq", 7)
     await kept.forget_gone()
     assert await connection.commands.smembers(keyspace.PINS + location) == {running.encode()}
+
+
+async def test_what_goes_while_it_is_looked_at_is_not_found(
+    connection: RedisConnection, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, listed = write(storage, "going"), CheckpointStore.all
+
+    def listed_and_gone(checkpoints: CheckpointStore) -> Iterator[tuple[str, Stored]]:
+        found = list(listed(checkpoints))
+        checkpoints.delete(location)
+        return iter(found)
+
+    assert location in await found(connection, storage)
+    monkeypatch.setattr(CheckpointStore, "all", listed_and_gone)
+    assert await found(connection, storage) == {}
 
 
 async def test_what_is_named_between_finding_and_removing_stays(connection: RedisConnection, storage: Storage) -> None:
