@@ -45,7 +45,8 @@ class APIFuture(Generic[T]):
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, for use in an event loop."""
-        return await asyncio.wait_for(asyncio.wrap_future(self._future), timeout)
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(self._future)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Waits like `result` and returns what it would raise, or None."""

@@ -36,7 +36,8 @@ async def stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), grace_s)
+        async with asyncio.timeout(grace_s):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -71,7 +71,8 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         while True:
             await self._stores.sessions.touch(session_id)
             try:
-                return await asyncio.wait_for(watcher.next_names(), TOUCH_EVERY_S)
+                async with asyncio.timeout(TOUCH_EVERY_S):
+                    return await watcher.next_names()
             except TimeoutError:
                 continue
 

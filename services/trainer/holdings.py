@@ -133,7 +133,8 @@ class Holdings:
             held = max(self.runs.values(), key=self._urgency, default=None)
             if held is None or self._urgency(held) < 1:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.progressed.wait(), LOOK_EVERY_S)
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self.progressed.wait()
                 continue
             async with self.boundary:
                 started = time.monotonic()
@@ -186,7 +187,8 @@ class Holdings:
         leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
         releases = (self._logs.release(lease, self._base_model) for lease in leases)
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*releases, return_exceptions=True), RELEASE_S)
+            async with asyncio.timeout(RELEASE_S):
+                await asyncio.gather(*releases, return_exceptions=True)
 
     async def forget(self, held: HeldRun) -> None:
         """Drops a run that another worker has taken."""

@@ -108,6 +108,24 @@ async def test_a_drain_is_bounded_and_what_the_device_still_does_is_done_again_e
     device.close()
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_trainer_that_is_told_to_stop_as_a_result_comes_stops(
+    connection: RedisConnection, new_engine: Callable[[], WatchedEngine], data_dir: Path, turns: int
+) -> None:
+    device = DeviceThread()
+    holdings = assemble(Settings(data_dir=data_dir, **QUIET), "first", new_engine(), device, connection)._holdings
+    keeping = asyncio.create_task(holdings.keep_snapshots())
+    for _ in range(10):  # until it waits for progress
+        await asyncio.sleep(0)
+    holdings.progressed.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    keeping.cancel()
+    await asyncio.wait([keeping], timeout=5)
+    assert keeping.cancelled()
+    device.close()
+
+
 async def test_an_idle_run_is_parked_and_comes_back_with_its_next_operation(
     connection: RedisConnection, new_engine: Callable[[], WatchedEngine], queue: Queue, data_dir: Path
 ) -> None:
