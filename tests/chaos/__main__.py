@@ -1,11 +1,12 @@
 """The long form: python -m tests.chaos --kills 1000 --seed 1
 
-Exit code 1 if anything was lost, doubled or different.
+Exit code 1 if anything was lost, doubled or different; data and logs are kept then.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,19 +19,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="a directory for data and logs; it is kept")
+    parser.add_argument("--keep", type=Path, help="a directory for data and logs, kept in any case")
     options = parser.parse_args()
 
     def report(line: str) -> None:
         print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as temporary:
-        directory = options.keep or Path(temporary)
-        model_dir = save_tiny_model(directory / "model", "qwen3")
-        trial = run_trial(model_dir, directory, kills=options.kills, seed=options.seed, report=report)
+    directory = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
+    print(f"data and logs: {directory}", file=sys.stderr)
+    model_dir = save_tiny_model(directory / "model", "qwen3")
+    trial = run_trial(model_dir, directory, kills=options.kills, seed=options.seed, report=report)
     print(file=sys.stderr)
     print(trial.summary())
-    sys.exit(1 if trial.faults else 0)
+    if trial.faults:
+        sys.exit(1)
+    if options.keep is None:
+        shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Kills and pauses drawn from a seed; what they hit is a matter of the moment.
 
 An operation that two workers have died at counts as deadly and fails by name, which is right and not what is looked for
-here: a worker of a kind is hit again only when what the kind was doing at the last hit has its results.
+here: a worker of a kind is hit again only when what the kind was doing at the last hit has its results. Recovery needs
+a while in which the queue stays up; where that has not come by itself for long, the storm holds still until it is over.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.chaos.site import BASE_MODEL, KINDS, LEASE_S, Kind, Site
 
 LONGEST_REST_S = 0.4
 SHARE_OF_PAUSES = 0.15
+PATIENCE_S = 20.0
 RECOVERY_TIMEOUT_S = 60.0
 
 Condition = Callable[[], bool]
@@ -46,7 +48,7 @@ class Storm:
         drawn = random.Random(self.seed)
         started = time.monotonic()
         while self.killed.total() < self.kills:
-            self.died_alone += self.site.revive()
+            self._let_recover()
             kind = drawn.choice(KINDS)
             index = drawn.randrange(2)
             rest = drawn.uniform(0, LONGEST_REST_S)
@@ -59,6 +61,16 @@ class Storm:
                 )
             time.sleep(rest)
         while not all(self._has_recovered(kind) for kind in KINDS):
+            time.sleep(0.05)
+
+    def _let_recover(self) -> None:
+        """Hits nothing while something has waited for long."""
+        self.died_alone += self.site.revive()
+        while any(
+            time.monotonic() - since > PATIENCE_S and not self._has_recovered(kind)
+            for kind, (since, _) in list(self._waiting.items())
+        ):
+            self.died_alone += self.site.revive()
             time.sleep(0.05)
 
     def _hit(self, kind: Kind, index: int, *, pauses: bool) -> None:
