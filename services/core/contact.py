@@ -7,14 +7,16 @@ over.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from contextlib import suppress
 
-from services.core.connection import RedisConnection
+from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 
 
 class Contact:
-    """One worker's contact with the queue; made every third of a lease, as leases are."""
+    """One worker's contact with the queue."""
 
     def __init__(self, connection: RedisConnection, lease_s: float) -> None:
         self._commands = connection.commands
@@ -24,6 +26,13 @@ class Contact:
 
         self._server = ""
         self._since = self._last = -math.inf
+
+    async def keep(self) -> None:
+        """Makes contact for ever, so often that a queue which is slow to answer does not make a gap."""
+        while True:
+            with suppress(*TRANSIENT_ERRORS):
+                await self.make()
+            await asyncio.sleep(self._lease_s / 6)
 
     async def make(self) -> None:
         """Asks which server is there, once it answers, and notes that it was."""

@@ -31,7 +31,10 @@ class Places:
     async def open(self) -> None:
         """Makes the stream, however long that takes."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
-        await until_reached(self._contact.make)
+
+    async def keep_contact(self) -> None:
+        """Stays in touch with the queue for ever: without that, nothing is taken from others."""
+        await self._contact.keep()
 
     async def newest(self) -> str:
         """Where the stream is now."""
@@ -52,8 +55,7 @@ class Places:
         return found[0] if found else None
 
     async def keep(self, leases: Sequence[Lease]) -> None:
-        """Says that these runs are still here; called every third of a lease, also if there are none."""
-        await self._contact.make()
+        """Says that these runs are still here; called every third of a lease."""
         entries = [lease.place_entry for lease in leases]
         await streams.keep(self._connection.commands, _GROUP, self._worker, self._stream, entries)
 

@@ -92,10 +92,10 @@ class SamplerWorker:
     async def run(self) -> None:
         """Serves until cancelled; what is unfinished then is taken over by another sampler."""
         await until_reached(lambda: self._queues.join(self._base.name))
-        await until_reached(self._contact.make)
         position = await until_reached(self._operations.cancelled_position)
         try:
             async with self._tasks as tasks:
+                tasks.create_task(self._contact.keep())
                 tasks.create_task(self._take())
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
@@ -124,7 +124,6 @@ class SamplerWorker:
             await asyncio.sleep(self._lease_s / 3)
             try:
                 await self._queues.keep(self._worker, self._base.name, list(self._entries.values()))
-                await self._contact.make()
                 if self._room and self._contact.is_steady:
                     orphans = await self._queues.take_over(
                         self._worker, self._base.name, idle_ms=lease_ms, count=self._room

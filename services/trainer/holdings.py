@@ -108,6 +108,10 @@ class Holdings:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.2)
 
+    async def keep_contact(self) -> None:
+        """Stays in touch with the queue for ever, so that a dead trainer is told from a silent one."""
+        await self._places.keep_contact()
+
     async def keep_leases(self) -> None:
         """Renews the leases for ever; a run whose lease is lost is forgotten."""
         while True:

@@ -91,3 +91,22 @@ async def test_contact_with_a_real_server_becomes_steady(connection: RedisConnec
     while not kept.is_steady:
         await kept.make()
         await asyncio.sleep(0.05)
+
+
+class SlowServer(Server):
+    """Answers, but takes its time; never as long as would count as a gap."""
+
+    async def ping(self) -> bool:
+        await asyncio.sleep(0.25 * 0.6)
+        return True
+
+
+async def test_contact_with_a_slow_server_becomes_steady() -> None:
+    kept = Contact(cast(RedisConnection, SlowServer()), 0.6)
+    keeping = asyncio.create_task(kept.keep())
+    try:
+        async with asyncio.timeout(10):
+            while not kept.is_steady:
+                await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
