@@ -7,7 +7,7 @@ forward. Call the model with use_cache=False: with its default it would build a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from services.model.varlen import varlen_causal
+from services.model.varlen import Stretches, varlen_causal
 
 PACKED_ATTENTION = "tinker_packed"
 
@@ -30,8 +30,14 @@ class PackedSequences:
     position_ids: Tensor
     """int64 [1, T]: each token's position in its own sequence."""
 
-    boundaries: Tensor
-    """int32 [sequences + 1]: 0, then the end of each sequence."""
+    queries: Stretches
+    """The sequences as flash attention takes them."""
+
+    keys: Stretches
+    """What they attend to, each behind what it continues."""
+
+    key_rows: Tensor | None
+    """int64: which token of the row each key comes from; None where no sequence continues any."""
 
     prefixes: tuple[tuple[int, int], ...]
     """(start, length) in the row of what each sequence continues, of length 0 for none; empty if none continues any."""
@@ -41,13 +47,28 @@ class PackedSequences:
         cls, lengths: Sequence[int], device: torch.device, prefixes: Sequence[tuple[int, int]] = ()
     ) -> PackedSequences:
         """Lays sequences of the given lengths end to end; a sequence may continue a stretch before it."""
-        firsts = [length for _, length in prefixes] or [0] * len(lengths)
-        positions = torch.cat(
-            [torch.arange(first, first + length) for first, length in zip(firsts, lengths, strict=True)]
+        continued = list(prefixes) or [(0, 0)] * len(lengths)
+        positions = _ranges((first, first + length) for (_, first), length in zip(continued, lengths, strict=True))
+        queries = _stretches(lengths, device)
+        if not any(first for _, first in continued):
+            return cls(tuple(lengths), positions[None].to(device), queries, queries, None, ())
+        ends = accumulate(lengths)
+        rows = _ranges(
+            part
+            for (start, first), length, end in zip(continued, lengths, ends, strict=True)
+            for part in ((start, start + first), (end - length, end))
         )
-        boundaries = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        kept = tuple(prefixes) if any(firsts) else ()
-        return cls(tuple(lengths), positions[None].to(device), boundaries.to(device), kept)
+        keys = _stretches([first + length for (_, first), length in zip(continued, lengths, strict=True)], device)
+        return cls(tuple(lengths), positions[None].to(device), queries, keys, rows.to(device), tuple(continued))
+
+
+def _ranges(ranges: Iterable[tuple[int, int]]) -> Tensor:
+    """All numbers of [start, end) ranges one after another, int64."""
+    return torch.cat([torch.arange(start, end) for start, end in ranges])
+
+
+def _stretches(lengths: Sequence[int], device: torch.device) -> Stretches:
+    return Stretches(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max(lengths))
 
 
 def packed_attention(
@@ -62,10 +83,11 @@ def packed_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
-    if query.is_cuda and query.dtype != torch.float32 and not sequences.prefixes:
+    if query.is_cuda and query.dtype != torch.float32:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        longest = max(sequences.lengths)
-        return varlen_causal(query, key, value, sequences.boundaries, longest, scale=scaling)[None], None
+        if sequences.key_rows is not None:
+            key, value = key[sequences.key_rows], value[sequences.key_rows]
+        return varlen_causal(query, key, value, sequences.queries, sequences.keys, scale=scaling)[None], None
     grouped = query.shape[1] != key.shape[1]
     by_sequence = (torch.split_with_sizes(tensor, sequences.lengths, dim=2) for tensor in (query, key, value))
     prefixes = sequences.prefixes or ((0, 0),) * len(sequences.lengths)

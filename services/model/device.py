@@ -35,3 +35,10 @@ def memory_pressure(device: torch.device) -> float:
     free, total = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0.0, 1 - (free + cached) / total / 0.2)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not get the memory that it asked for."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -3,6 +3,7 @@
 `install_lora` puts it in place of every adaptable linear once. Inside `with context.segments([...])` a linear computes
 x W + s (x A^T) B^T per contiguous token range; outside it computes x W alone. Ranges never mix, forward or backward, so
 what one adapter holds (a NaN, say) stays in its own rows. Gradients of A and B go straight into the segment's buffer.
+Several segments of one shape go through grouped products where the device has them (services.model.grouped).
 Where the products with W are row-wise (see services.model.rowwise) a segment's bits do not depend on its neighbours.
 
 T tokens of the row, N tokens of a segment, I and O the linear's features, R rank.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.grouped import ALIGNMENT, AdapterGroup, has_grouped_products
 from services.model.precision import addmm_fp32_
 from services.model.rowwise import FrozenProducts, RowwiseSiLU, addmm_rows_, aligned_rows, frozen_products, is_rowwise
 
@@ -44,10 +46,18 @@ class LoraContext:
     A plain attribute, not a context variable: recomputation during a backward pass may run on a thread of autograd's.
     """
 
-    def __init__(self, device: torch.device, *, rowwise: bool) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, rowwise: bool, grouped: bool) -> None:
         self.current: tuple[Segment, ...] = ()
+        self.group: AdapterGroup | None = None
+        """The current segments' adapters if they go through the linears together."""
+
         self.rowwise = rowwise
         """Whether a segment's results have the same bits whatever lies beside it."""
+
+        self.grouped = grouped
+        """Whether segments that can go through the linears together do."""
+
+        self._dtype = dtype
 
         # The embedding is frozen, so nothing that enters the first layer requires a gradient; this makes autograd
         # record the adapters there all the same.
@@ -55,12 +65,34 @@ class LoraContext:
 
     @contextmanager
     def segments(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Routes through the given segments inside the block; they are ascending and do not overlap."""
-        outer, self.current = self.current, tuple(segments)
+        """Routes through the given segments inside the block; they are ascending and do not overlap.
+
+        Their gradients are complete when the block has ended.
+        """
+        outer = self.current, self.group
+        self.current, self.group = tuple(segments), self._group(segments)
         try:
             yield
+            if self.group is not None:
+                self.group.add_gradients_to([segment.gradient for segment in segments if segment.gradient is not None])
         finally:
-            self.current = outer
+            self.current, self.group = outer
+
+    def _group(self, segments: Sequence[Segment]) -> AdapterGroup | None:
+        """Segments that lie end to end, of adapters of one shape, all with a gradient or none; None if they do not."""
+        adapters = [segment.adapter for segment in segments if segment.adapter is not None]
+        starts = [0, *(segment.end for segment in segments)]
+        backward = [segment.gradient is not None for segment in segments]
+        if not (
+            self.grouped
+            and len(adapters) == len(segments) > 1
+            and len(set(backward)) == 1
+            and all(segment.start == start for segment, start in zip(segments, starts, strict=False))
+            and adapters[0].config.rank % ALIGNMENT == 0
+            and all(adapter.config.shape == adapters[0].config.shape for adapter in adapters)
+        ):
+            return None
+        return AdapterGroup(adapters, starts[1:], self._dtype, backward=backward[0])
 
 
 class MultiLoraLinear(nn.Linear):
@@ -76,6 +108,8 @@ class MultiLoraLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., T, I] to [..., T, O]; leading dimensions are 1 while segments are set."""
+        if (group := self._context.group) is not None and self._name in group.factors:
+            return self._grouped(input, group)
         parts = [part for segment in self._context.current if (part := _part(segment, self._name))]
         input_TI = input.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and (input.requires_grad or any(part.gradient for part in parts)):
@@ -86,12 +120,19 @@ class MultiLoraLinear(nn.Linear):
             _add_adapters_(output_TO, input_TI, parts)
         return output_TO.view(*input.shape[:-1], self.out_features)
 
+    def _grouped(self, input: Tensor, group: AdapterGroup) -> Tensor:
+        anchor = self._context.anchor if group.gradients is not None else self._context.anchor.detach()
+        input_TI = input.reshape(-1, self.in_features)
+        output_TO = cast(Tensor, _Grouped.apply(input_TI, anchor, self.products, group, self._name))  # type: ignore[no-untyped-call]
+        return output_TO.view(*input.shape[:-1], self.out_features)
+
 
 def install_lora(base: BaseModel) -> LoraContext:
     """Puts the multi-adapter linear in place of every adaptable linear of a base model. Call it once."""
     linears = base.adaptable_linears()
     products = {name: frozen_products(linear) for name, linear in linears.items()}
-    context = LoraContext(base.device, rowwise=_make_rowwise(base, products))
+    rowwise, grouped = _make_rowwise(base, products), has_grouped_products(base)
+    context = LoraContext(base.device, base.dtype, rowwise=rowwise, grouped=grouped)
     for name, linear in linears.items():
         base.module.set_submodule(name, MultiLoraLinear(linear, name, context, products[name]))
     return context
@@ -164,3 +205,36 @@ class _Adapted(torch.autograd.Function):
             if d_input_TI is not None:
                 addmm_rows_(d_input_TI, part.rows, d_projected_NR, part.a.to(d_output_NO.dtype), scale=part.scale)
         return d_input_TI, None, None, None
+
+
+class _Grouped(torch.autograd.Function):
+    """The same for a group of adapters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input_TI: Tensor, anchor: Tensor, products: FrozenProducts, group: AdapterGroup, name: str
+    ) -> Tensor:
+        a_SRI, b_SOR = group.factors[name]
+        projected_TR = group.product(input_TI, a_SRI.transpose(1, 2))
+        output_TO = products.forward(input_TI)
+        output_TO.add_(group.product(projected_TR, b_SOR.transpose(1, 2)), alpha=group.scale)
+        ctx.save_for_backward(input_TI, projected_TR)
+        ctx.products, ctx.group, ctx.name = products, group, name
+        return output_TO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        (d_output_TO,) = gradients
+        d_output_TO = d_output_TO.contiguous()
+        input_TI, projected_TR = ctx.saved_tensors
+        a_SRI, b_SOR = ctx.group.factors[ctx.name]
+        d_projected_TR = ctx.group.product(d_output_TO, b_SOR)
+        if ctx.group.gradients is not None:
+            d_a_SRI, d_b_SOR = ctx.group.gradients[ctx.name]
+            d_a_SRI.copy_(ctx.group.outer(d_projected_TR, input_TI))
+            d_b_SOR.copy_(ctx.group.outer(d_output_TO, projected_TR))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        d_input_TI = ctx.products.backward(d_output_TO)
+        d_input_TI.add_(ctx.group.product(d_projected_TR, a_SRI), alpha=ctx.group.scale)
+        return d_input_TI, None, None, None, None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from services.core.errors import FailedPreconditionError, InternalError, PlatformError
+from services.core.errors import FailedPreconditionError, InternalError, PlatformError, ResourceExhaustedError
+from services.model.device import is_out_of_memory
 from services.sampler.request import Finished
 from services.sampler.sequence import Group
 
@@ -18,6 +19,9 @@ def failure(name: str, error: Exception) -> Finished:
     """The end of a request with an error."""
     if isinstance(error, PlatformError):
         return Finished(name, error)
+    if is_out_of_memory(error):
+        message = "the request does not fit into the sampler's memory beside the others"
+        return Finished(name, ResourceExhaustedError(message, reason="OUT_OF_MEMORY"))
     _log.error("a step failed with %s in it", name, exc_info=error)
     return Finished(name, InternalError(f"sampling failed: {type(error).__name__}", reason="STEP_FAILED"))
 

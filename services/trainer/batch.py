@@ -96,6 +96,7 @@ class Batch:
         targets_TK = joined(example.targets for example in examples)
         shared = share(tokens, torch.split_with_sizes(targets_TK.cpu(), lengths)) if may_share else None
         if shared is not None:
+            shared = shared.on(device)
             targets = torch.empty(len(shared.hidden_rows), width, dtype=torch.int64, device=device)
             targets[shared.head_rows] = targets_TK
         return cls(

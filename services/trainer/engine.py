@@ -49,7 +49,7 @@ class TrainerEngine:
         self.base = base
         self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
         self.recompute_above = recompute_above
-        self.share_prefixes = base.device.type == "cpu"  # flash attention has no kernel for it yet
+        self.share_prefixes = True
         self._lora = install_lora(base)
         # Models with linear attention gate their other layers by a sigmoid, whose bits depend on an element's place.
         keeps_bits = self._lora.rowwise and not base.has_linear_attention

@@ -18,11 +18,12 @@ from services.core.errors import AlreadyExistsError, InternalError, ResourceExha
 from services.core.losses import LOSSES
 from services.core.names import training_run_id
 from services.model.adapter_import import import_adapter
+from services.model.device import is_out_of_memory
 from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.batch import read_example
 from services.trainer.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine import TrainerEngine
-from services.trainer.isolation import is_out_of_memory, run_isolated
+from services.trainer.isolation import run_isolated
 from services.trainer.lora_config import read_lora_config, write_lora_config
 from services.trainer.losses import resolve_loss
 from services.trainer.optimizer import AdamParams

@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from services.core.errors import ResourceExhaustedError
+from services.model.device import is_out_of_memory
 from services.trainer.engine import TrainerEngine
 from services.trainer.work import Outcome, Work
 
@@ -66,10 +67,3 @@ def _in_less_memory(engine: TrainerEngine, item: Work) -> Outcome | Exception:
         f"the job does not fit the trainer's memory on its own: its longest example has {longest} tokens",
         reason="OUT_OF_MEMORY",
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python could not get the memory that it asked for."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

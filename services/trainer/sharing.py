@@ -8,7 +8,7 @@ too: positions of one hidden state and one set of targets are one row of the hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,11 @@ class SharedLayout:
 
     head_rows: Tensor
     """int64 [T]: which row of the head is each token's."""
+
+    def on(self, device: torch.device) -> SharedLayout:
+        """With its tensors on a device."""
+        tokens, hidden_rows, head_rows = (t.to(device) for t in (self.tokens, self.hidden_rows, self.head_rows))
+        return replace(self, tokens=tokens, hidden_rows=hidden_rows, head_rows=head_rows)
 
 
 def find_groups(sequences: Sequence[Tensor]) -> list[Group]:

@@ -38,6 +38,18 @@ def test_changing_one_sequence_changes_no_bit_of_another(load: Callable[..., Bas
 
 def test_boundaries_and_positions() -> None:
     packed = PackedSequences.of([2, 1, 3], torch.device("cpu"))
-    assert packed.boundaries.tolist() == [0, 2, 3, 6]
-    assert packed.boundaries.dtype == torch.int32
+    assert packed.queries.boundaries.tolist() == [0, 2, 3, 6]
+    assert packed.queries.boundaries.dtype == torch.int32
+    assert packed.queries.longest == 3
+    assert packed.keys is packed.queries
+    assert packed.key_rows is None
     assert packed.position_ids.tolist() == [[0, 1, 0, 0, 1, 2]]
+
+
+def test_keys_of_what_continues_a_stretch_before_it() -> None:
+    packed = PackedSequences.of([3, 2, 1], torch.device("cpu"), [(0, 0), (0, 3), (1, 2)])
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 2]]
+    assert packed.key_rows is not None
+    assert packed.key_rows.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 1, 2, 5]
+    assert packed.keys.boundaries.tolist() == [0, 3, 8, 11]
+    assert packed.keys.longest == 5

@@ -7,50 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from services.model.adapters import AdapterConfig, AdapterWeights, init_adapter
+from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import BaseModel
-from services.model.logprobs import HeadPart, logprobs_and_gradient, target_logprobs
-from services.model.lora import LoraContext, Segment, install_lora
+from services.model.logprobs import target_logprobs
+from services.model.lora import Segment, install_lora
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+from tests.model.tenants import run_tenants, shifted
 from tests.model.tiny import HIDDEN_SIZE
-
-
-def _shifted(sequence: list[int]) -> Tensor:
-    return torch.tensor(sequence).roll(-1)
-
-
-def _run(
-    base: BaseModel,
-    context: LoraContext,
-    tenants: list[tuple[AdapterWeights, list[list[int]]]],
-) -> list[tuple[Tensor, AdapterWeights]]:
-    """Logprobs and gradient of -sum(logprobs) of every tenant, all in one packed row."""
-    segments, start = [], 0
-    for weights, sequences in tenants:
-        end = start + sum(map(len, sequences))
-        segments.append(Segment(start, end, weights, weights.zeros()))
-        start = end
-    with context.segments(segments):
-        hidden = hidden_states(base, [sequence for _, sequences in tenants for sequence in sequences])
-        parts = [
-            HeadPart(
-                torch.cat([_shifted(sequence) for sequence in sequences])[:, None],
-                weights,
-                segment.gradient,
-                lambda _, logprobs: torch.full_like(logprobs, -1.0),
-            )
-            for segment, (weights, sequences) in zip(segments, tenants, strict=True)
-        ]
-        logprobs, d_hidden = logprobs_and_gradient(base, hidden.detach(), parts)
-        hidden.backward(d_hidden)
-    results = []
-    for values, segment in zip(logprobs, segments, strict=True):
-        assert segment.gradient is not None
-        results.append((values[:, 0], segment.gradient))
-    return results
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -70,9 +35,9 @@ def test_tenants_in_one_row_get_what_plain_peft_computes_for_each(
         (perturbed_adapter(base, config), random_tokens(base, (9, 1, 14), seed=index))
         for index, config in enumerate(configs)
     ]
-    for (logprobs, gradient), (weights, sequences) in zip(_run(base, context, tenants), tenants, strict=True):
+    for (logprobs, gradient), (weights, sequences) in zip(run_tenants(base, context, tenants), tenants, strict=True):
         plain = PlainPeft(source(family, tied=tied), weights.config, weights)
-        expected = torch.cat([plain.logprobs(sequence, _shifted(sequence)) for sequence in sequences])
+        expected = torch.cat([plain.logprobs(sequence, shifted(sequence)) for sequence in sequences])
         (-expected.sum()).backward()
         torch.testing.assert_close(logprobs, expected.detach(), rtol=0, atol=1e-5)
         reference = {name: tuple(m.grad for m in plain.matrices(name)) for name in weights.linears}
@@ -86,8 +51,8 @@ def test_alone_and_packed_agree(load: Callable[..., BaseModel]) -> None:
         (perturbed_adapter(base, AdapterConfig(rank, seed=rank)), random_tokens(base, (11, 6), seed=rank))
         for rank in (2, 8, 16)
     ]
-    for (packed, packed_gradient), tenant in zip(_run(base, context, tenants), tenants, strict=True):
-        ((alone, alone_gradient),) = _run(base, context, [tenant])
+    for (packed, packed_gradient), tenant in zip(run_tenants(base, context, tenants), tenants, strict=True):
+        ((alone, alone_gradient),) = run_tenants(base, context, [tenant])
         torch.testing.assert_close(packed, alone, rtol=0, atol=2e-6)
         assert largest_difference(dict(packed_gradient.linears), dict(alone_gradient.linears)) < 2e-6
 
@@ -100,9 +65,9 @@ def test_a_nan_adapter_leaves_its_neighbours_bitwise_unchanged(load: Callable[..
         (perturbed_adapter(base, AdapterConfig(4, seed=index)), random_tokens(base, (7, 12), seed=index))
         for index in range(3)
     ]
-    healthy = _run(base, context, tenants)
+    healthy = run_tenants(base, context, tenants)
     tenants[sick][0].flat.fill_(torch.nan)
-    beside = _run(base, context, tenants)
+    beside = run_tenants(base, context, tenants)
     assert beside[sick][0].isnan().all()
     for index in {0, 1, 2} - {sick}:
         assert torch.equal(beside[index][0], healthy[index][0])
@@ -133,10 +98,10 @@ def test_a_fresh_adapter_is_the_identity(load: Callable[..., BaseModel]) -> None
     context = install_lora(base)
     (tokens,) = random_tokens(base, (9,))
     fresh = init_adapter(base, AdapterConfig(8, seed=0))
-    without = target_logprobs(base, hidden_states(base, [tokens]), _shifted(tokens)[:, None], None)
+    without = target_logprobs(base, hidden_states(base, [tokens]), shifted(tokens)[:, None], None)
     with context.segments([Segment(0, 9, fresh)]):
         hidden = hidden_states(base, [tokens])
-    assert torch.equal(target_logprobs(base, hidden, _shifted(tokens)[:, None], fresh), without)
+    assert torch.equal(target_logprobs(base, hidden, shifted(tokens)[:, None], fresh), without)
 
 
 def test_a_segment_without_gradient_buffer_gets_none_and_disturbs_none(load: Callable[..., BaseModel]) -> None:

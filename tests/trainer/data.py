@@ -53,6 +53,21 @@ def random_data(loss: str, lengths: Sequence[int], *, seed: int = 0, k: int | No
     return data
 
 
+def group(loss: str, prompt: int, completions: tuple[int, ...], *, seed: int = 0) -> list[data_pb2.Datum]:
+    """Samples of one prompt as a client sends them: shifted, and trained on the completion alone."""
+    data = []
+    (shared,) = random_data(loss, (prompt,), seed=seed)
+    start = list(shared.model_input.chunks[0].encoded_text.tokens)
+    for index, length in enumerate(completions):
+        (item,) = random_data(loss, (prompt + length,), seed=100 * seed + index + 1)
+        tokens = start + list(item.model_input.chunks[0].encoded_text.tokens)[:length] + [7]
+        arrays = read_example(item, LOSSES[loss]).inputs
+        trained = [0.0] * (prompt - 1) + [1.0] * (length + 1)
+        inputs = {name: values[:, 0].tolist() for name, values in arrays.items() if name != "mask"}
+        data.append(datum(tokens[:-1], tokens[1:], **inputs, mask=trained))
+    return data
+
+
 def work(run: str, data: Sequence[data_pb2.Datum], loss: str = "cross_entropy", *, backward: bool = True) -> Work:
     """A job over the data."""
     return Work(run, [read_example(item, LOSSES[loss]) for item in data], resolve_loss(loss, {}), backward)

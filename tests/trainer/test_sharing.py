@@ -14,24 +14,9 @@ from services.model.base import BaseModel
 from services.trainer.batch import Batch, read_example
 from services.trainer.engine import TrainerEngine
 from services.trainer.sharing import Extent, Group, find_groups, share
-from tests.trainer.data import datum, random_data, work
+from tests.trainer.data import datum, group, random_data, work
 from tests.trainer.memory import small_memory
 from tinker_proto.v1 import data_pb2
-
-
-def group(loss: str, prompt: int, completions: tuple[int, ...], *, seed: int = 0) -> list[data_pb2.Datum]:
-    """Samples of one prompt as a client sends them: shifted, and trained on the completion alone."""
-    data = []
-    (shared,) = random_data(loss, (prompt,), seed=seed)
-    start = list(shared.model_input.chunks[0].encoded_text.tokens)
-    for index, length in enumerate(completions):
-        (item,) = random_data(loss, (prompt + length,), seed=100 * seed + index + 1)
-        tokens = start + list(item.model_input.chunks[0].encoded_text.tokens)[:length] + [7]
-        arrays = read_example(item, LOSSES[loss]).inputs
-        trained = [0.0] * (prompt - 1) + [1.0] * (length + 1)
-        inputs = {name: values[:, 0].tolist() for name, values in arrays.items() if name != "mask"}
-        data.append(datum(tokens[:-1], tokens[1:], **inputs, mask=trained))
-    return data
 
 
 def sequences(*texts: str) -> list[torch.Tensor]:
