@@ -3,7 +3,8 @@
 New keys and values are written to their rows of the store first; then each chunk attends to its own slot, from the
 slot's start to the chunk's last token. Chunks are never multiplied with each other, nor with rows that nobody uses: a
 NaN of one request stays its own, the result does not depend on who else is in the step, and empty slots cost nothing.
-Sequences of one length that generate in slots at even distances are one call with a batch dimension.
+Sequences of one length that generate in slots at even distances are one call with a batch dimension. In bfloat16 on a
+GPU flash attention takes all slots in one call, where they lie.
 
 T tokens of the step, R rows of the store, S slots of a span, H heads, G key heads, D head_dim, N tokens of a chunk.
 """
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from services.model.varlen import Slots, Stretches, varlen_slots
 from services.sampler.kv import KVStore
 
 SLOT_ATTENTION = "tinker_slots"
@@ -74,6 +76,9 @@ class PackedStep:
     rows: Tensor
     """int64 [T]: the store's row of each token."""
 
+    flash: tuple[Stretches, Slots] | None = None
+    """The chunks and their slots as flash attention takes them; None where it is not to be used."""
+
 
 def slot_attention(
     module: nn.Module,
@@ -90,6 +95,9 @@ def slot_attention(
     keys_1GRD, values_1GRD = step.store.layer(cast(int, module.layer_idx))
     keys_1GRD.index_copy_(2, step.rows, key)
     values_1GRD.index_copy_(2, step.rows, value)
+    if step.flash is not None:
+        query_THD, keys_RGD, values_RGD = (tensor[0].transpose(0, 1) for tensor in (query, keys_1GRD, values_1GRD))
+        return varlen_slots(query_THD, keys_RGD, values_RGD, *step.flash, scale=scaling)[None], None
     tokens, heads, head_dim = query.shape[2], query.shape[1], query.shape[3]
     # One token sees every row of its slot, so the heads that share a key head can be its queries: no mask.
     grouped_TGHD = query[0].transpose(0, 1).reshape(tokens, keys_1GRD.shape[1], -1, head_dim)

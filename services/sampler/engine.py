@@ -150,6 +150,7 @@ class SamplerEngine:
             if group.adapter is None:
                 return False
             group.resident = True
+            self._runner.admit(group.adapter)
         while group.paused:
             sequence = group.paused[0]
             placed = self._placement.resume(sequence) if self._has_free_sequence else None

@@ -65,6 +65,11 @@ class Ranges:
         self._free = joined
 
 
+def spare_rows(device: torch.device) -> int:
+    """Rows behind those of the slots: steps on a GPU have forms that they are filled up to, see FlashTrunk."""
+    return 1 if device.type == "cuda" else 0
+
+
 class KVStore:
     """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and which rows are taken.
 
@@ -78,15 +83,17 @@ class KVStore:
             raise InvalidArgumentError.at("base_model", f"{message}; it can be trained, but not sampled from")
         config = base.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, rows, head_dim)
+        self.rows = rows
+        """Tokens that it can hold."""
+
+        self.spare_row = rows
+        """On a GPU, a row that no slot has."""
+
+        stored = rows + spare_rows(base.device)
+        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, stored, head_dim)
         self.keys_L1GRD = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.values_L1GRD = torch.zeros_like(self.keys_L1GRD)
         self._ranges = Ranges(rows)
-
-    @property
-    def rows(self) -> int:
-        """Tokens that it can hold."""
-        return self.keys_L1GRD.shape[3]
 
     @property
     def size_bytes(self) -> int:

@@ -1,8 +1,6 @@
 """One step on the device: a packed forward of all chunks, then the unembedding of the wanted rows and no others.
 
-Chunks lie end to end in one row, each adapter's adjacent, so that every linear works on all tokens at once and each
-adapter on one range. What comes back are plain values on the host; nothing here changes a sequence, so a step that
-fails leaves no trace.
+What comes back are plain values on the host; nothing here changes a sequence, so a step that fails leaves no trace.
 
 T tokens of the step, N wanted rows, D hidden size, V vocabulary.
 """
@@ -12,22 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.model.logprobs import unembed
-from services.model.lora import LoraContext, Segment, install_lora
-from services.sampler.attention import SLOT_ATTENTION, PackedStep, Span, join_spans
+from services.sampler.flash_trunk import FlashTrunk
 from services.sampler.kv import KVStore
-from services.sampler.linears import Routes, install_linears
 from services.sampler.request import GenerationRequest, TopkRow
 from services.sampler.sampling import Draw, draw_tokens
-from services.sampler.scheduler import ALIGNMENT, Chunk
+from services.sampler.scheduler import Chunk
 from services.sampler.sequence import DrawnToken, PromptScores
+from services.sampler.trunk import LoopTrunk, PackedChunks, Trunk
 
 # Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
 # [rows, vocabulary] logits.
@@ -52,60 +47,46 @@ class Outcome:
 
 
 class Runner:
-    """A base model that reads and writes the KV store."""
+    """Steps of one base model over one KV store."""
 
     def __init__(self, base: BaseModel, store: KVStore, *, deterministic: bool) -> None:
-        self._base = base
-        self._store = store
-        self._deterministic = deterministic
-        self._plain = base.device.type == "cpu" and base.dtype == torch.float32
-        self._lora: LoraContext | Routes
-        if deterministic or self._plain:
-            self._lora = install_linears(base, deterministic=deterministic)
+        self._trunk: Trunk
+        if FlashTrunk.can_run(base) and not deterministic:
+            self._trunk = FlashTrunk(base, store)
         else:
-            self._lora = install_lora(base)
-        base.module.set_attn_implementation(SLOT_ATTENTION)
+            self._trunk = LoopTrunk(base, store, deterministic=deterministic)
+
+    @torch.inference_mode()
+    def admit(self, adapter: AdapterWeights) -> None:
+        """Prepares an adapter for the steps to come.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+        """
+        self._trunk.admit([adapter])
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[Outcome]:
-        """Feeds the chunks; one outcome each, in order."""
-        spans = tuple(_spans(chunks))
-        hidden_TD = self._forward(chunks, spans)
-        last_rows = [span.end - 1 for chunk, span in zip(chunks, spans, strict=True) if chunk.draws]
-        drawn = self._draw([chunk for chunk in chunks if chunk.draws], hidden_TD, last_rows)
+        """Feeds the chunks; one outcome each, in any order."""
+        adapters = (chunk.sequence.group.adapter for chunk in chunks)
+        self._trunk.admit(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
+        packed = PackedChunks.of(self._trunk.ordered(chunks))
+        hidden_TD = self._trunk.forward(packed)
+        pairs = list(zip(packed.chunks, packed.spans, strict=True))
+        last_rows = [span.end - 1 for chunk, span in pairs if chunk.draws]
+        drawn = self._draw([chunk for chunk, _ in pairs if chunk.draws], hidden_TD, last_rows)
         outcomes = []
-        for chunk, span in zip(chunks, spans, strict=True):
+        for chunk, span in pairs:
             scores = self._score(chunk, hidden_TD[span.start : span.end])
             outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else (), scores))
         return outcomes
-
-    def _forward(self, chunks: Sequence[Chunk], spans: tuple[Span, ...]) -> Tensor:
-        """The trunk's output [T, D]."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        rows: list[int] = []
-        for chunk, span in zip(chunks, spans, strict=True):
-            tokens += chunk.sequence.tokens[chunk.start : chunk.end]
-            positions += range(chunk.start, chunk.end)
-            rows += range(span.slot_end - chunk.count, span.slot_end)
-        tokens_T, positions_T, rows_T = torch.tensor([tokens, positions, rows], device=self._base.device)
-        attended = _aligned(spans) if self._deterministic else join_spans(spans)
-        with self._lora.segments(_segments([(chunk.sequence.group.adapter, chunk.count) for chunk in chunks])):
-            output = self._base.trunk(
-                input_ids=tokens_T[None],
-                position_ids=positions_T[None],
-                use_cache=False,
-                step=PackedStep(self._store, tuple(attended), rows_T),
-            )
-        hidden_TD: Tensor = output.last_hidden_state[0]
-        return hidden_TD
 
     def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[tuple[DrawnToken, ...]]:
         """For each chunk its samples' tokens, which the row of the same place predicts."""
         if not drawing:
             return
         hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
-        logits_NV = self._logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
+        logits_NV = self._trunk.logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
         own = _drawn(logits_NV, [(chunk, chunk.sequence.draws_for[0]) for chunk in drawing])
         for row, (chunk, first) in enumerate(zip(drawing, own, strict=True)):
             others = chunk.sequence.draws_for[1:]
@@ -114,15 +95,6 @@ class Runner:
                 samples = others[start : start + _SAMPLED_ROWS]
                 tokens += _drawn(logits_NV[row].expand(len(samples), -1), [(chunk, sample) for sample in samples])
             yield tuple(tokens)
-
-    def _logits(self, hidden_ND: Tensor, adapters: Sequence[tuple[AdapterWeights | None, int]]) -> Tensor:
-        """float32 [N, V] of rows in ranges of these adapters and lengths."""
-        segments = _segments(adapters)
-        if not self._plain:
-            return unembed(self._base, hidden_ND, segments)
-        with self._lora.segments(segments):
-            logits_NV: Tensor = self._base.module.get_submodule("lm_head")(hidden_ND)
-        return logits_NV
 
     def _score(self, chunk: Chunk, hidden_ND: Tensor) -> PromptScores:
         """Log-probabilities at temperature 1 where the chunk's rows predict prompt tokens."""
@@ -133,7 +105,7 @@ class Runner:
         for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
             stop = min(start + _SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
-            logits_NV = self._logits(rows_ND, [(group.adapter, stop - start)])
+            logits_NV = self._trunk.logits(rows_ND, [(group.adapter, stop - start)])
             scores.add(_scores(group.request, start, logits_NV))
         return scores
 
@@ -181,38 +153,6 @@ def _extras(
         if count := requests[row].topk_sample_logprobs:
             topk[row] = likeliest[place][:count]
     return raw, topk
-
-
-def _spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
-    """Where each chunk lies in the packed row and in the store."""
-    start = 0
-    for chunk in chunks:
-        slot = chunk.sequence.slot
-        yield Span(start, start + chunk.count, slot.start, slot.start + chunk.end)
-        start += chunk.count
-
-
-def _aligned(spans: Sequence[Span]) -> Iterator[Span]:
-    """The spans in pieces that end where aligned chunks may, so that attention does not see how a prompt was cut."""
-    for span in spans:
-        start, slot_end = span.start, span.slot_end - (span.end - span.start)
-        while start < span.end:
-            position = slot_end - span.slot_start
-            count = min(span.end - start, ALIGNMENT - position % ALIGNMENT)
-            slot_end += count
-            yield Span(start, start + count, span.slot_start, slot_end)
-            start += count
-
-
-def _segments(adapters: Sequence[tuple[AdapterWeights | None, int]]) -> list[Segment]:
-    """Segments of a row whose ranges have these adapters and lengths; neighbours with one adapter are joined."""
-    segments, start = [], 0
-    for _, ranges in groupby(adapters, key=lambda pair: id(pair[0])):
-        joined = list(ranges)
-        end = start + sum(count for _, count in joined)
-        segments.append(Segment(start, end, joined[0][0]))
-        start = end
-    return segments
 
 
 def _draw_of(chunk: Chunk, sample: int) -> Draw:
