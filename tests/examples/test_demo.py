@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,8 +28,17 @@ def environment(**more: str) -> dict[str, str]:
 def test_the_whole_demo_then_reinforcement_learning_then_ctrl_c(tmp_path: Path) -> None:
     make_base_model(tmp_path / "base-model", steps=0)
     terminal, stdin = pty.openpty()
+    # Scripts start what they run in the background with Ctrl-C ignored, and children inherit that.
+    listen_to_ctrl_c = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, str(EXAMPLES / "demo.py"), "--directory", str(tmp_path)]
-    with subprocess.Popen(command, env=environment(), stdin=stdin, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command,
+        env=environment(),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen_to_ctrl_c,  # noqa: PLW1509
+    ) as running:
         try:
             assert running.stdout is not None
             shown = ""
