@@ -39,7 +39,7 @@ class Slots(NamedTuple):
     """int32 [C]: rows of each that hold keys."""
 
     longest: int
-    """At least the most that one uses; the result does not depend on it."""
+    """At least the most that one uses; nothing but rounding depends on it."""
 
 
 def varlen_causal(
