@@ -1,8 +1,8 @@
 """The packed forward for bfloat16 on a GPU: one attention call and two adapter products for a whole step.
 
 A step in which every sequence generates has a fixed form, so it is recorded once for each of a few numbers of
-sequences and replayed; it is filled up with tokens that nobody reads, in a row of the store that nobody has. What a
-row of a step is does not depend on the rows beside it, but for the order in which matrix products add up.
+sequences and replayed; it is filled up with tokens that nobody reads, in a row of the store that nobody has. A token's
+result does not depend on the tokens beside it, but for the order in which matrix products add up.
 
 T tokens of the step, C chunks, D hidden size, P places of the adapter bank.
 """
