@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from benchmarks.gpu_model import CUDA, Report, seconds, weights_of
+from benchmarks.gpu_model import Report, seconds, weights_of
+from benchmarks.sampler_parts import NEW_TOKENS
+from benchmarks.sampler_speed import generate
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
@@ -15,7 +15,7 @@ from services.sampler.engine import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from tests.model.rows import perturbed_adapter, random_tokens
 
-PROMPT_TOKENS, NEW_TOKENS, ADAPTERS = 128, 64, 8
+PROMPT_TOKENS, ADAPTERS = 128, 8
 CASES = ((1, 0), (1, 1), (32, 0), (32, 1), (32, ADAPTERS), (128, 0), (128, ADAPTERS))
 """Sequences at once, and how many adapters they have."""
 
@@ -26,7 +26,7 @@ def sampling(report: Report, base: BaseModel, scratch: Path) -> None:
     best = NEW_TOKENS * step_bytes / report.ceilings.bytes_per_second
     prompts = random_tokens(base, [PROMPT_TOKENS] * 128)
     for sequences in (1, 32):
-        taken = seconds(lambda sequences=sequences: generate(base, prompts[:sequences]), 1)
+        taken = seconds(lambda sequences=sequences: generate(base.module, prompts[:sequences]), 1)
         what = f"generate, {sequences} sequences as one static batch"
         report.add(what, sequences * NEW_TOKENS, taken, best)
     adapters = [written(base, scratch, seed) for seed in range(ADAPTERS)]
@@ -45,18 +45,6 @@ def written(base: BaseModel, scratch: Path, seed: int) -> Path:
     directory.mkdir()
     write_adapter(directory, perturbed_adapter(base, AdapterConfig(8, seed=seed)), base)
     return directory
-
-
-def generate(base: BaseModel, prompts: Sequence[Sequence[int]]) -> None:
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=CUDA)
-    base.module.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=True,
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        eos_token_id=None,
-    )
 
 
 def serve(engine: SamplerEngine, prompts: Sequence[Sequence[int]], locations: Sequence[Path | None]) -> None:

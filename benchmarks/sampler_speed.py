@@ -90,7 +90,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
 
 def generate(module: torch.nn.Module, prompts: Sequence[Sequence[int]]) -> None:
     """Hugging Face, all prompts as one static batch."""
-    ids = torch.tensor([list(prompt) for prompt in prompts])
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=next(module.parameters()).device)
     module.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

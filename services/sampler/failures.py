@@ -20,7 +20,8 @@ def failure(name: str, error: Exception) -> Finished:
     if isinstance(error, PlatformError):
         return Finished(name, error)
     if is_out_of_memory(error):
-        message = "the request does not fit into the sampler's memory beside the others"
+        message = "the sampler's memory has no room for the request beside the others; send it again later"
+        _log.warning("no memory for %s: %s", name, error)
         return Finished(name, ResourceExhaustedError(message, reason="OUT_OF_MEMORY"))
     _log.error("a step failed with %s in it", name, exc_info=error)
     return Finished(name, InternalError(f"sampling failed: {type(error).__name__}", reason="STEP_FAILED"))

@@ -57,12 +57,16 @@ def test_alone_and_packed_agree(load: Callable[..., BaseModel]) -> None:
         assert largest_difference(dict(packed_gradient.linears), dict(alone_gradient.linears)) < 2e-6
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("sick", [0, 1, 2])
-def test_a_nan_adapter_leaves_its_neighbours_bitwise_unchanged(load: Callable[..., BaseModel], sick: int) -> None:
+def test_a_nan_adapter_leaves_its_neighbours_bitwise_unchanged(
+    load: Callable[..., BaseModel], sick: int, grouped: bool
+) -> None:
     base = load()
     context = install_lora(base)
+    context.grouped = grouped
     tenants = [
-        (perturbed_adapter(base, AdapterConfig(4, seed=index)), random_tokens(base, (7, 12), seed=index))
+        (perturbed_adapter(base, AdapterConfig(8, seed=index)), random_tokens(base, (7, 12), seed=index))
         for index in range(3)
     ]
     healthy = run_tenants(base, context, tenants)
