@@ -93,7 +93,7 @@ def _with_storage(
 ) -> _T:
     from services.core.config import load_settings
     from services.core.connection import RedisConnection
-    from services.core.storage import open_storage
+    from services.core.open_storage import open_storage
 
     settings = load_settings(redis_url=redis_url, data_dir=data_dir, storage_url=storage_url)
     url = settings.redis_url or running_redis_url(settings.data_dir)

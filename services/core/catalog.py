@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 from services.core import keyspace
 from services.core.checkpoint_catalog import CheckpointCatalog
-from services.core.connection import RedisConnection
+from services.core.connection import RedisConnection, Write
 from services.core.errors import NotFoundError
 from services.core.names import session_of
 from services.core.pages import Page, PageRequest, read_page
-from services.core.run_log import Write
 from tinker_proto.v1 import checkpoint_pb2, sampling_pb2, training_pb2
 
 

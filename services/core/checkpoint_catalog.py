@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from services.core import keyspace
-from services.core.connection import RedisConnection
+from services.core.connection import RedisConnection, Write
 from services.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
 from services.core.pages import Page, PageRequest, read_page
-from services.core.run_log import Write
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 

@@ -44,6 +44,9 @@ _KEEPALIVE = {
     if (option := getattr(socket, name, None)) is not None  # not on every system
 }
 
+Write = Sequence[str | bytes | int]
+"""One Redis command, word by word, that becomes visible together with a result."""
+
 POOL_TIMEOUT_S = 30.0
 """How long a command waits for its turn when more callers are at work than there are connections."""
 

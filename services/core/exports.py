@@ -12,7 +12,7 @@ from pathlib import Path
 
 from services.core.errors import NotFoundError
 from services.core.files import sha256_of
-from services.core.operations import KEEP_FINISHED
+from services.core.retention import KEEP_FINISHED
 from services.core.storage import Storage, Stored
 from tinker_proto.v1 import checkpoint_pb2
 

@@ -20,10 +20,8 @@ from services.core.names import OperationName
 from services.core.payloads import Payloads
 from services.core.persistence import until_reached
 from services.core.queue_places import WAITING, QueuePlaces
+from services.core.retention import KEEP_FINISHED, KEEP_FINISHED_MS
 from tinker_proto.v1 import operation_pb2
-
-KEEP_FINISHED = timedelta(hours=24)
-KEEP_FINISHED_MS = KEEP_FINISHED // timedelta(milliseconds=1)
 
 _STATES = {
     b"parked": operation_pb2.OPERATION_STATE_PARKED,

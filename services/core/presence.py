@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import socket
 from collections.abc import Callable
 
 import structlog
@@ -52,3 +55,8 @@ class Presence:
                 await self._directory.announce(self._status())
             except TRANSIENT_ERRORS as error:
                 _log.warning("cannot announce, queue unreachable", error=str(error))
+
+
+def worker_name(kind: str) -> str:
+    """A name for this process that no other has or will have."""
+    return f"{kind}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -13,18 +13,16 @@ from enum import Enum
 
 from services.core import keyspace, streams
 from services.core.acceptance import MAX_ATTEMPTS, death_notice, raise_if_refused
-from services.core.connection import RedisConnection
+from services.core.connection import RedisConnection, Write
 from services.core.errors import PlatformError
 from services.core.load import LoadLimits
 from services.core.names import OperationName
-from services.core.operations import KEEP_FINISHED_MS, Result, accepted_operation
+from services.core.operations import Result, accepted_operation
 from services.core.payloads import Payloads
+from services.core.retention import KEEP_FINISHED_MS
 from services.core.streams import StreamEntry
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2
-
-Write = Sequence[str | bytes | int]
-"""One Redis command, word by word, that becomes visible together with a result."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ again. Each run keeps its last `KEPT` entries or a little more.
 from __future__ import annotations
 
 from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.run_log import Write, entry_position
+from services.core.connection import RedisConnection, Write
+from services.core.run_log import entry_position
 from tinker_proto.v1 import training_pb2
 
 KEPT = 100_000

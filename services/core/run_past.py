@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.core import keyspace, streams
-from services.core.connection import RedisConnection
+from services.core.connection import RedisConnection, Write
 from services.core.payloads import Payloads
-from services.core.run_log import FencedError, Lease, Write, decode_entry, entry_position
+from services.core.run_log import FencedError, Lease, decode_entry, entry_position
 from services.core.snapshot_store import SnapshotName
 
 _TRIMMED_AT_ONCE = 100

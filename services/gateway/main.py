@@ -12,7 +12,7 @@ import structlog
 from services.core.config import Settings
 from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.errors import InternalError, PlatformError
-from services.core.operations import KEEP_FINISHED
+from services.core.retention import KEEP_FINISHED
 from services.core.server import GrpcServer, until_stopped
 from services.core.telemetry import configure_logging
 from services.gateway.admission import AdmissionInterceptor

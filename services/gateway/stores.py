@@ -14,6 +14,7 @@ from services.core.connection import RedisConnection
 from services.core.download_links import DownloadLinks
 from services.core.events import EventHub
 from services.core.exports import ExportStore
+from services.core.open_storage import open_storage
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.pins import Pins
@@ -22,7 +23,6 @@ from services.core.run_log import RunLogs
 from services.core.run_metrics import RunMetrics
 from services.core.sample_queue import SampleQueues
 from services.core.sessions import Sessions
-from services.core.storage import open_storage
 from services.core.token_stream import TokenStream
 from services.core.uploads import UploadStore
 from services.core.workers import WorkerDirectory

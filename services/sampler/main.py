@@ -12,17 +12,18 @@ from services.core.config import Settings, parse_base_model
 from services.core.connection import RedisConnection
 from services.core.contact import Contact
 from services.core.exports import ExportStore
+from services.core.open_storage import open_storage
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
-from services.core.presence import Presence
+from services.core.presence import Presence, worker_name
 from services.core.sample_queue import SampleQueues
 from services.core.server import until_stopped
-from services.core.storage import open_storage
 from services.core.telemetry import configure_logging
 from services.core.token_stream import TokenStream
 from services.core.workers import WorkerDirectory
-from services.model.announce import choose_device, store_tokenizer, worker_name
+from services.model.announce import store_tokenizer
 from services.model.base import load_base_model
+from services.model.device import choose_device
 from services.sampler.engine import SamplerEngine
 from services.sampler.merges import Merges
 from services.sampler.worker import SamplerWorker

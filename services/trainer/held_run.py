@@ -14,18 +14,13 @@ from services.core.errors import PlatformError
 from services.core.run_log import Lease, LogEntry
 from services.core.run_past import RunPast
 from services.core.snapshot_store import SnapshotName
-from services.trainer.measurement import token_count
-from services.trainer.planner import BACKWARD_COST, Waiting
+from services.trainer.operation_kinds import PASSES, WITHOUT_EFFECT, token_count
+from services.trainer.planner import Waiting
 from services.trainer.snapshot_policy import Progress
 from tinker_proto.internal.v1 import job_pb2
 
 READ_AHEAD = 32
 """A run's log is read on while fewer of its entries than this wait here."""
-
-WITHOUT_EFFECT = frozenset({"forward", "save_state", "save_weights_for_sampler"})
-"""Requests that leave a run as it was: a replay passes over them."""
-
-_PASSES = {"forward": 1, "forward_backward": BACKWARD_COST}
 
 
 @dataclass(frozen=True)
@@ -119,12 +114,12 @@ class HeldRun:
         if replay and (entry.seq_id in self.past.skipped or kind in WITHOUT_EFFECT):
             return
         cost = 0
-        if isinstance(job, job_pb2.Job) and kind in _PASSES:
+        if isinstance(job, job_pb2.Job) and kind in PASSES:
             request = job.forward_backward if kind == "forward_backward" else job.forward
-            cost = _PASSES[kind] * token_count(request.data)
+            cost = PASSES[kind] * token_count(request.data)
         if isinstance(job, job_pb2.Job):
             self.tenant = job.tenant
-        waiting = Waiting(self.tenant, cost, joins=kind in _PASSES and not replay)
+        waiting = Waiting(self.tenant, cost, joins=kind in PASSES and not replay)
         self.ready.append(Ready(entry.seq_id, job, waiting, replay))
 
     def run_head_alone(self) -> None:

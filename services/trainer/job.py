@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 from services.core.catalog import Catalog, run_writes
 from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes, pin_write
 from services.core.checkpoints import CheckpointStore
+from services.core.connection import Write
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.names import OperationName
-from services.core.run_log import Write
 from services.core.run_metrics import metrics_write
 from services.core.run_past import source_write
 from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore

@@ -14,26 +14,26 @@ from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings, parse_base_model
 from services.core.connection import RedisConnection
 from services.core.losses import LOSSES
+from services.core.open_storage import open_storage
 from services.core.operations import OperationStore
 from services.core.payloads import Payloads
 from services.core.places import Places
-from services.core.presence import Presence
+from services.core.presence import Presence, worker_name
 from services.core.run_log import RunLogs
 from services.core.run_past import RunPasts
 from services.core.server import until_stopped
 from services.core.sessions import Sessions
 from services.core.snapshot_store import SnapshotStore
-from services.core.storage import open_storage
 from services.core.telemetry import configure_logging
 from services.core.uploads import UploadStore
 from services.core.workers import WorkerDirectory
-from services.model.announce import choose_device, store_tokenizer, worker_name
+from services.model.announce import store_tokenizer
 from services.model.base import load_base_model
-from services.model.device import DeviceThread, memory_pressure
+from services.model.device import DeviceThread, choose_device, memory_pressure
 from services.trainer.engine import TrainerEngine
 from services.trainer.holdings import Holdings
 from services.trainer.job import JobRunner
-from services.trainer.planner import BACKWARD_COST
+from services.trainer.operation_kinds import BACKWARD_COST
 from services.trainer.snapshot_policy import SnapshotPolicy
 from services.trainer.snapshots import Snapshots
 from services.trainer.worker import TrainerWorker

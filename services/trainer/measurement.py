@@ -15,8 +15,9 @@ from services.core.checkpoints import CheckpointStore
 from services.core.names import OperationName
 from services.trainer.engine import TrainerEngine
 from services.trainer.execute import Locations, execute, execute_together
+from services.trainer.operation_kinds import token_count
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.v1 import data_pb2, training_pb2
+from tinker_proto.v1 import training_pb2
 
 Measured = tuple[Message | Exception, training_pb2.TrainingMetrics | None]
 """What an operation has returned, and what goes into its run's history; None for one that measures nothing."""
@@ -42,11 +43,6 @@ def execute_together_measured(engine: TrainerEngine, jobs: Sequence[job_pb2.Job]
         (outcome, None if isinstance(outcome, Exception) else _entry(engine, job, outcome, seconds))
         for job, outcome in zip(jobs, outcomes, strict=True)
     ]
-
-
-def token_count(data: Sequence[data_pb2.Datum]) -> int:
-    """Tokens that examples ask to compute."""
-    return sum(len(chunk.encoded_text.tokens) for datum in data for chunk in datum.model_input.chunks)
 
 
 def _entry(

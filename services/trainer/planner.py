@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-BACKWARD_COST = 3
-"""A forward_backward costs about three times the forward pass over the same tokens."""
-
 
 @dataclass(frozen=True)
 class Waiting:

@@ -25,8 +25,9 @@ from services.core.errors import (
     UnavailableError,
 )
 from services.core.local_storage import LocalStorage
+from services.core.open_storage import open_storage
 from services.core.s3_storage import CONTENTS, S3Storage
-from services.core.storage import Storage, open_storage
+from services.core.storage import Storage
 from services.core.storage_cache import StorageCache
 from tests.core.s3_server import BUCKET, S3Server, serving_s3
 

@@ -1,0 +1,8 @@
+"""How long finished operations are kept, and what belongs to them: results, and the files of exports."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+KEEP_FINISHED = timedelta(hours=24)
+KEEP_FINISHED_MS = KEEP_FINISHED // timedelta(milliseconds=1)
