@@ -12,8 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from services.core.errors import InvalidArgumentError
-from services.sampler.request import GenerationRequest, GenerationResult, Piece, SampledTokens, SamplingParams, TopkRow
-from services.sampler.stop import StopRule
+from services.sampler.request import (
+    GenerationRequest,
+    GenerationResult,
+    Piece,
+    SampledTokens,
+    SamplingParams,
+    StopRule,
+    TopkRow,
+)
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import from_array, to_array
 from tinker_proto.v1 import data_pb2, sampling_pb2

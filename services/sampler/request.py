@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Literal
 
 from services.core.errors import InvalidArgumentError, PlatformError
-from services.sampler.stop import StopRule
 
 StopReason = Literal["stop", "length"]
 
 MAX_SAMPLES = 1024
 MAX_TOPK_LOGPROBS = 100
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Any of these tokens, or any of these strings as UTF-8 bytes, ends a sequence. Empty: only its length does."""
+
+    token_ids: frozenset[int] = frozenset()
+    strings: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,8 @@ that is still incomplete is simply bytes that match nothing yet. The prompt is n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class StopRule:
-    """Any of these tokens, or any of these strings as UTF-8 bytes, ends a sequence. Empty: only its length does."""
-
-    token_ids: frozenset[int] = frozenset()
-    strings: tuple[bytes, ...] = ()
+from services.sampler.request import StopRule
 
 
 class StopWatch:

@@ -11,8 +11,7 @@ import pytest
 
 from services.core.errors import InvalidArgumentError
 from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
-from services.sampler.request import GenerationRequest, GenerationResult, SampledTokens, SamplingParams
-from services.sampler.stop import StopRule
+from services.sampler.request import GenerationRequest, GenerationResult, SampledTokens, SamplingParams, StopRule
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import data_pb2, sampling_pb2
 

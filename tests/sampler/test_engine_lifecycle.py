@@ -22,8 +22,7 @@ from services.core.errors import (
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine import SamplerEngine
-from services.sampler.request import GenerationResult, SampledTokens
-from services.sampler.stop import StopRule
+from services.sampler.request import GenerationResult, SampledTokens, StopRule
 from tests.model.rows import random_tokens
 from tests.model.tiny import VOCAB_SIZE
 from tests.sampler.fixtures import ask, finish, make_engine, run

@@ -7,9 +7,10 @@ import random
 
 from services.model.adapters import AdapterWeights
 from services.sampler.kv import Slot
+from services.sampler.request import StopRule
 from services.sampler.scheduler import schedule
 from services.sampler.sequence import Group, Sequence
-from services.sampler.stop import StopRule, StopWatch
+from services.sampler.stop import StopWatch
 from tests.sampler.fixtures import ask
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.sampler.stop import StopRule, StopWatch
+from services.sampler.request import StopRule
+from services.sampler.stop import StopWatch
 
 EOS = 99
 

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from services.model.base import BaseModel
 from services.sampler.engine import SamplerEngine
-from services.sampler.request import SampledTokens
-from services.sampler.stop import StopRule
+from services.sampler.request import SampledTokens, StopRule
 from tests.model.tiny import VOCAB_SIZE
 from tests.sampler.fixtures import ask, make_engine, run
 
