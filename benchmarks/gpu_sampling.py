@@ -11,7 +11,7 @@ from benchmarks.sampler_speed import generate
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.sampler.engine import SamplerEngine
+from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from tests.model.rows import perturbed_adapter, random_tokens
 

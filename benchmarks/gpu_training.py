@@ -14,11 +14,11 @@ from peft import get_peft_model
 from benchmarks.gpu_model import CUDA, VOCAB, Report, big_base, seconds, weights_of
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.batch import Example
-from services.trainer.engine import TrainerEngine
-from services.trainer.losses import resolve_loss
-from services.trainer.optimizer import AdamParams
-from services.trainer.work import Work
+from services.trainer.engine.batch import Example
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.losses import resolve_loss
+from services.trainer.engine.optimizer import AdamParams
+from services.trainer.engine.pass_job import Work
 
 RANK = 8
 LOSS = resolve_loss("cross_entropy", {})

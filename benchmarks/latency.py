@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 import tinker_client as tinker
-from services.core.checkpoints import CheckpointStore
-from services.core.local_storage import LocalStorage
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.local import LocalStorage
 from services.model.base import load_base_model
-from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations, execute
+from services.trainer.engine.execute import Locations, execute
+from services.trainer.engine.local import TrainerEngine
 from tests.model.tiny import save_tiny_model
 from tinker_client import types
 from tinker_proto.internal.v1 import job_pb2

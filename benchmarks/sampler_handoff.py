@@ -12,15 +12,15 @@ from rich.table import Table
 
 import tinker_client as tinker
 from benchmarks.latency import BASE_MODEL, KEY, platform
-from services.core.files import sync_tree
+from services.core.storage.files import sync_tree
 from services.model.adapter_files import read_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import load_base_model
 from services.model.manifest import Manifest
-from services.sampler.engine import SamplerEngine
+from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, SamplingParams
-from services.trainer.checkpoint_files import write_checkpoint
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.checkpoint_files import write_checkpoint
+from services.trainer.engine.local import TrainerEngine
 from tinker_client import types
 
 PROMPT = types.ModelInput.from_ints(list(range(5, 21)))

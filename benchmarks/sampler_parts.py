@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from services.model.base import load_base_model
-from services.sampler.engine import SamplerEngine
+from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from tests.model.tiny import save_tiny_model
 

@@ -23,19 +23,19 @@ from rich.table import Table
 from transformers import Qwen3Config
 
 from services.cli.embedded_redis import EmbeddedRedis
-from services.core.blobs import BlobStore
 from services.core.config import Settings
-from services.core.connection import RedisConnection
-from services.core.local_storage import LocalStorage
-from services.core.payloads import Payloads
-from services.core.run_past import RunPasts
-from services.core.snapshot_store import SnapshotStore
-from services.core.telemetry import configure_logging
+from services.core.process.telemetry import configure_logging
+from services.core.queue.connection import RedisConnection
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_past import RunPasts
+from services.core.storage.blobs import BlobStore
+from services.core.storage.local import LocalStorage
+from services.core.storage.snapshot_store import SnapshotStore
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel, load_base_model
 from services.model.device import DeviceThread
-from services.trainer.engine import TrainerEngine
-from services.trainer.optimizer import adamw_step
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.optimizer import adamw_step
 from services.trainer.snapshot_policy import Progress
 from services.trainer.snapshots import Snapshots
 from tests.model.tiny import save_model

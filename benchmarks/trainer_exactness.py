@@ -20,8 +20,8 @@ from trainer_table import Targets
 from services.model.adapters import AdapterConfig
 from services.model.lora import MultiLoraLinear
 from services.model.rowwise import FrozenProducts
-from services.trainer.engine import TrainerEngine
-from services.trainer.work import Outcome, Work
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome, Work
 from tests.model.plain_peft import PlainPeft
 from tests.model.rows import perturbed_adapter
 

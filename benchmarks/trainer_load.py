@@ -11,11 +11,11 @@ from transformers import Qwen3Config
 
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel, load_base_model
-from services.trainer.batch import Example
-from services.trainer.engine import TrainerEngine
-from services.trainer.losses import resolve_loss
-from services.trainer.optimizer import AdamParams
-from services.trainer.work import Work
+from services.trainer.engine.batch import Example
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.losses import resolve_loss
+from services.trainer.engine.optimizer import AdamParams
+from services.trainer.engine.pass_job import Work
 from tests.model.tiny import save_model
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0)

@@ -14,8 +14,8 @@ from trainer_table import Targets
 
 from services.model.adapters import AdapterConfig
 from services.model.lora import install_lora
-from services.trainer.engine import TrainerEngine
-from services.trainer.work import Work
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Work
 
 _RUNS = 32
 

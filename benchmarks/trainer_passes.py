@@ -10,7 +10,7 @@ from naive_peft import NaivePeft
 from trainer_load import ADAM, CONFIG, engine_with, example, jobs
 from trainer_table import Targets, ratios, seconds
 
-from services.trainer.work import Work
+from services.trainer.engine.pass_job import Work
 
 
 def many_tenants(targets: Targets, source: Path, repeats: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from services.cli.embedded_redis import EmbeddedRedis
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 
 
 @pytest.fixture(scope="session")

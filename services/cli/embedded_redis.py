@@ -14,8 +14,8 @@ from pathlib import Path
 import redis.asyncio as aioredis
 
 from services.cli import processes
-from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import UnavailableError
+from services.core.queue.connection import TRANSIENT_ERRORS
 
 START_TIMEOUT_S = 60.0
 MINIMUM_VERSION = "Redis 7.0 or Valkey 7.2"

@@ -13,7 +13,7 @@ from services.cli.output import print_table
 from services.cli.state_file import running_redis_url
 
 if TYPE_CHECKING:
-    from services.core.api_keys import ApiKeys
+    from services.core.catalog.api_keys import ApiKeys
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -56,9 +56,9 @@ def revoke(
 
 
 def _with_keys(call: Callable[[ApiKeys], Awaitable[_T]], redis_url: str | None, data_dir: Path | None) -> _T:
-    from services.core.api_keys import ApiKeys
+    from services.core.catalog.api_keys import ApiKeys
     from services.core.config import load_settings
-    from services.core.connection import RedisConnection
+    from services.core.queue.connection import RedisConnection
 
     settings = load_settings(redis_url=redis_url, data_dir=data_dir)
     url = settings.redis_url or running_redis_url(settings.data_dir)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from services.core.errors import FailedPreconditionError, UnavailableError
-from services.core.files import write_whole
+from services.core.storage.files import write_whole
 
 _LOCK = "lock"
 _REDIS_URL = "redis-url"

@@ -14,9 +14,9 @@ from services.cli.state_file import running_redis_url
 from tinker_proto.path import TinkerPath
 
 if TYPE_CHECKING:
-    from services.core.connection import RedisConnection
-    from services.core.garbage import Waste
-    from services.core.storage import Storage
+    from services.core.catalog.garbage import Waste
+    from services.core.queue.connection import RedisConnection
+    from services.core.storage.interface import Storage
 
 app = typer.Typer(help="Verify what is stored, and remove what nobody needs.", no_args_is_help=True)
 
@@ -40,8 +40,8 @@ def verify(
 
     Example: tinker-platform storage verify tinker://$RUN/weights/step-100
     """
+    from services.core.catalog.verification import verify_checkpoints
     from services.core.errors import InvalidArgumentError
-    from services.core.verification import verify_checkpoints
 
     try:
         wanted = [TinkerPath.parse(path) for path in paths or ()]
@@ -73,7 +73,7 @@ def gc(
     """
 
     async def collect(connection: RedisConnection, storage: Storage) -> list[Waste]:
-        from services.core.garbage import GarbageCollector
+        from services.core.catalog.garbage import GarbageCollector
 
         collector = GarbageCollector(connection, storage)
         found = await collector.find()
@@ -92,8 +92,8 @@ def _with_storage(
     storage_url: str | None,
 ) -> _T:
     from services.core.config import load_settings
-    from services.core.connection import RedisConnection
-    from services.core.open_storage import open_storage
+    from services.core.queue.connection import RedisConnection
+    from services.core.storage.open import open_storage
 
     settings = load_settings(redis_url=redis_url, data_dir=data_dir, storage_url=storage_url)
     url = settings.redis_url or running_redis_url(settings.data_dir)

@@ -23,12 +23,12 @@ from services.cli import processes, state_file
 from services.cli.embedded_redis import EmbeddedRedis
 from services.cli.exit_code import ExitCode
 from services.cli.health import is_serving
-from services.core.api_keys import ApiKeys
+from services.core.catalog.api_keys import ApiKeys
 from services.core.config import ENV_PREFIX, Settings, parse_base_model
-from services.core.connection import RedisConnection
 from services.core.errors import AlreadyExistsError, UnavailableError
-from services.core.server import until_stopped
-from services.core.workers import WorkerDirectory
+from services.core.process.server import until_stopped
+from services.core.process.workers import WorkerDirectory
+from services.core.queue.connection import RedisConnection
 from tinker_proto.internal.v1 import job_pb2
 
 FIRST_TENANT = "default"

@@ -1,7 +1,8 @@
 """The loss functions by name: what each one reads and which options it has. Torch-free, so that a gateway can validate.
 
-What they compute stands in services.trainer.losses; a test holds the two tables together. Every input has the shape of
-target_tokens, [N] or [N, K]. target_tokens is int64, all others are float32. `mask` multiplies each element of a loss.
+What they compute stands in services.trainer.engine.losses; a test holds the two tables together. Every input has the
+shape of target_tokens, [N] or [N, K]. target_tokens is int64, all others are float32. `mask` multiplies each element of
+a loss.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 
-from services.core.checkpoint_catalog import StoredCheckpoint
+from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.errors import InvalidArgumentError, NotFoundError
 from services.core.names import OperationName, sampling_session_id, training_run_id
 from services.gateway.stores import Stores

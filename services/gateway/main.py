@@ -10,25 +10,25 @@ from datetime import timedelta
 import structlog
 
 from services.core.config import Settings
-from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.errors import InternalError, PlatformError
+from services.core.process.server import GrpcServer, until_stopped
+from services.core.process.telemetry import configure_logging
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.retention import KEEP_FINISHED
-from services.core.server import GrpcServer, until_stopped
-from services.core.telemetry import configure_logging
-from services.gateway.admission import AdmissionInterceptor
-from services.gateway.auth import Authenticator
-from services.gateway.capability import CapabilityServicer
-from services.gateway.checkpoint import CheckpointServicer
 from services.gateway.creation import Creation
 from services.gateway.http.app import http_server
 from services.gateway.http.front import Front
-from services.gateway.memory import give_freed_memory_back
-from services.gateway.operation import OperationServicer
-from services.gateway.sampling import SamplingServicer
-from services.gateway.session import SessionServicer
+from services.gateway.malloc import give_freed_memory_back
+from services.gateway.rpc.admission import AdmissionInterceptor
+from services.gateway.rpc.auth import Authenticator
+from services.gateway.rpc.capability import CapabilityServicer
+from services.gateway.rpc.checkpoint import CheckpointServicer
+from services.gateway.rpc.operation import OperationServicer
+from services.gateway.rpc.sampling import SamplingServicer
+from services.gateway.rpc.session import SessionServicer
+from services.gateway.rpc.training import TrainingServicer
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
-from services.gateway.training import TrainingServicer
 from tinker_proto.v1 import (
     capability_pb2_grpc,
     checkpoint_pb2_grpc,

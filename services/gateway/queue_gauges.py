@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.metrics import (
+from services.core.names import OperationName
+from services.core.process.metrics import (
     HEAD_SECONDS,
     NEXT_SAMPLE_SECONDS,
     REQUEST_BYTES_WAITING,
@@ -19,8 +18,9 @@ from services.core.metrics import (
     SLOTS_USED,
     WORKERS,
 )
-from services.core.names import OperationName
-from services.core.workers import WorkerDirectory
+from services.core.process.workers import WorkerDirectory
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from tinker_proto.internal.v1 import job_pb2
 
 _KINDS = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.core.api_keys import ApiKeys
-from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.checkpoints import CheckpointStore
-from services.core.completions import Completions
+from services.core.catalog.api_keys import ApiKeys
+from services.core.catalog.download_links import DownloadLinks
+from services.core.catalog.pins import Pins
+from services.core.catalog.reserved_samplers import ReservedSamplers
+from services.core.catalog.run_metrics import RunMetrics
+from services.core.catalog.runs import Catalog
+from services.core.catalog.sessions import Sessions
 from services.core.config import Settings
-from services.core.connection import RedisConnection
-from services.core.download_links import DownloadLinks
-from services.core.events import EventHub
-from services.core.exports import ExportStore
-from services.core.open_storage import open_storage
-from services.core.operations import OperationStore
-from services.core.payloads import Payloads
-from services.core.pins import Pins
-from services.core.reserved_samplers import ReservedSamplers
-from services.core.run_log import RunLogs
-from services.core.run_metrics import RunMetrics
-from services.core.sample_queue import SampleQueues
-from services.core.sessions import Sessions
-from services.core.token_stream import TokenStream
-from services.core.uploads import UploadStore
-from services.core.workers import WorkerDirectory
+from services.core.process.workers import WorkerDirectory
+from services.core.queue.connection import RedisConnection
+from services.core.queue.events import EventHub
+from services.core.queue.finished import Completions
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import RunLogs
+from services.core.queue.sample_queue import SampleQueues
+from services.core.queue.token_stream import TokenStream
+from services.core.storage.blobs import BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.exports import ExportStore
+from services.core.storage.open import open_storage
+from services.core.storage.uploads import UploadStore
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 
-from services.core.acceptance import request_digest
 from services.core.config import Settings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
-from services.core.load import LoadLimits
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
+from services.core.queue.enqueueing import request_digest
+from services.core.queue.limits import LoadLimits
 from services.gateway.stores import Stores
 from services.gateway.validation.fields import check_seq_id
 from services.gateway.validation.sampling import check_compute_logprobs, check_sample

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.core.linears import ADAPTABLE_LINEARS
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.core.storage.checkpoint_store import MANIFEST_FILE
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
 from services.model.manifest import Manifest

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_files import fill, named_matrices, read_config, read_tensors
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError
-from services.core.files import sha256_of
+from services.core.storage.checkpoint_store import MANIFEST_FILE
+from services.core.storage.files import sha256_of
 from services.model.adapters import AdapterConfig
 
 FORMAT_VERSION = 1

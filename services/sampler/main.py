@@ -6,26 +6,26 @@ import asyncio
 
 import structlog
 
-from services.core.blobs import BlobStore
-from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings, parse_base_model
-from services.core.connection import RedisConnection
-from services.core.contact import Contact
-from services.core.exports import ExportStore
-from services.core.open_storage import open_storage
-from services.core.operations import OperationStore
-from services.core.payloads import Payloads
-from services.core.presence import Presence, worker_name
-from services.core.sample_queue import SampleQueues
-from services.core.server import until_stopped
-from services.core.telemetry import configure_logging
-from services.core.token_stream import TokenStream
-from services.core.workers import WorkerDirectory
-from services.model.announce import store_tokenizer
+from services.core.process.presence import Presence, worker_name
+from services.core.process.server import until_stopped
+from services.core.process.telemetry import configure_logging
+from services.core.process.workers import WorkerDirectory
+from services.core.queue.connection import RedisConnection
+from services.core.queue.liveness import Contact
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.sample_queue import SampleQueues
+from services.core.queue.token_stream import TokenStream
+from services.core.storage.blobs import BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.exports import ExportStore
+from services.core.storage.open import open_storage
 from services.model.base import load_base_model
 from services.model.device import choose_device
-from services.sampler.engine import SamplerEngine
-from services.sampler.merges import Merges
+from services.model.tokenizer_files import store_tokenizer
+from services.sampler.engine.native import SamplerEngine
+from services.sampler.merge_jobs import Merges
 from services.sampler.worker import SamplerWorker
 from tinker_proto.internal.v1 import job_pb2
 

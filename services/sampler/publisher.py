@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import structlog
 
-from services.core.connection import TRANSIENT_ERRORS
-from services.core.token_stream import TokenStream
+from services.core.queue.connection import TRANSIENT_ERRORS
+from services.core.queue.token_stream import TokenStream
 from services.sampler.convert import to_piece
 from services.sampler.request import Piece
 from tinker_proto.internal.v1 import job_pb2

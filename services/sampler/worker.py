@@ -13,11 +13,8 @@ import asyncio
 import structlog
 from google.protobuf.message import Message
 
-from services.core.checkpoints import CheckpointStore
-from services.core.connection import TRANSIENT_ERRORS
-from services.core.contact import Contact
 from services.core.errors import PlatformError
-from services.core.metrics import (
+from services.core.process.metrics import (
     CACHED_PROMPT_TOKENS,
     GENERATED_TOKENS,
     OPERATIONS,
@@ -25,15 +22,18 @@ from services.core.metrics import (
     STEP_SECONDS,
     STEP_SEQUENCES,
 )
-from services.core.operations import OperationStore
-from services.core.persistence import until_reached
-from services.core.sample_queue import SampleEntry, SampleQueues
-from services.core.token_stream import TokenStream
+from services.core.queue.connection import TRANSIENT_ERRORS
+from services.core.queue.liveness import Contact
+from services.core.queue.operations import OperationStore
+from services.core.queue.retry import until_reached
+from services.core.queue.sample_queue import SampleEntry, SampleQueues
+from services.core.queue.token_stream import TokenStream
+from services.core.storage.checkpoint_store import CheckpointStore
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
 from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
-from services.sampler.engine import SamplerEngine
-from services.sampler.merges import Merges
+from services.sampler.engine.native import SamplerEngine
+from services.sampler.merge_jobs import Merges
 from services.sampler.publisher import Publisher
 from services.sampler.request import Finished, GenerationRequest, Piece
 from tinker_proto.internal.v1 import job_pb2

@@ -15,10 +15,10 @@ from functools import partial
 import structlog
 
 from services.core.errors import DataLossError, PlatformError
-from services.core.metrics import OPERATIONS
-from services.core.operations import OperationStore
-from services.core.persistence import until_reached
-from services.core.run_log import Beginning, FencedError, RunLogs
+from services.core.process.metrics import OPERATIONS
+from services.core.queue.operations import OperationStore
+from services.core.queue.retry import until_reached
+from services.core.queue.run_log import Beginning, FencedError, RunLogs
 from services.trainer.held_run import HeldRun, Ready
 from services.trainer.job import JobOutcome, JobRunner
 from services.trainer.planner import Cycle

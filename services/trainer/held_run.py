@@ -11,9 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from services.core.errors import PlatformError
-from services.core.run_log import Lease, LogEntry
-from services.core.run_past import RunPast
-from services.core.snapshot_store import SnapshotName
+from services.core.queue.run_log import Lease, LogEntry
+from services.core.queue.run_past import RunPast
+from services.core.storage.snapshot_store import SnapshotName
 from services.trainer.operation_kinds import PASSES, WITHOUT_EFFECT, token_count
 from services.trainer.planner import Waiting
 from services.trainer.snapshot_policy import Progress

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import structlog
 
-from services.core import keyspace
-from services.core.connection import TRANSIENT_ERRORS, RedisConnection
+from services.core.catalog.sessions import Sessions
 from services.core.names import session_of
-from services.core.persistence import until_reached
-from services.core.places import Places
-from services.core.run_log import FencedError, Lease, RunLogs
-from services.core.sessions import Sessions
+from services.core.queue import keyspace
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
+from services.core.queue.retry import until_reached
+from services.core.queue.run_log import FencedError, Lease, RunLogs
+from services.core.queue.waiting_runs import Places
 from services.trainer.held_run import HeldRun
 from services.trainer.snapshot_policy import SnapshotPolicy
 from services.trainer.snapshots import Snapshots

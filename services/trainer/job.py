@@ -14,20 +14,20 @@ from pathlib import Path
 import structlog
 from google.protobuf.message import Message
 
-from services.core.catalog import Catalog, run_writes
-from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes, pin_write
-from services.core.checkpoints import CheckpointStore
-from services.core.connection import Write
+from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes, pin_write
+from services.core.catalog.run_metrics import metrics_write
+from services.core.catalog.runs import Catalog, run_writes
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
-from services.core.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.names import OperationName
-from services.core.run_metrics import metrics_write
-from services.core.run_past import source_write
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
+from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
+from services.core.queue.connection import Write
+from services.core.queue.run_past import source_write
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.model.device import DeviceThread
-from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations
-from services.trainer.measurement import execute_measured, execute_together_measured
+from services.trainer.engine.execute import Locations
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.measurement import execute_measured, execute_together_measured
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
@@ -213,5 +213,5 @@ def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:
 
 
 def _location(job: job_pb2.Job, path: TinkerPath) -> str:
-    """Where a save puts its files; see services.core.checkpoints."""
+    """Where a save puts its files; see services.core.storage.checkpoint_store."""
     return f"{path.training_run_id}/{path.checkpoint_id}/{OperationName.parse(job.operation).seq_id}"

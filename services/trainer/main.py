@@ -8,29 +8,29 @@ from functools import partial
 
 import structlog
 
-from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.checkpoints import CheckpointStore
+from services.core.catalog.runs import Catalog
+from services.core.catalog.sessions import Sessions
 from services.core.config import Settings, parse_base_model
-from services.core.connection import RedisConnection
 from services.core.losses import LOSSES
-from services.core.open_storage import open_storage
-from services.core.operations import OperationStore
-from services.core.payloads import Payloads
-from services.core.places import Places
-from services.core.presence import Presence, worker_name
-from services.core.run_log import RunLogs
-from services.core.run_past import RunPasts
-from services.core.server import until_stopped
-from services.core.sessions import Sessions
-from services.core.snapshot_store import SnapshotStore
-from services.core.telemetry import configure_logging
-from services.core.uploads import UploadStore
-from services.core.workers import WorkerDirectory
-from services.model.announce import store_tokenizer
+from services.core.process.presence import Presence, worker_name
+from services.core.process.server import until_stopped
+from services.core.process.telemetry import configure_logging
+from services.core.process.workers import WorkerDirectory
+from services.core.queue.connection import RedisConnection
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import RunLogs
+from services.core.queue.run_past import RunPasts
+from services.core.queue.waiting_runs import Places
+from services.core.storage.blobs import BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.open import open_storage
+from services.core.storage.snapshot_store import SnapshotStore
+from services.core.storage.uploads import UploadStore
 from services.model.base import load_base_model
 from services.model.device import DeviceThread, choose_device, memory_pressure
-from services.trainer.engine import TrainerEngine
+from services.model.tokenizer_files import store_tokenizer
+from services.trainer.engine.local import TrainerEngine
 from services.trainer.holdings import Holdings
 from services.trainer.job import JobRunner
 from services.trainer.operation_kinds import BACKWARD_COST

@@ -15,18 +15,18 @@ import structlog
 from safetensors import SafetensorError
 
 from services.core.errors import DataLossError, NotFoundError, PlatformError
-from services.core.metrics import SNAPSHOT_SECONDS
 from services.core.names import OperationName
-from services.core.persistence import until_reached
-from services.core.run_log import FencedError, Lease
-from services.core.run_past import RunPasts
-from services.core.snapshot_store import SnapshotName, SnapshotStore
+from services.core.process.metrics import SNAPSHOT_SECONDS
+from services.core.queue.retry import until_reached
+from services.core.queue.run_log import FencedError, Lease
+from services.core.queue.run_past import RunPasts
+from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
 from services.model.device import DeviceThread
 from services.model.manifest import Manifest
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.run_state import RunState
+from services.trainer.engine.snapshot_files import read_snapshot, write_snapshot
 from services.trainer.held_run import HeldRun
-from services.trainer.run_state import RunState
-from services.trainer.snapshot_files import read_snapshot, write_snapshot
 from services.trainer.snapshot_policy import Progress
 
 _KEPT = 2

@@ -13,11 +13,11 @@ import time
 
 import structlog
 
-from services.core import keyspace, streams
-from services.core.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.errors import PlatformError
-from services.core.operations import OperationStore
-from services.core.run_log import LogEntry, RunLogs, decode_entry, entry_position
+from services.core.queue import keyspace, streams
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
+from services.core.queue.operations import OperationStore
+from services.core.queue.run_log import LogEntry, RunLogs, decode_entry, entry_position
 from services.trainer.cycle import carry_out
 from services.trainer.held_run import READ_AHEAD
 from services.trainer.holdings import RELEASE_S, Holdings

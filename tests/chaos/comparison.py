@@ -8,8 +8,8 @@ from pathlib import Path
 
 import redis
 
-from services.core import keyspace
-from services.core.files import PARTIAL_PREFIX
+from services.core.queue import keyspace
+from services.core.storage.files import PARTIAL_PREFIX
 from tests.chaos.programs import Program
 
 

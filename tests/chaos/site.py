@@ -25,10 +25,10 @@ import redis
 import torch
 
 from services.cli.embedded_redis import find_server
-from services.core import keyspace
-from services.core.api_keys import ApiKeys
+from services.core.catalog.api_keys import ApiKeys
 from services.core.config import Settings
-from services.core.connection import RedisConnection
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from tests.e2e.platform import free_port, wait_until
 from tinker_proto.internal.v1 import job_pb2
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from services.core import keyspace
+from services.core.queue import keyspace
 from tests.chaos.site import BASE_MODEL, KINDS, LEASE_S, Kind, Site
 
 LONGEST_REST_S = 0.4

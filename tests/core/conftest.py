@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 from tests.core.queue_parts import Queues, open_queues
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core.blobs import BlobStore
-from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
-from services.core.load import LoadLimits
-from services.core.local_storage import LocalStorage
 from services.core.names import OperationName
-from services.core.operations import OperationStore
-from services.core.payloads import Payloads
-from services.core.run_log import Lease, RunLogs
-from services.core.sample_queue import SampleEntry, SampleQueues
+from services.core.queue.connection import RedisConnection
+from services.core.queue.limits import LoadLimits
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import Lease, RunLogs
+from services.core.queue.sample_queue import SampleEntry, SampleQueues
+from services.core.storage.blobs import BlobStore
+from services.core.storage.local import LocalStorage
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2, sampling_pb2, training_pb2
 

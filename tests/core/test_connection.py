@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 
 
 async def test_a_loop_that_is_cancelled_ends_wherever_it_is(connection: RedisConnection) -> None:

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 from services.cli.embedded_redis import EmbeddedRedis
-from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.events import EventHub
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.queue.events import EventHub
 
 
 async def announce(connection: RedisConnection, name: str) -> None:

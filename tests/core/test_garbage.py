@@ -15,23 +15,24 @@ from obstore.store import S3Store
 from typer.testing import CliRunner
 
 from services.cli.main import app
-from services.core import keyspace, pins
-from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
-from services.core.checkpoints import CheckpointStore
+from services.core.catalog import pins
+from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes
+from services.core.catalog.garbage import GarbageCollector
+from services.core.catalog.pins import Pins
+from services.core.catalog.runs import Catalog
+from services.core.catalog.sessions import Sessions
+from services.core.catalog.verification import verify_checkpoints
 from services.core.config import Settings
-from services.core.connection import RedisConnection
 from services.core.errors import NotFoundError
-from services.core.exports import ExportStore
-from services.core.garbage import GarbageCollector
-from services.core.local_storage import LocalStorage
-from services.core.payloads import Payloads
-from services.core.pins import Pins
-from services.core.sessions import Sessions
-from services.core.storage import Storage, Stored
-from services.core.uploads import UploadStore
-from services.core.verification import verify_checkpoints
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.queue.payloads import Payloads
+from services.core.storage.blobs import BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.exports import ExportStore
+from services.core.storage.interface import Storage, Stored
+from services.core.storage.local import LocalStorage
+from services.core.storage.uploads import UploadStore
 from tests.core.test_storage import bucket, s3, s3_server
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2

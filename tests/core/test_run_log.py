@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from services.core import keyspace
 from services.core.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -15,7 +14,8 @@ from services.core.errors import (
     from_operation_error,
 )
 from services.core.names import OperationName
-from services.core.run_log import Beginning, FencedError, Lease
+from services.core.queue import keyspace
+from services.core.queue.run_log import Beginning, FencedError, Lease
 from tests.core.queue_parts import BASE, LEASE_MS, RUN, Queues
 from tinker_proto.v1 import operation_pb2, training_pb2
 

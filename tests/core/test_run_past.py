@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from services.core import keyspace
-from services.core.blobs import BlobStore
 from services.core.errors import DataLossError
-from services.core.local_storage import LocalStorage
-from services.core.payloads import Payloads
-from services.core.run_log import FencedError, Lease
-from services.core.run_past import RunPasts, source_write
-from services.core.snapshot_store import SnapshotName, SnapshotStore
+from services.core.queue import keyspace
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import FencedError, Lease
+from services.core.queue.run_past import RunPasts, source_write
+from services.core.storage.blobs import BlobStore
+from services.core.storage.local import LocalStorage
+from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
 from tests.core.queue_parts import LEASE_MS, RUN, Queues
 from tinker_proto.v1 import training_pb2
 

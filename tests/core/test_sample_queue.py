@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.core import keyspace
 from services.core.names import OperationName
-from services.core.sample_queue import SampleEntry
+from services.core.queue import keyspace
+from services.core.queue.sample_queue import SampleEntry
 from tests.core.queue_parts import BASE, SAMPLING, Queues
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 

@@ -14,8 +14,6 @@ import obstore
 import pytest
 from obstore.store import S3Store
 
-from services.core.blobs import BlobStore
-from services.core.checkpoints import CheckpointStore
 from services.core.config import Settings
 from services.core.errors import (
     AlreadyExistsError,
@@ -24,11 +22,13 @@ from services.core.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.core.local_storage import LocalStorage
-from services.core.open_storage import open_storage
-from services.core.s3_storage import CONTENTS, S3Storage
-from services.core.storage import Storage
-from services.core.storage_cache import StorageCache
+from services.core.storage.blobs import BlobStore
+from services.core.storage.cache import StorageCache
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.interface import Storage
+from services.core.storage.local import LocalStorage
+from services.core.storage.open import open_storage
+from services.core.storage.s3 import CONTENTS, S3Storage
 from tests.core.s3_server import BUCKET, S3Server, serving_s3
 
 KEY = "checkpoints/s:train:0/weights/a/5"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from services.core.blobs import INLINE_LIMIT_BYTES, BlobStore
-from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, DataLossError, NotFoundError
-from services.core.local_storage import LocalStorage
-from services.core.payloads import Payloads
+from services.core.queue.payloads import Payloads
+from services.core.storage.blobs import INLINE_LIMIT_BYTES, BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.local import LocalStorage
 
 LOCATION = "run:train:0/weights/a/5"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from services.core import streams
-from services.core.connection import RedisConnection
+from services.core.queue import streams
+from services.core.queue.connection import RedisConnection
 
 GROUP = "workers"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.token_stream import TokenListener, TokenStream
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.queue.token_stream import TokenListener, TokenStream
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import sampling_pb2
 

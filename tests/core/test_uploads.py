@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.core.local_storage import LocalStorage
-from services.core.uploads import CONFIG_FILE, UploadStore
+from services.core.storage.local import LocalStorage
+from services.core.storage.uploads import CONFIG_FILE, UploadStore
 from tinker_proto.v1 import checkpoint_pb2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY
 
-import services.core.metrics  # noqa: F401  defines them
+import services.core.process.metrics  # noqa: F401  defines them
 
 ROOT = Path(__file__).parents[2]
 

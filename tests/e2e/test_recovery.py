@@ -19,17 +19,17 @@ from typing import Any
 import pytest
 import redis
 
-from services.core import keyspace
-from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.checkpoints import CheckpointStore
-from services.core.connection import RedisConnection
-from services.core.files import PARTIAL_PREFIX
-from services.core.local_storage import LocalStorage
-from services.core.operations import OperationStore
-from services.core.pages import PageRequest
-from services.core.payloads import Payloads
-from services.core.run_log import RunLogs
+from services.core.catalog.pages import PageRequest
+from services.core.catalog.runs import Catalog
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import RunLogs
+from services.core.storage.blobs import BlobStore
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.files import PARTIAL_PREFIX
+from services.core.storage.local import LocalStorage
 from tests.e2e.trainers import BASE_MODEL, Trainers, signal_to, spin_until
 from tests.model.tiny import save_model, tiny_config
 from tests.trainer.serving import Queue

@@ -18,9 +18,9 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import code_pb2
 
 from services.cli.state_file import running_redis_url
-from services.core import keyspace
-from services.core.api_keys import ApiKeys
-from services.core.connection import RedisConnection
+from services.core.catalog.api_keys import ApiKeys
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from tests.e2e.platform import API_KEY, Platform
 from tests.fuzz.bystander import Bystander
 from tests.fuzz.mutation import Mutator

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.core.config import Settings
-from services.core.connection import RedisConnection
-from services.core.workers import HEARTBEAT_S
+from services.core.process.workers import HEARTBEAT_S
+from services.core.queue.connection import RedisConnection
 from services.gateway.main import SERVICES, grpc_server
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, open_caller

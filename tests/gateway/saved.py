@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
+from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes
 from services.core.names import OperationName
-from services.core.run_log import Lease
+from services.core.queue.run_log import Lease
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller
 from tinker_proto.path import TinkerPath

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
-from services.core.connection import RedisConnection
+from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes
+from services.core.queue.connection import RedisConnection
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, fields_at_fault
 from tinker_proto.path import TinkerPath

@@ -11,9 +11,10 @@ from typing import Any
 import grpc
 import pytest
 
-from services.core import keyspace, pins
-from services.core.connection import RedisConnection
+from services.core.catalog import pins
 from services.core.errors import NotFoundError
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from services.gateway.stores import Stores
 from tests.gateway.caller import Caller, fields_at_fault
 from tests.gateway.saved import save

@@ -10,9 +10,9 @@ from datetime import timedelta
 import pytest
 from redis.exceptions import ConnectionError
 
-from services.core import keyspace
-from services.core.checkpoint_catalog import CheckpointCatalog
-from services.core.connection import RedisConnection
+from services.core.catalog.checkpoints import CheckpointCatalog
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from services.gateway import main
 from services.gateway.stores import Stores
 from tests.gateway.caller import Caller

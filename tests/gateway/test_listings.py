@@ -5,9 +5,9 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.run_metrics import metrics_write
+from services.core.catalog.run_metrics import metrics_write
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, fields_at_fault, forward_backward
 from tests.gateway.saved import lease_of
@@ -86,7 +86,7 @@ async def test_metrics_are_there_once_and_come_in_pages(alice: Caller, mallory: 
 async def test_a_runs_history_is_bounded(
     alice: Caller, connection: RedisConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.core.run_metrics.KEPT", 100)
+    monkeypatch.setattr("services.core.catalog.run_metrics.KEPT", 100)
     run = await alice.run()
     for seq_id in range(1, 401):
         await connection.commands.execute_command(*metrics_write(run, training_pb2.TrainingMetrics(seq_id=seq_id)))

@@ -7,8 +7,8 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from services.core.checkpoint_catalog import StoredCheckpoint, checkpoint_writes
-from services.core.connection import RedisConnection
+from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes
+from services.core.queue.connection import RedisConnection
 from tests.gateway.caller import BASE, Caller
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2

@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from services.gateway.memory import give_freed_memory_back
+from services.gateway.malloc import give_freed_memory_back
 
 if sys.argv[2] == "on":
     give_freed_memory_back()

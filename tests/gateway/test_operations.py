@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from services.core.names import OperationName
-from services.core.run_log import Lease
+from services.core.queue.run_log import Lease
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, datum, forward_backward, tokens
 from tinker_proto.v1 import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY
 
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 from services.gateway.queue_gauges import fill_gauges
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, tokens

@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import pytest
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from services.gateway.stores import Stores
 from tests.gateway.caller import (
     BASE,

@@ -8,11 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.core import keyspace
+from services.core.catalog.sessions import GRACE, Sessions
 from services.core.config import Settings
-from services.core.connection import RedisConnection
 from services.core.errors import ResourceExhaustedError
-from services.core.sessions import GRACE, Sessions
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from tests.gateway.caller import Caller
 from tinker_proto.v1 import session_pb2
 

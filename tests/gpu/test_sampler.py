@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel, load_base_model
 from services.model.varlen import Slots, Stretches, varlen_slots
-from services.sampler import noise
-from services.sampler.noise import noise_key
+from services.sampler.engine import noise
+from services.sampler.engine.noise import noise_key
 from tests.model.fixtures import load, source
 from tests.model.rows import random_tokens
 from tests.sampler.fixtures import ask, checkpoint, make_engine, run

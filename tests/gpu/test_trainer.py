@@ -14,9 +14,9 @@ from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import load_base_model
 from services.model.precision import matmul_fp32
 from services.model.varlen import Stretches, varlen_causal
-from services.trainer.engine import TrainerEngine
-from services.trainer.run_state import RunState
-from services.trainer.work import Outcome
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome
+from services.trainer.engine.run_state import RunState
 from tests.model.fixtures import source
 from tests.trainer.data import ADAM, group, random_data, work
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from services.core.config import Settings
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 from services.gateway.http.app import http_app
 from services.gateway.http.front import Front
 from services.gateway.stores import Stores

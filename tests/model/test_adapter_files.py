@@ -14,9 +14,9 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.core.storage.checkpoint_store import MANIFEST_FILE
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_files import read_adapter, write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel

@@ -17,7 +17,7 @@ from torch import nn
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.lora import Segment, install_lora
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
 from tests.model.plain_peft import largest_difference
 from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
 from tests.trainer.data import random_data, work

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.trainer.data import ADAM, datum, work
 from tinker_client._torch import differentiate

@@ -12,8 +12,8 @@ from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.sampler.request import GenerationResult
-from services.trainer.checkpoint_files import write_checkpoint
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.checkpoint_files import write_checkpoint
+from services.trainer.engine.local import TrainerEngine
 from tests.model.rows import random_tokens
 from tests.sampler.fixtures import ask, make_engine, run
 from tests.trainer.data import ADAM, random_data, work

@@ -14,10 +14,10 @@ from torch import Tensor
 from services.core.losses import LOSSES
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
-from services.trainer.batch import Example
-from services.trainer.engine import TrainerEngine
-from services.trainer.optimizer import AdamParams
-from services.trainer.work import Outcome
+from services.trainer.engine.batch import Example
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.optimizer import AdamParams
+from services.trainer.engine.pass_job import Outcome
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.trainer.data import ADAM, random_data, torch_adamw, work
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from services.model.base import BaseModel
-from services.sampler import trunk
-from services.sampler.attention import Span, join_spans
+from services.sampler.engine import trunk
+from services.sampler.engine.attention import Span, join_spans
 from tests.sampler.fixtures import ask, make_engine, run
 
 Load = Callable[..., BaseModel]

@@ -21,7 +21,7 @@ from services.core.errors import (
 )
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.sampler.engine import SamplerEngine
+from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationResult, SampledTokens, StopRule
 from tests.model.rows import random_tokens
 from tests.model.tiny import VOCAB_SIZE

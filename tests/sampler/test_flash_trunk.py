@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from services.core.errors import FailedPreconditionError, ResourceExhaustedError
-from services.core.uploads import WEIGHTS_FILE
+from services.core.storage.uploads import WEIGHTS_FILE
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.varlen import Slots, Stretches
-from services.sampler import attention, flash_trunk
-from services.sampler.engine import SamplerEngine
-from services.sampler.flash_trunk import FlashTrunk
-from services.sampler.recorded import Call
+from services.sampler.engine import attention, flash_trunk
+from services.sampler.engine.flash_trunk import FlashTrunk
+from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.recorded import Call
 from services.sampler.request import GenerationResult
 from tests.model.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
@@ -82,7 +82,7 @@ def flash(monkeypatch: pytest.MonkeyPatch, records: Records) -> Callable[..., Sa
         with monkeypatch.context() as patch:
             patch.setattr(FlashTrunk, "can_run", staticmethod(lambda base: True))
             # A row that no slot has, as a store on a GPU has one.
-            patch.setattr("services.sampler.kv.spare_rows", lambda device: 1)
+            patch.setattr("services.sampler.engine.kv.spare_rows", lambda device: 1)
             return make_engine(base, **limits)
 
     return made

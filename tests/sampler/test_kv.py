@@ -9,7 +9,7 @@ import pytest
 
 from services.core.errors import InvalidArgumentError
 from services.model.base import BaseModel
-from services.sampler.kv import KVStore, Ranges, Slot
+from services.sampler.engine.kv import KVStore, Ranges, Slot
 
 
 def test_slots_are_disjoint_and_come_back_whole() -> None:

@@ -16,8 +16,8 @@ from services.core.errors import CancelledError
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel, load_base_model
-from services.sampler.engine import SamplerEngine
-from services.sampler.merge import INDEX_FILE, write_merged
+from services.sampler.engine.merged_model import INDEX_FILE, write_merged
+from services.sampler.engine.native import SamplerEngine
 from tests.model.fixtures import load, source
 from tests.model.plain_peft import peft_warnings_ignored
 from tests.model.rows import perturbed_adapter

@@ -6,8 +6,8 @@ import itertools
 
 import torch
 
-from services.sampler import noise
-from services.sampler.noise import gumbel_from_, gumbel_noise, noise_key
+from services.sampler.engine import noise
+from services.sampler.engine.noise import gumbel_from_, gumbel_noise, noise_key
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import torch
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.sampler import placement
-from services.sampler.prefix_cache import BLOCK, chain
+from services.sampler.engine import placement
+from services.sampler.engine.prefix_cache import BLOCK, chain
 from services.sampler.request import GenerationResult
 from tests.model.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run

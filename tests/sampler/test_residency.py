@@ -11,7 +11,7 @@ import torch
 from services.core.errors import DataLossError
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.sampler.residency import Residency
+from services.sampler.engine.residency import Residency
 from tests.sampler.fixtures import ask, make_engine, run
 
 Load = Callable[..., BaseModel]

@@ -6,11 +6,11 @@ import itertools
 import random
 
 from services.model.adapters import AdapterWeights
-from services.sampler.kv import Slot
+from services.sampler.engine.kv import Slot
+from services.sampler.engine.scheduler import schedule
+from services.sampler.engine.sequence import Group, Sequence
+from services.sampler.engine.stop import StopWatch
 from services.sampler.request import StopRule
-from services.sampler.scheduler import schedule
-from services.sampler.sequence import Group, Sequence
-from services.sampler.stop import StopWatch
 from tests.sampler.fixtures import ask
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from services.sampler.engine.stop import StopWatch
 from services.sampler.request import StopRule
-from services.sampler.stop import StopWatch
 
 EOS = 99
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from services.model.base import BaseModel
-from services.sampler.engine import SamplerEngine
+from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import SampledTokens, StopRule
 from tests.model.tiny import VOCAB_SIZE
 from tests.sampler.fixtures import ask, make_engine, run

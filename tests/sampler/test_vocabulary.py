@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from services.core.errors import InvalidArgumentError
-from services.sampler.vocabulary import Vocabulary
+from services.sampler.engine.vocabulary import Vocabulary
 
 TEXT = "Stop here. \u4f60\u597d, \U0001f642 caf\u00e9!\n  next line\ttab"
 

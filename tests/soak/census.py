@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import redis
 
-from services.core import keyspace
-from services.core.local_storage import OWNED
+from services.core.queue import keyspace
+from services.core.storage.local import OWNED
 from tests.chaos.site import BASE_MODEL, Site
 
 MIB = 1 << 20

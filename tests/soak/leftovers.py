@@ -14,12 +14,12 @@ from typing import Any
 
 import redis
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
-from services.core.garbage import GarbageCollector
-from services.core.local_storage import LocalStorage
+from services.core.catalog.garbage import GarbageCollector
 from services.core.names import OperationName
-from services.core.snapshot_store import ROOT as SNAPSHOTS
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.storage.local import LocalStorage
+from services.core.storage.snapshot_store import ROOT as SNAPSHOTS
 from tests.chaos.site import TENANTS, Site
 from tests.soak.census import STREAMS, keys_by_prefix
 

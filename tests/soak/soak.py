@@ -25,8 +25,8 @@ SETTINGS: Mapping[str, Any] = {"snapshot_steps": 3, "snapshot_log_entries": 24, 
 """Snapshots so often that logs are trimmed within a session."""
 
 LIFETIMES: Mapping[str, Any] = {
-    "services.core.pins.KEEP_AFTER_END": timedelta(seconds=2),
-    "services.core.pins.LOOK_AGAIN": timedelta(seconds=1),
+    "services.core.catalog.pins.KEEP_AFTER_END": timedelta(seconds=2),
+    "services.core.catalog.pins.LOOK_AGAIN": timedelta(seconds=1),
     "services.gateway.main.EXPIRE_EVERY": timedelta(seconds=1),
     "services.gateway.main.SWEEP_EVERY": timedelta(seconds=1),
     "services.gateway.http.openai.targets.SESSION_S": 2.0,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from services.core.config import Settings
-from services.core.telemetry import configure_logging
+from services.core.process.telemetry import configure_logging
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
 from tests.model.fixtures import load, source
 
 __all__ = ["engine", "load", "source"]

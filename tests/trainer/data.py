@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from services.core.losses import LOSSES
-from services.trainer.batch import read_example
-from services.trainer.losses import resolve_loss
-from services.trainer.optimizer import AdamParams
-from services.trainer.work import Work
+from services.trainer.engine.batch import read_example
+from services.trainer.engine.losses import resolve_loss
+from services.trainer.engine.optimizer import AdamParams
+from services.trainer.engine.pass_job import Work
 from tests.model.tiny import VOCAB_SIZE
 from tinker_proto.tensor import from_array
 from tinker_proto.v1 import data_pb2

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
 
 
 @contextmanager

@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.core.blobs import BlobStore
 from services.core.config import Settings
-from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
-from services.core.load import LoadLimits
-from services.core.local_storage import LocalStorage
-from services.core.operations import OperationStore
-from services.core.payloads import Payloads
-from services.core.run_log import RunLogs
+from services.core.queue.connection import RedisConnection
+from services.core.queue.limits import LoadLimits
+from services.core.queue.operations import OperationStore
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import RunLogs
+from services.core.storage.blobs import BlobStore
+from services.core.storage.local import LocalStorage
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.main import assemble
-from services.trainer.work import Outcome, Work
 from services.trainer.worker import TrainerWorker
 from tests.trainer.data import random_data
 from tinker_proto.internal.v1 import job_pb2

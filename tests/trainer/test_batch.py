@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from services.core.losses import LOSSES
-from services.trainer.batch import Batch, read_example
+from services.trainer.engine.batch import Batch, read_example
 from tests.trainer.data import datum
 from tinker_proto.v1 import data_pb2
 

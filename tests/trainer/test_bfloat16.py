@@ -11,7 +11,7 @@ import torch
 
 from services.model.adapters import AdapterConfig
 from services.model.base import load_base_model
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
 from tests.trainer.data import ADAM, random_data, work
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.core.checkpoints import MANIFEST_FILE
 from services.core.errors import DataLossError, InvalidArgumentError
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.core.storage.checkpoint_store import MANIFEST_FILE
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import CheckpointKind, Manifest
-from services.trainer.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint
-from services.trainer.engine import TrainerEngine
-from services.trainer.run_state import RunState
+from services.trainer.engine.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.run_state import RunState
 from tests.trainer.data import ADAM, random_data, work
 
 CONFIG = AdapterConfig(4, seed=9)

@@ -15,9 +15,9 @@ from services.core.errors import (
 )
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
-from services.trainer.run_state import RunState
-from services.trainer.work import Outcome
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome
+from services.trainer.engine.run_state import RunState
 from tests.trainer.data import ADAM, datum, random_data, work
 
 CONFIG = AdapterConfig(4, seed=0)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.core.checkpoints import CheckpointStore
 from services.core.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -19,9 +18,10 @@ from services.core.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
-from services.core.local_storage import LocalStorage
-from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations, execute
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.local import LocalStorage
+from services.trainer.engine.execute import Locations, execute
+from services.trainer.engine.local import TrainerEngine
 from tests.trainer.data import ADAM, random_data
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
@@ -228,7 +228,7 @@ def test_a_run_that_does_not_fit_the_memory_is_refused_and_leaves_nothing(
         raise torch.OutOfMemoryError("no memory for another run")
 
     with monkeypatch.context() as device:
-        device.setattr("services.trainer.engine.RunState", full)
+        device.setattr("services.trainer.engine.local.RunState", full)
         with pytest.raises(ResourceExhaustedError, match="create_training_run of operation s:train:0:0") as refused:
             trainer.create()
     assert refused.value.reason == "OUT_OF_MEMORY"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from services.core import keyspace
-from services.core.connection import RedisConnection
 from services.core.errors import NotFoundError, PlatformError
-from services.core.run_log import Lease
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+from services.core.queue.run_log import Lease
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
-from services.trainer.work import Outcome, Work
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome, Work
 from tests.trainer.serving import DEADLINE_S, Queue, loss_of, open_queue, serving, until
 
 RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(4)}

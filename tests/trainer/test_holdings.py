@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from services.core.catalog.sessions import Sessions
 from services.core.config import Settings
-from services.core.connection import RedisConnection
 from services.core.errors import PlatformError
-from services.core.sessions import Sessions
+from services.core.queue.connection import RedisConnection
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
-from services.trainer.engine import TrainerEngine
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.main import assemble
-from services.trainer.work import Outcome, Work
 from tests.trainer.serving import Queue, WatchedEngine, open_queue, serving, until, until_true
 
 QUIET = {"snapshot_steps": 10_000, "snapshot_log_entries": 10_000, "snapshot_seconds": 10_000.0}

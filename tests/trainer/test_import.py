@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.core.checkpoints import CheckpointStore
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
-from services.core.local_storage import LocalStorage
-from services.core.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.local import LocalStorage
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
-from services.trainer.execute import Locations, execute
+from services.trainer.engine.execute import Locations, execute
+from services.trainer.engine.local import TrainerEngine
 from tests.model.rows import perturbed_adapter
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import checkpoint_pb2

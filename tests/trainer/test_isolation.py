@@ -12,9 +12,9 @@ import torch
 from services.core.errors import FailedPreconditionError, ResourceExhaustedError
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.engine import TrainerEngine
-from services.trainer.isolation import run_isolated
-from services.trainer.work import Outcome
+from services.trainer.engine.isolation import run_isolated
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome
 from tests.trainer.data import random_data, work
 from tests.trainer.memory import small_memory
 

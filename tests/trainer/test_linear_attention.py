@@ -14,8 +14,8 @@ from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.attention import PackedSequences
 from services.model.base import BaseModel, load_base_model
 from services.model.linear_attention import CHUNK, keep_sequences_apart
-from services.trainer.engine import TrainerEngine
-from services.trainer.work import Outcome
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import Outcome
 from tests.model.plain_peft import PlainPeft, largest_difference
 from tests.model.rows import perturbed_adapter, random_tokens
 from tests.model.tiny import save_model, tiny_config
@@ -128,7 +128,7 @@ def test_on_a_cpu_a_job_has_the_same_bits_in_any_company(tmp_path: Path) -> None
 
 def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap itself: the layers as transformers has them take a packed row for one sequence."""
-    monkeypatch.setattr("services.trainer.engine.keep_sequences_apart", lambda _: None)
+    monkeypatch.setattr("services.trainer.engine.local.keep_sequences_apart", lambda _: None)
     mixing = TrainerEngine(load(FAMILY)).base
     keeping = TrainerEngine(load("qwen3")).base
     for base, differs in ((mixing, True), (keeping, False)):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.core.catalog import Catalog
-from services.core.checkpoints import CheckpointStore
-from services.core.connection import RedisConnection
-from services.core.local_storage import LocalStorage
-from services.core.pins import Pins
+from services.core.catalog.pins import Pins
+from services.core.catalog.runs import Catalog
+from services.core.queue.connection import RedisConnection
+from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.local import LocalStorage
 from services.model.base import BaseModel
 from tests.trainer.serving import Queue, WatchedEngine, loss_of, open_queue, serving
 from tinker_proto.path import TinkerPath

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from services.core.errors import InvalidArgumentError
 from services.core.losses import LOSSES
-from services.trainer.losses import Loss, resolve_loss
+from services.trainer.engine.losses import Loss, resolve_loss
 
 P = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
 Q = torch.tensor([-1.5, -2.0, -0.1, -1.0, -1.1])

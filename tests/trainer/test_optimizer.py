@@ -11,8 +11,8 @@ import torch
 from services.core.errors import FailedPreconditionError
 from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import BaseModel
-from services.trainer.optimizer import adamw_step, global_norm
-from services.trainer.run_state import RunState
+from services.trainer.engine.optimizer import adamw_step, global_norm
+from services.trainer.engine.run_state import RunState
 from tests.trainer.data import ADAM, torch_adamw
 
 

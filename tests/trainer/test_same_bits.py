@@ -17,10 +17,10 @@ from services.core.errors import FailedPreconditionError
 from services.model import rowwise
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel, load_base_model
-from services.trainer.engine import TrainerEngine
-from services.trainer.isolation import run_isolated
-from services.trainer.rows import divide, fill_rows
-from services.trainer.work import JobUnderWay, Outcome, Work
+from services.trainer.engine.isolation import run_isolated
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.pass_job import JobUnderWay, Outcome, Work
+from services.trainer.engine.rows import divide, fill_rows
 from tests.model.rows import perturbed_adapter
 from tests.model.tiny import save_model
 from tests.trainer.data import ADAM, random_data, work

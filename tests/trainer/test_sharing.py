@@ -11,9 +11,9 @@ import torch
 from services.core.losses import LOSSES
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.batch import Batch, read_example
-from services.trainer.engine import TrainerEngine
-from services.trainer.sharing import Extent, Group, find_groups, share
+from services.trainer.engine.batch import Batch, read_example
+from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.prefix_sharing import Extent, Group, find_groups, share
 from tests.trainer.data import datum, group, random_data, work
 from tests.trainer.memory import small_memory
 from tinker_proto.v1 import data_pb2

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.core.blobs import BlobStore
-from services.core.catalog import Catalog
-from services.core.connection import RedisConnection
+from services.core.catalog.runs import Catalog
 from services.core.errors import DataLossError
-from services.core.local_storage import LocalStorage
-from services.core.payloads import Payloads
-from services.core.run_log import FencedError
-from services.core.run_past import RunPast, RunPasts
-from services.core.snapshot_store import SnapshotName, SnapshotStore
+from services.core.queue.connection import RedisConnection
+from services.core.queue.payloads import Payloads
+from services.core.queue.run_log import FencedError
+from services.core.queue.run_past import RunPast, RunPasts
+from services.core.storage.blobs import BlobStore
+from services.core.storage.local import LocalStorage
+from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.device import DeviceThread
 from services.model.manifest import Manifest
-from services.trainer.run_state import RunState
-from services.trainer.snapshot_files import STATE_FILE, read_snapshot, write_snapshot
+from services.trainer.engine.run_state import RunState
+from services.trainer.engine.snapshot_files import STATE_FILE, read_snapshot, write_snapshot
 from services.trainer.snapshot_policy import Progress
 from services.trainer.snapshots import Snapshots
 from tests.trainer.serving import Queue, WatchedEngine, open_queue, serving, until_true

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.rpc import code_pb2
 
-from services.core.connection import RedisConnection
+from services.core.queue.connection import RedisConnection
 from services.model.base import BaseModel
 from tests.model.tiny import VOCAB_SIZE
 from tests.trainer.data import datum

@@ -10,8 +10,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.core.connection import RedisConnection
-from services.core.metrics import HTTP_REQUESTS
+from services.core.process.metrics import HTTP_REQUESTS
+from services.core.queue.connection import RedisConnection
 from services.gateway.http import status
 from services.gateway.http.arrival import HeldUntilAnswered
 from services.gateway.http.description import described

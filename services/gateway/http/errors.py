@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ExceptionHandler
 
-from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import InternalError, PlatformError, ResourceExhaustedError, UnavailableError
+from services.core.queue.connection import TRANSIENT_ERRORS
 from services.gateway.http.body import BodyTooLargeError, WrongContentTypeError
 
 PAUSE_S = 1.0

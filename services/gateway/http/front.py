@@ -8,12 +8,12 @@ from starlette.requests import Request
 
 from services.core.config import Settings
 from services.core.errors import UnauthenticatedError
-from services.gateway.checkpoint_files import CheckpointFiles
 from services.gateway.creation import Creation
 from services.gateway.http.arrival import Arrival
 from services.gateway.request_memory import RequestMemory
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
+from services.gateway.transfers import CheckpointFiles
 
 
 @dataclass(frozen=True)

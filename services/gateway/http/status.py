@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.core.connection import TRANSIENT_ERRORS, RedisConnection
-from services.core.workers import WorkerDirectory
+from services.core.process.workers import WorkerDirectory
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.gateway.queue_gauges import fill_gauges
 
 ANSWER_WITHIN_S = 1.0

@@ -10,8 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import PlatformError, UnavailableError
+from services.core.queue.connection import TRANSIENT_ERRORS
 from services.gateway.http.caller import unless_gone
 from services.gateway.http.openai.errors import content_of
 from services.gateway.http.openai.generations import NewTokens

@@ -10,8 +10,8 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.core.connection import TRANSIENT_ERRORS
 from services.core.errors import InternalError, NotFoundError, PlatformError, UnauthenticatedError, UnavailableError
+from services.core.queue.connection import TRANSIENT_ERRORS
 from services.gateway.http.caller import CallerGoneError
 from services.gateway.http.errors import retry_headers, status_of
 

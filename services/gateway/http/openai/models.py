@@ -7,8 +7,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.core.pages import PageRequest
-from services.core.workers import supported_models
+from services.core.catalog.pages import PageRequest
+from services.core.process.workers import supported_models
 from services.gateway.http.front import Front
 from services.gateway.http.openai.targets import Targets
 from tinker_proto.path import TinkerPath

@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.core.pages import Cursor, PageRequest
+from services.core.catalog.pages import Cursor, PageRequest
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.fields import Int64, SdkFields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page
-from services.gateway.paging import MAX_PAGE_SIZE
+from services.gateway.rpc.paging import MAX_PAGE_SIZE
 from services.gateway.validation.fields import check_ttl, parse_path
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.core.workers import supported_models
+from services.core.process.workers import supported_models
 from services.gateway.http.body import read_body
 from services.gateway.http.front import Front
 

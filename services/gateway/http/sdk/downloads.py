@@ -14,12 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from services.core.checkpoint_catalog import StoredCheckpoint
-from services.core.download_links import DownloadLink
+from services.core.catalog.checkpoints import StoredCheckpoint
+from services.core.catalog.download_links import DownloadLink
 from services.core.errors import NotFoundError
-from services.gateway.checkpoint_files import CheckpointFiles
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.checkpoints import ONE, path_of
+from services.gateway.transfers import CheckpointFiles
 from services.gateway.validation.fields import parse_path
 from tinker_proto.v1 import checkpoint_pb2
 

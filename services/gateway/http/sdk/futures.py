@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
-from services.core.reserved_samplers import ReservedSampler
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.front import Front

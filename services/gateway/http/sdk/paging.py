@@ -6,9 +6,9 @@ from typing import Any
 
 from starlette.requests import Request
 
+from services.core.catalog.pages import PageRequest
 from services.core.errors import InvalidArgumentError
-from services.core.pages import PageRequest
-from services.gateway.paging import MAX_PAGE_SIZE
+from services.gateway.rpc.paging import MAX_PAGE_SIZE
 from services.gateway.validation.fields import check_range
 
 MAX_OFFSET = 10_000_000

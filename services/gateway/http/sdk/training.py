@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError
-from services.core.reserved_samplers import ReservedSampler
 from services.gateway.http.body import read_json, read_protobuf, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import LossRequest, fill_loss

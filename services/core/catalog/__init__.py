@@ -1,0 +1,1 @@
+"""What clients can list: runs, checkpoints, sessions, keys, and what belongs to them."""

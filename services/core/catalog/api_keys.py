@@ -1,0 +1,106 @@
+"""API keys: who may call, and as which tenant.
+
+A key is `tml-` and 43 random characters. Only its SHA-256 is stored, which is enough against guessing because the key
+itself is 256 random bits. Each key belongs to one tenant; a tenant may have many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
+
+KEY_PREFIX = "tml-"
+_KEY = re.compile(r"tml-[\x21-\x7e]{8,200}", re.ASCII)
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """What is known of a key; the key itself is not."""
+
+    key_id: str
+    tenant: str
+    label: str
+    create_time: datetime
+
+
+class ApiKeys:
+    """Keys of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._commands = connection.commands
+
+    async def create(self, tenant: str, label: str = "", key: str | None = None) -> tuple[str, ApiKey]:
+        """Makes a key for a tenant, or takes the given one; returns the key, which is never shown again.
+
+        Raises:
+            InvalidArgumentError: the tenant's name or the given key has the wrong form.
+            AlreadyExistsError: the given key belongs to a tenant already.
+        """
+        if not _TENANT.fullmatch(tenant):
+            raise InvalidArgumentError.at("tenant", f"{tenant!r} is not 1 to 64 characters of [A-Za-z0-9._-]")
+        if key is not None and not _KEY.fullmatch(key):
+            raise InvalidArgumentError.at("key", "an API key is 'tml-' and 8 to 200 printable characters")
+        key = key or KEY_PREFIX + secrets.token_urlsafe(32)
+        digest = _digest(key)
+        made = ApiKey(digest[:12], tenant, label, datetime.now(UTC))
+        record = {"key_id": made.key_id, "tenant": tenant, "label": label, "time": time.time()}
+        if await self._commands.exists(keyspace.api_key(digest)):
+            raise AlreadyExistsError(f"this key exists already, as {made.key_id}")
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.hset(keyspace.API_KEYS, made.key_id, digest)
+        pipeline.hset(keyspace.api_key(digest), mapping=record)
+        await pipeline.execute()
+        return key, made
+
+    async def tenant_of(self, key: str) -> str:
+        """The tenant that a key belongs to.
+
+        Raises:
+            UnauthenticatedError: nobody's, or revoked.
+        """
+        tenant: bytes | None = await self._commands.hget(keyspace.api_key(_digest(key)), "tenant")
+        if tenant is None:
+            message = "this API key is unknown or revoked; `tinker-platform keys create` on the server makes one"
+            raise UnauthenticatedError(message, reason="UNKNOWN_API_KEY")
+        return tenant.decode()
+
+    async def list(self) -> list[ApiKey]:
+        """All keys, oldest first."""
+        digests = [digest.decode() for digest in await self._commands.hvals(keyspace.API_KEYS)]
+        records = [await self._commands.hgetall(keyspace.api_key(digest)) for digest in digests]
+        keys = [
+            ApiKey(
+                key_id=record[b"key_id"].decode(),
+                tenant=record[b"tenant"].decode(),
+                label=record[b"label"].decode(),
+                create_time=datetime.fromtimestamp(float(record[b"time"]), UTC),
+            )
+            for record in records
+            if record
+        ]
+        return sorted(keys, key=lambda key: key.create_time)
+
+    async def revoke(self, key_id: str) -> None:
+        """Makes a key unusable at once.
+
+        Raises:
+            NotFoundError: there is no key of this id.
+        """
+        digest = await self._commands.hget(keyspace.API_KEYS, key_id)
+        if digest is None:
+            raise NotFoundError(f"there is no key {key_id!r}; `tinker-platform keys list` shows them")
+        await self._commands.delete(keyspace.api_key(digest.decode()))
+        await self._commands.hdel(keyspace.API_KEYS, key_id)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

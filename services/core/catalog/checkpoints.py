@@ -1,0 +1,183 @@
+"""Checkpoints that exist: whose they are, who may read them, until when, and where their files are.
+
+A checkpoint is here exactly when its save has succeeded: both are one script. From the moment that it expires it does
+not exist for any call. Its files stay as long as somebody pins their location: see services.core.catalog.pins.
+A published one can be read by every tenant and changed by its owner alone; others do not exist for other tenants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from services.core.catalog.pages import Page, PageRequest, read_page
+from services.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection, Write
+from tinker_proto.path import CheckpointKind, TinkerPath
+from tinker_proto.v1 import checkpoint_pb2
+
+_BURIED_AT_ONCE = 1000
+_KINDS: tuple[CheckpointKind, ...] = ("weights", "sampler_weights")
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint and where its files are."""
+
+    checkpoint: checkpoint_pb2.Checkpoint
+    location: str
+
+
+class CheckpointCatalog:
+    """The checkpoints of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+
+    async def get(self, path: TinkerPath, tenant: str) -> StoredCheckpoint:
+        """A checkpoint that `tenant` may read; the two-part form of a path means the only one of that name.
+
+        Raises:
+            NotFoundError: there is none at this path for this tenant.
+            InvalidArgumentError: a two-part path fits a training and a sampler checkpoint.
+        """
+        kinds = _KINDS if path.kind is None else (path.kind,)
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        pipeline.time()
+        for kind in kinds:
+            pipeline.hgetall(keyspace.checkpoint(str(TinkerPath(path.training_run_id, kind, path.name))))
+        (seconds, microseconds), *records = await pipeline.execute()
+        now_ms = seconds * 1000 + microseconds // 1000
+        found = [record for record in records if _is_there(record, now_ms) and _may_read(record, tenant)]
+        if not found:
+            raise _missing(path)
+        if len(found) > 1:
+            message = f"{path} fits weights/{path.name} and sampler_weights/{path.name}; allowed is one of the two"
+            raise InvalidArgumentError.at("tinker_path", message, reason="BAD_TINKER_PATH")
+        return _stored(found[0])
+
+    async def location_of(self, path: TinkerPath) -> str:
+        """Where the files are that a path names, whoever asks and even if they have expired; "" if it names none."""
+        location = await self._connection.commands.hget(keyspace.checkpoint(str(path)), "location")
+        return (location or b"").decode()
+
+    async def page(self, index: str, wanted: PageRequest) -> tuple[list[checkpoint_pb2.Checkpoint], Page]:
+        """A page of an index of checkpoints, whose owner the caller has checked."""
+        await self.bury_expired()
+        page = await read_page(self._connection, index, wanted)
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        for name in page.names:
+            pipeline.hgetall(keyspace.checkpoint(name))
+        return [_stored(record).checkpoint for record in await pipeline.execute() if record], page
+
+    async def pin(self, path: TinkerPath, tenant: str, pinned_by: str) -> StoredCheckpoint:
+        """Keeps the files of a checkpoint that `tenant` may read for `pinned_by`: a session or an operation.
+
+        Raises:
+            NotFoundError: there is none at this path for this tenant.
+        """
+        arguments = [tenant, pinned_by, keyspace.PINS]
+        fields = await self._connection.run("pin_checkpoint", [keyspace.checkpoint(str(path))], arguments)
+        return _stored(_changed(fields, path))
+
+    async def set_public(self, path: TinkerPath, tenant: str, *, public: bool) -> checkpoint_pb2.Checkpoint:
+        """Publishes a checkpoint or takes that back; raises as `remove`."""
+        return await self._change(path, tenant, "public", "1" if public else "")
+
+    async def set_lifetime(self, path: TinkerPath, tenant: str, seconds: int | None) -> checkpoint_pb2.Checkpoint:
+        """Has a checkpoint expire so many seconds from now, or never; raises as `remove`."""
+        return await self._change(path, tenant, "expires", "" if seconds is None else str(seconds * 1000))
+
+    async def remove(self, path: TinkerPath, tenant: str) -> StoredCheckpoint:
+        """Takes a checkpoint out of the catalog and dooms its files.
+
+        Raises:
+            NotFoundError: there is none at this path for this tenant.
+            PermissionDeniedError: another tenant has published it.
+        """
+        path = await self._full(path, tenant)
+        keys, prefix = [keyspace.EXPIRING, keyspace.DOOMED], keyspace.PREFIX
+        fields = await self._connection.run("bury_checkpoints", keys, [prefix, str(path), tenant, 1])
+        return _stored(_changed(fields, path))
+
+    async def bury_expired(self) -> None:
+        """Takes what has expired out of the catalog and dooms its files."""
+        keys, prefix = [keyspace.EXPIRING, keyspace.DOOMED], keyspace.PREFIX
+        while await self._connection.run("bury_checkpoints", keys, [prefix, "", "", _BURIED_AT_ONCE]):
+            pass
+
+    async def _full(self, path: TinkerPath, tenant: str) -> TinkerPath:
+        if path.kind is not None:
+            return path
+        return TinkerPath.parse((await self.get(path, tenant)).checkpoint.tinker_path)
+
+    async def _change(
+        self, path: TinkerPath, tenant: str, field: Literal["public", "expires"], value: str
+    ) -> checkpoint_pb2.Checkpoint:
+        path = await self._full(path, tenant)
+        keys = [keyspace.checkpoint(str(path)), keyspace.EXPIRING]
+        fields = await self._connection.run("change_checkpoint", keys, [tenant, str(path), field, value])
+        return _stored(_changed(fields, path)).checkpoint
+
+
+def checkpoint_writes(tenant: str, stored: StoredCheckpoint, replaced: str) -> list[Write]:
+    """The writes that enter a checkpoint, to be made visible with the result of its save.
+
+    `replaced` is the location that its path has named so far, "" for none: its files are doomed.
+    """
+    checkpoint, path = stored.checkpoint, stored.checkpoint.tinker_path
+    key, when = keyspace.checkpoint(path), checkpoint.time.ToMilliseconds()
+    run, kind = checkpoint.training_run_id, checkpoint.checkpoint_id.partition("/")[0]
+    writes: list[Write] = [
+        ("DEL", key),
+        ("HSET", key, "tenant", tenant, "record", checkpoint.SerializeToString(), "location", stored.location),
+        ("ZADD", keyspace.tenant_checkpoints(tenant), when, path),
+        ("ZADD", keyspace.run_checkpoints(run), when, path),
+        ("ZADD", keyspace.run_checkpoints_of_kind(run, kind), when, path),
+        ("ZREM", keyspace.EXPIRING, path),
+    ]
+    if checkpoint.HasField("expires_at"):
+        expires = checkpoint.expires_at.ToMilliseconds()
+        writes += [("HSET", key, "expires", expires), ("ZADD", keyspace.EXPIRING, expires, path)]
+    if replaced and replaced != stored.location:
+        writes.append(("ZADD", keyspace.DOOMED, when, replaced))
+    return writes
+
+
+def pin_write(location: str, pinned_by: str) -> Write:
+    """The write that keeps files for somebody, as `CheckpointCatalog.pin` does."""
+    return ("SADD", keyspace.PINS + location, pinned_by)
+
+
+def _is_there(record: Mapping[bytes, bytes], now_ms: int) -> bool:
+    return bool(record) and (b"expires" not in record or int(record[b"expires"]) > now_ms)
+
+
+def _may_read(record: Mapping[bytes, bytes], tenant: str) -> bool:
+    return record[b"tenant"] == tenant.encode() or b"public" in record
+
+
+def _stored(record: Mapping[bytes, bytes]) -> StoredCheckpoint:
+    checkpoint = checkpoint_pb2.Checkpoint.FromString(record[b"record"])
+    checkpoint.public = b"public" in record
+    checkpoint.ClearField("expires_at")
+    if b"expires" in record:
+        checkpoint.expires_at.FromMilliseconds(int(record[b"expires"]))
+    return StoredCheckpoint(checkpoint, record[b"location"].decode())
+
+
+def _changed(reply: Any, path: TinkerPath) -> dict[bytes, bytes]:
+    """The fields that a script has returned."""
+    if reply == b"missing":
+        raise _missing(path)
+    if reply == b"denied":
+        message = f"checkpoint {path} is another tenant's, who has published it; only its owner can change it"
+        raise PermissionDeniedError(message, reason="NOT_THE_OWNER")
+    fields: Sequence[bytes] = reply
+    return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def _missing(path: TinkerPath) -> NotFoundError:
+    return NotFoundError(f"there is no checkpoint {path}", reason="CHECKPOINT_NOT_FOUND")

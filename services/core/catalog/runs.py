@@ -1,0 +1,143 @@
+"""What exists and whose it is: training runs, sampling sessions, and through `checkpoints` the checkpoints.
+
+Records are protobuf messages in Redis with their tenant beside them. Whatever belongs to another tenant does not exist
+here: NOT_FOUND.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from services.core.catalog.checkpoints import CheckpointCatalog
+from services.core.catalog.pages import Page, PageRequest, read_page
+from services.core.errors import NotFoundError
+from services.core.names import session_of
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection, Write
+from tinker_proto.v1 import checkpoint_pb2, sampling_pb2, training_pb2
+
+
+class Catalog:
+    """The catalog of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._commands = connection.commands
+        self.checkpoints = CheckpointCatalog(connection)
+
+    async def add_run(self, tenant: str, run: training_pb2.TrainingRun) -> None:
+        """Enters a run; entering it again keeps the first record."""
+        pipeline = self._commands.pipeline(transaction=True)
+        for write in run_writes(tenant, run):
+            pipeline.execute_command(*write)
+        await pipeline.execute()
+
+    async def run(self, run_id: str, tenant: str) -> training_pb2.TrainingRun:
+        """A run of `tenant` with its newest checkpoints.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is another tenant's.
+        """
+        await self.run_record(run_id, tenant)
+        (run,) = await self._runs([run_id])
+        return run
+
+    async def run_record(self, run_id: str, tenant: str) -> training_pb2.TrainingRun:
+        """A run as it was created; raises as `run`."""
+        owner, record = await self._commands.hmget(keyspace.training_run(run_id), "tenant", "record")
+        if owner != tenant.encode():
+            raise NotFoundError(f"there is no training run {run_id[:200]!r}", reason="TRAINING_RUN_NOT_FOUND")
+        return training_pb2.TrainingRun.FromString(record)
+
+    async def run_page(self, tenant: str, wanted: PageRequest) -> tuple[list[training_pb2.TrainingRun], Page]:
+        """A page of a tenant's runs."""
+        page = await read_page(self._connection, keyspace.tenant_runs(tenant), wanted)
+        return await self._runs(page.names), page
+
+    async def checkpoint_page(
+        self, tenant: str, run_id: str, wanted: PageRequest
+    ) -> tuple[list[checkpoint_pb2.Checkpoint], Page]:
+        """A page of a tenant's checkpoints, or of those of one run of theirs; raises as `run`."""
+        if not run_id:
+            return await self.checkpoints.page(keyspace.tenant_checkpoints(tenant), wanted)
+        await self.run_record(run_id, tenant)
+        return await self.checkpoints.page(keyspace.run_checkpoints(run_id), wanted)
+
+    async def add_sampling_session(
+        self, tenant: str, sampling: sampling_pb2.SamplingSession, location: str, follows: str = ""
+    ) -> None:
+        """Enters a sampling session; entering it again keeps the first record.
+
+        One that `follows` a run samples from the run's newest inflight weights instead of `location` alone.
+        """
+        name = sampling.sampling_session_id
+        key = keyspace.sampling_session(name)
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.hsetnx(key, "tenant", tenant)
+        pipeline.hsetnx(key, "location", location)
+        pipeline.hsetnx(key, "record", sampling.SerializeToString())
+        if follows:
+            pipeline.hsetnx(key, "follows", follows)
+        pipeline.zadd(keyspace.session_samplings(session_of(name)), {name: time.time()}, nx=True)
+        await pipeline.execute()
+
+    async def sampling_session(self, sampling_session_id: str, tenant: str) -> tuple[sampling_pb2.SamplingSession, str]:
+        """A sampling session of `tenant`, and the location of its pinned checkpoint ("" for the base model).
+
+        Raises:
+            NotFoundError: there is none of this id, or it is another tenant's.
+        """
+        record = await self._commands.hgetall(keyspace.sampling_session(sampling_session_id))
+        if record.get(b"tenant") != tenant.encode():
+            message = f"there is no sampling session {sampling_session_id[:200]!r}"
+            raise NotFoundError(message, reason="SAMPLING_SESSION_NOT_FOUND")
+        sampling, location = sampling_pb2.SamplingSession.FromString(record[b"record"]), record[b"location"].decode()
+        if b"follows" in record:
+            newest = await self._commands.zrevrange(keyspace.inflight_weights(record[b"follows"].decode()), 0, 0)
+            if newest:
+                location, _, sampling.model_path = newest[0].decode().partition(" ")
+        return sampling, location
+
+    async def publish_inflight(self, run_id: str, seq_id: int, location: str, path: str) -> None:
+        """Has the inflight sampling sessions of a run sample from weights, unless they have newer ones already."""
+        key = keyspace.inflight_weights(run_id)
+        pipeline = self._commands.pipeline(transaction=True)
+        pipeline.zadd(key, {f"{location} {path}": seq_id})
+        pipeline.zremrangebyrank(key, 0, -2)
+        await pipeline.execute()
+
+    async def count_client(self, sampling_session_id: str) -> int:
+        """The number of another client of a sampling session, from 1."""
+        return int(await self._commands.hincrby(keyspace.sampling_session(sampling_session_id), "clients", 1))
+
+    async def _runs(self, run_ids: Sequence[str]) -> list[training_pb2.TrainingRun]:
+        """Runs with what is known about them by now, in one round trip."""
+        await self.checkpoints.bury_expired()
+        pipeline = self._commands.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.hget(keyspace.training_run(run_id), "record")
+            pipeline.hget(keyspace.run_meta(run_id), "last_request")
+            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, "weights"), 0, 0)
+            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, "sampler_weights"), 0, 0)
+        replies = await pipeline.execute()
+        runs = []
+        for record, last_request_ms, training, sampler in zip(*[iter(replies)] * 4, strict=True):
+            run = training_pb2.TrainingRun.FromString(record)
+            run.last_request_time.FromMilliseconds(int(last_request_ms or run.create_time.ToMilliseconds()))
+            run.last_checkpoint = training[0].decode() if training else ""
+            run.last_sampler_checkpoint = sampler[0].decode() if sampler else ""
+            runs.append(run)
+        return runs
+
+
+def run_writes(tenant: str, run: training_pb2.TrainingRun) -> list[Write]:
+    """The writes that enter a run; carried out again they keep the first record."""
+    run_id, now = run.training_run_id, str(time.time())
+    key = keyspace.training_run(run_id)
+    return [
+        ("HSETNX", key, "tenant", tenant),
+        ("HSETNX", key, "record", run.SerializeToString()),
+        ("ZADD", keyspace.tenant_runs(tenant), "NX", now, run_id),
+        ("ZADD", keyspace.session_runs(session_of(run_id)), "NX", now, run_id),
+    ]

@@ -1,0 +1,1 @@
+"""What a server process needs: gRPC server, health, metrics, logging, its announcement."""

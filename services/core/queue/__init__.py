@@ -1,0 +1,1 @@
+"""Logs, leases and results in Redis: what waits, who works on it, and what it ends with."""

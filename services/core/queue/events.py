@@ -1,0 +1,134 @@
+"""One reader of the event stream per process, whatever the number of watchers.
+
+Each finished operation is announced once by name on a capped stream. The hub reads it from where it was and hands
+every name to the watchers of its session. When Redis was away it closes its watchers: they open again and name what
+they still wait for, which is also how a client of a dead gateway finds its results elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from services.core.names import session_of
+from services.core.queue import keyspace, streams
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
+
+_log = structlog.get_logger(__name__)
+
+
+class Watcher:
+    """Names of finished operations of one session, as they come."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    async def next_names(self) -> list[str] | None:
+        """Waits for finished operations and returns their names, or None when the watch has been closed."""
+        await self._changed.wait()
+        self._changed.clear()
+        if self._closed:
+            return None
+        names, self._names = list(self._names), set()
+        return names
+
+    def add(self, name: str) -> None:
+        """Hands over one name."""
+        self._names.add(name)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self._closed = True
+        self._changed.set()
+
+
+class EventHub:
+    """Distributes the names of finished operations to the watchers of their sessions."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._watchers: defaultdict[str, set[Watcher]] = defaultdict(set)
+        self._expecting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._shut = False
+
+    @contextmanager
+    def watch(self, session_id: str) -> Iterator[Watcher]:
+        """Registers a watcher; whatever finishes from now on reaches it."""
+        watcher = Watcher()
+        self._watchers[session_id].add(watcher)
+        if self._shut:
+            watcher.close()
+        try:
+            yield watcher
+        finally:
+            self._watchers[session_id].discard(watcher)
+            if not self._watchers[session_id]:
+                del self._watchers[session_id]
+
+    @contextmanager
+    def expect(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the operation finishes, and whenever its record should be looked at again."""
+        news = asyncio.Event()
+        self._expecting[name].add(news)
+        try:
+            yield news
+        finally:
+            self._expecting[name].discard(news)
+            if not self._expecting[name]:
+                del self._expecting[name]
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether this process is about to stop."""
+        return self._shut
+
+    def shut(self) -> None:
+        """Ends every watch, and every one that is opened from now on: this process is about to stop."""
+        self._shut = True
+        self._close_watchers()
+
+    def _close_watchers(self) -> None:
+        for watchers in list(self._watchers.values()):
+            for watcher in list(watchers):
+                watcher.close()
+        for expecting in list(self._expecting.values()):
+            for news in expecting:
+                news.set()
+
+    async def start(self) -> str:
+        """Connects; returns the position to run from. Watches opened after this miss nothing."""
+        return await streams.last_id(self._connection.commands, keyspace.EVENTS)
+
+    async def run(self, position: str) -> None:
+        """Reads events for ever, from `position` on."""
+        while True:
+            try:
+                entries = await streams.read(
+                    self._connection.blocking, {keyspace.EVENTS: position}, count=1000, block_ms=10_000
+                )
+            except TRANSIENT_ERRORS as error:
+                _log.warning("event stream lost, reconnecting", error=str(error))
+                position = await self._reconnected()
+                self._close_watchers()
+                continue
+            for entry in entries:
+                position = entry.entry_id
+                name = entry.fields[b"operation"].decode()
+                for watcher in self._watchers.get(session_of(name), ()):
+                    watcher.add(name)
+                for news in self._expecting.get(name, ()):
+                    news.set()
+
+    async def _reconnected(self) -> str:
+        while True:
+            try:
+                return await streams.last_id(self._connection.commands, keyspace.EVENTS)
+            except TRANSIENT_ERRORS:
+                await asyncio.sleep(0.2)

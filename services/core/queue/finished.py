@@ -1,0 +1,71 @@
+"""What has finished since a client last asked, for clients that keep a cursor instead of a stream.
+
+A cursor is a place in the event stream as one integer, and means the same to every gateway. The stream is capped: a
+cursor that it has left behind is refused, because what finished in between can no longer be told.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from services.core.errors import InvalidArgumentError
+from services.core.names import OperationName
+from services.core.queue import keyspace, streams
+from services.core.queue.connection import RedisConnection
+
+CLONE_SEQ_IDS = 1_000_000_000
+"""A copy of a sampling client numbers its requests from its own multiple of this on."""
+
+_SEQUENCE_BITS = 20
+_AT_ONCE = 5_000
+_EVENTS_KEPT = 100_000  # as the scripts in lua/ cap the stream
+_CLOCK_MARGIN = timedelta(minutes=1)
+
+
+class Completions:
+    """Finished operations of sampling sessions, oldest first."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._commands = connection.commands
+
+    async def after(
+        self, cursor: int, sampling_session_id: str, clone: int, opened: datetime
+    ) -> tuple[list[OperationName], int]:
+        """What one client of a sampling session has had finished behind `cursor`, and the next cursor.
+
+        Cursor 0 begins where the sampling session was opened.
+
+        Raises:
+            InvalidArgumentError: the event stream no longer goes back as far as the cursor.
+        """
+        began = opened - _CLOCK_MARGIN  # the gateway's clock said when, Redis's numbers the events
+        position = _position(cursor) if cursor else f"{int(began.timestamp() * 1000)}-0"
+        if cursor:
+            await self._check_reach(position)
+        finished = []
+        while True:
+            entries = await streams.entries(self._commands, keyspace.EVENTS, after=position, count=_AT_ONCE)
+            for entry in entries:
+                name = OperationName.parse(entry.fields[b"operation"].decode())
+                if name.scope == sampling_session_id and name.seq_id // CLONE_SEQ_IDS == clone:
+                    finished.append(name)
+            if entries:
+                position = entries[-1].entry_id
+            if finished or len(entries) < _AT_ONCE:
+                return finished, _cursor(position)
+
+    async def _check_reach(self, position: str) -> None:
+        oldest = await self._commands.xrange(keyspace.EVENTS, count=1)
+        length = await self._commands.xlen(keyspace.EVENTS)
+        if length >= _EVENTS_KEPT and _cursor(oldest[0][0].decode()) > _cursor(position):
+            message = "is older than all events that are kept; retrieve the results one by one"
+            raise InvalidArgumentError.at("prev_cursor", message, reason="CURSOR_EXPIRED")
+
+
+def _cursor(position: str) -> int:
+    milliseconds, _, sequence = position.partition("-")
+    return int(milliseconds) << _SEQUENCE_BITS | int(sequence)
+
+
+def _position(cursor: int) -> str:
+    return f"{cursor >> _SEQUENCE_BITS}-{cursor & ((1 << _SEQUENCE_BITS) - 1)}"

@@ -1,0 +1,170 @@
+"""What waits to be sampled from each base model, and what samplers are at work on.
+
+A sampler with room takes what is next in turn, keeps it by its heartbeat, and takes it off with the result. Turns are
+fair between tenants, so a flood delays its own sender. A sampler that dies loses its jobs to the others; the first
+result counts, and the same seed gives the same tokens wherever it runs. A job is left to the sampler that used its
+adapter last while that one waits for work; nobody waits for one that is busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.core.queue import keyspace, streams
+from services.core.queue.connection import RedisConnection
+from services.core.queue.enqueueing import MAX_ATTEMPTS, death_notice, raise_if_refused
+from services.core.queue.limits import LoadLimits
+from services.core.queue.operations import Result, accepted_operation
+from services.core.queue.payloads import Payloads
+from services.core.queue.streams import StreamEntry
+from services.core.retention import KEEP_FINISHED_MS
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import operation_pb2
+
+KEEP_HOLDER_MS = 3_600_000
+
+# What a sampler may take to ask again. Little, because a dead one that counts as waiting has jobs left to it.
+ROOM_GRACE_MS = 250
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """One job on a sampling queue."""
+
+    entry_id: str
+    operation: str
+    packed_job: bytes
+    location: str
+    """Of the adapter; empty for the base model."""
+
+
+class SampleQueues:
+    """All sampling queues of one Redis server."""
+
+    def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
+        self._connection = connection
+        self._payloads = payloads
+
+    async def enqueue(
+        self,
+        job: job_pb2.Job,
+        *,
+        digest: str,
+        method: str,
+        base_model: str,
+        cost: int,
+        limits: LoadLimits,
+    ) -> operation_pb2.Operation | None:
+        """Accepts a job that may cost up to `cost` >= 1 tokens; returns None if it was known already.
+
+        Raises:
+            AlreadyExistsError: its seq_id was used for a different request.
+            ResourceExhaustedError: as much is waiting as `limits` allow.
+        """
+        content = job.SerializeToString()
+        packed = await self._payloads.pack("jobs", content)
+        keys = [
+            keyspace.operation(job.operation),
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_jobs(base_model),
+            keyspace.sample_shares(base_model),
+            keyspace.sample_bell(base_model),
+        ]
+        arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, base_model]
+        arguments += [job.checkpoint_location, max(job.sample.num_samples, 1), cost, len(content)]
+        reply = await self._connection.run("enqueue_sample", keys, [*arguments, *limits.of_sampling()])
+        if reply[0] == b"accepted":
+            return accepted_operation(job.operation, method, reply[1], reply[2])
+        await self._payloads.discard(packed)
+        raise_if_refused(reply, job.operation)
+        return None
+
+    async def join(self, base_model: str) -> None:
+        """Makes the queue's consumer group if it is the first time."""
+        group, queue = keyspace.SAMPLERS_GROUP, keyspace.sample_queue(base_model)
+        await streams.make_group(self._connection.commands, group, queue)
+
+    async def take(self, worker: str, base_model: str, *, room: int, block_ms: int) -> list[SampleEntry]:
+        """Takes jobs for `room` sequences, and one more at most; if there are none, waits up to `block_ms` for news."""
+        bell, queue = keyspace.sample_bell(base_model), keyspace.sample_queue(base_model)
+        keys = [
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_jobs(base_model),
+            keyspace.sample_shares(base_model),
+            bell,
+            queue,
+            keyspace.sampler_room(worker),
+        ]
+        prefixes = [keyspace.operation(""), keyspace.adapter_holder(""), keyspace.sampler_room("")]
+        arguments: list[str | bytes | int] = [worker, room, keyspace.SAMPLERS_GROUP, block_ms + ROOM_GRACE_MS]
+        rung, *taken = await self._connection.run("take_samples", keys, [*arguments, *prefixes])
+        if not taken:
+            await streams.read(self._connection.blocking, {bell: rung.decode()}, count=1, block_ms=block_ms)
+        return [_decode(streams.entry_of(queue, entry)) for entry in taken]
+
+    async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
+        """Takes jobs whose sampler has not been heard of for `idle_ms`; not sent again, since that may change."""
+        queue = keyspace.sample_queue(base_model)
+        taken = await streams.take_over(
+            self._connection.blocking, keyspace.SAMPLERS_GROUP, worker, queue, idle_ms=idle_ms, count=count
+        )
+        return [_decode(entry) for entry in taken]
+
+    async def keep(self, worker: str, base_model: str, entries: Sequence[SampleEntry]) -> None:
+        """Says that `worker` is still at work on its jobs."""
+        queue = keyspace.sample_queue(base_model)
+        ids = [entry.entry_id for entry in entries]
+        await streams.keep(self._connection.commands, keyspace.SAMPLERS_GROUP, worker, queue, ids)
+
+    async def read_job(self, entry: SampleEntry) -> job_pb2.Job:
+        """The job of an entry.
+
+        Raises:
+            DataLossError: its blob is gone.
+        """
+        return job_pb2.Job.FromString(await self._payloads.unpack(entry.packed_job))
+
+    async def begin(self, worker: str, entry: SampleEntry) -> bool:
+        """Marks a job as begun by a sampler, which will hold its adapter.
+
+        Returns False if it has its result already: cancelled, or finished by another sampler.
+        """
+        keys = [keyspace.operation(entry.operation), keyspace.EVENTS, keyspace.DEAD]
+        keys.append(keyspace.adapter_holder(entry.location))
+        arguments: list[str | bytes | int] = [
+            entry.operation,
+            MAX_ATTEMPTS,
+            death_notice(entry.operation),
+            KEEP_FINISHED_MS,
+            worker,
+            entry.location,
+            KEEP_HOLDER_MS,
+        ]
+        return bool(await self._connection.run("begin_sample", keys, arguments) == b"run")
+
+    async def drop(self, base_model: str, entry: SampleEntry) -> None:
+        """Takes a job that has its result already off the queue."""
+        queue = keyspace.sample_queue(base_model)
+        await streams.remove(self._connection.commands, keyspace.SAMPLERS_GROUP, queue, entry.entry_id)
+        await self._payloads.discard(entry.packed_job)
+
+    async def complete(self, base_model: str, entry: SampleEntry, result: Result) -> None:
+        """Records the result, takes the job off the queue and drops its blob; a second result changes nothing."""
+        keys = [
+            keyspace.operation(entry.operation),
+            keyspace.sample_queue(base_model),
+            keyspace.EVENTS,
+            keyspace.sample_waiting(base_model),
+            keyspace.sample_pace(base_model),
+        ]
+        arguments: list[str | bytes | int] = [keyspace.SAMPLERS_GROUP, entry.entry_id, entry.operation, result.state]
+        await self._connection.run(
+            "complete_sample", keys, [*arguments, result.field, result.content, KEEP_FINISHED_MS]
+        )
+        await self._payloads.discard(entry.packed_job)
+
+
+def _decode(entry: StreamEntry) -> SampleEntry:
+    fields = entry.fields
+    return SampleEntry(entry.entry_id, fields[b"operation"].decode(), fields[b"entry"], fields[b"location"].decode())

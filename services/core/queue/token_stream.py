@@ -1,0 +1,95 @@
+"""Tokens of streamed operations on their way from samplers to the gateways that relay them.
+
+One channel for all: a sampler publishes what its last steps have generated, every gateway keeps what somebody listens
+to. Nothing is stored and a message may be lost, e.g. while Redis restarts: each piece says where it belongs, and the
+operation's result has all tokens. What a slow listener has not fetched is joined, so it never takes more than the
+result will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from services.core.queue import keyspace
+from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import sampling_pb2
+
+_log = structlog.get_logger(__name__)
+
+
+class TokenListener:
+    """New tokens of one operation."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[int, sampling_pb2.SampledPiece] = {}
+        self._changed = asyncio.Event()
+
+    async def next_pieces(self) -> list[sampling_pb2.SampledPiece]:
+        """Waits for new tokens; at most one piece a sequence."""
+        await self._changed.wait()
+        self._changed.clear()
+        pieces, self._pieces = list(self._pieces.values()), {}
+        return pieces
+
+    def add(self, pieces: Iterable[sampling_pb2.SampledPiece]) -> None:
+        """Hands over new tokens. A piece after a lost one is left out: the result will fill the gap."""
+        for piece in pieces:
+            waiting = self._pieces.get(piece.sequence_index)
+            if waiting is None:
+                self._pieces[piece.sequence_index] = own = sampling_pb2.SampledPiece()
+                own.CopyFrom(piece)
+            elif waiting.start + len(waiting.tokens) == piece.start:
+                waiting.tokens.extend(piece.tokens)
+                waiting.logprobs.extend(piece.logprobs)
+                waiting.stop_reason = piece.stop_reason
+        self._changed.set()
+
+
+class TokenStream:
+    """The channel of one Redis server."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+        self._listeners: defaultdict[str, set[TokenListener]] = defaultdict(set)
+
+    async def publish(self, tokens: job_pb2.StreamedTokens) -> None:
+        """Sends tokens to whoever listens."""
+        await self._connection.commands.publish(keyspace.TOKENS, tokens.SerializeToString())
+
+    @contextmanager
+    def listen(self, operation: str) -> Iterator[TokenListener]:
+        """Registers a listener; tokens that are published from now on reach it."""
+        listener = TokenListener()
+        self._listeners[operation].add(listener)
+        try:
+            yield listener
+        finally:
+            self._listeners[operation].discard(listener)
+            if not self._listeners[operation]:
+                del self._listeners[operation]
+
+    async def run(self) -> None:
+        """Reads the channel for ever."""
+        while True:
+            channel = self._connection.blocking.pubsub(ignore_subscribe_messages=True)
+            try:
+                await channel.subscribe(keyspace.TOKENS)
+                async for message in channel.listen():
+                    self._distribute(message)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("token channel lost, reconnecting", error=str(error))
+                await asyncio.sleep(0.2)
+            finally:
+                await channel.aclose()
+
+    def _distribute(self, message: dict[str, Any]) -> None:
+        for tokens in job_pb2.StreamedTokens.FromString(message["data"]).operations:
+            for listener in self._listeners.get(tokens.operation, ()):
+                listener.add(tokens.pieces)

@@ -1,0 +1,33 @@
+"""From a storage's URL to the storage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from services.core.config import Settings
+from services.core.errors import InvalidArgumentError
+from services.core.storage.interface import Storage
+from services.core.storage.local import LocalStorage
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The storage of `settings.storage_url`; the data directory if that is empty.
+
+    Raises:
+        InvalidArgumentError: it is neither file:///directory nor s3://bucket/prefix.
+    """
+    parts = urlsplit(settings.storage_url)
+    if not settings.storage_url:
+        return LocalStorage(settings.data_dir)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return LocalStorage(Path(parts.path))
+    if parts.scheme == "s3" and parts.netloc and not parts.query and not parts.fragment:
+        try:
+            from services.core.storage.s3 import S3Storage
+        except ModuleNotFoundError as error:
+            message = f"is {settings.storage_url!r}, which needs {error.name}: pip install 'tinker-platform[s3]'"
+            raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING") from error
+        return S3Storage(settings.storage_url, settings.data_dir / "cache")
+    message = f"is {settings.storage_url!r}; allowed are file:///directory and s3://bucket/prefix"
+    raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING")

@@ -1,0 +1,1 @@
+"""The gRPC front: one servicer a file, authentication and admission."""

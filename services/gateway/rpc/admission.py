@@ -1,0 +1,108 @@
+"""Who is heard: a caller is known, and there is room for its request, before the request is read.
+
+gRPC leaves what is not read with its sender. A request that has no room therefore waits there, and one without a
+valid key is refused unread. Calls of one method of a tenant wait for each other alone, until the gateway is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from services.core.config import Settings
+from services.core.errors import DeadlineExceededError, InvalidArgumentError
+from services.core.process.server import Context
+from services.gateway.request_memory import RequestMemory
+from services.gateway.rpc.auth import Authenticator
+
+_HEALTH = "/grpc.health."
+_REFLECTION = "/grpc.reflection."
+
+
+class AdmissionInterceptor(grpc.aio.ServerInterceptor):
+    """Reads the requests of all methods itself, each when there is room for it.
+
+    A call keeps the room of its request until it answers. One that sends a stream of requests has the room of the
+    largest until it ends, in a memory of its own: it may take long.
+    """
+
+    def __init__(self, auth: Authenticator, settings: Settings) -> None:
+        self._auth = auth
+        self._memory = RequestMemory.of(settings)
+        self._streams = RequestMemory.of(settings)
+        self._arrival_s = settings.arrival_seconds
+        self._open = (_HEALTH, _REFLECTION) if settings.reflection == "open" else (_HEALTH,)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Stands in for the method that is about to be called; see grpc.aio.ServerInterceptor."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method, parse, packed = handler_call_details.method, handler.request_deserializer, handler.response_serializer
+
+        def sized(raw: bytes) -> tuple[Any, int]:
+            return parse(raw), len(raw)
+
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, handler), sized, packed)
+        return grpc.stream_unary_rpc_method_handler(self._calling(method, handler), sized, packed)
+
+    def _calling(self, method: str, handler: Any) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(requests: AsyncIterator[tuple[Any, int]], context: Context) -> Any:
+            owner = await self._owner(method, context)
+            if handler.request_streaming:
+                async with self._streams.room(owner, self._streams.most_bytes):
+                    return await handler.stream_unary(self._each(requests), context)
+            async with self._memory.room(owner, self._memory.most_bytes) as room:
+                request, size_bytes = await self._first(requests)
+                room.keep(size_bytes)
+                return await handler.unary_unary(request, context)
+
+        return call
+
+    def _streaming(self, method: str, handler: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def stream(requests: AsyncIterator[tuple[Any, int]], context: Context) -> AsyncIterator[Any]:
+            owner = await self._owner(method, context)
+            if handler.request_streaming:
+                async with self._streams.room(owner, self._streams.most_bytes):
+                    async for response in handler.stream_stream(self._each(requests), context):
+                        yield response
+                return
+            async with self._memory.room(owner, self._memory.most_bytes) as room:
+                request, size_bytes = await self._first(requests)
+                room.keep(size_bytes)
+                async for response in handler.unary_stream(request, context):
+                    room.keep(0)
+                    yield response
+
+        return stream
+
+    async def _owner(self, method: str, context: Context) -> str:
+        """Whose room a call takes."""
+        if method.startswith(self._open):
+            return method
+        return f"{await self._auth.tenant(context)} {method}"
+
+    async def _first(self, requests: AsyncIterator[tuple[Any, int]]) -> tuple[Any, int]:
+        arrived = await self._next(requests)
+        if arrived is None:
+            raise InvalidArgumentError("the call ended without a request", reason="BAD_PROTOBUF")
+        return arrived
+
+    async def _each(self, requests: AsyncIterator[tuple[Any, int]]) -> AsyncIterator[Any]:
+        while (arrived := await self._next(requests)) is not None:
+            yield arrived[0]
+
+    async def _next(self, requests: AsyncIterator[tuple[Any, int]]) -> tuple[Any, int] | None:
+        try:
+            async with asyncio.timeout(self._arrival_s):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise DeadlineExceededError.of_arrival(self._arrival_s) from None

@@ -1,0 +1,38 @@
+"""Who is calling: the `x-api-key` metadata entry, and the tenant that it belongs to."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from services.core.catalog.api_keys import ApiKeys
+from services.core.errors import UnauthenticatedError
+from services.core.process.server import Context
+
+API_KEY_METADATA = "x-api-key"
+
+
+_tenant: ContextVar[str] = ContextVar("tenant")
+"""That of the call which this task carries out."""
+
+
+class Authenticator:
+    """Maps calls to tenants."""
+
+    def __init__(self, api_keys: ApiKeys) -> None:
+        self._api_keys = api_keys
+
+    async def tenant(self, context: Context) -> str:
+        """The tenant of a call, which is looked up once.
+
+        Raises:
+            UnauthenticatedError: the key is missing, unknown or revoked.
+        """
+        if tenant := _tenant.get(""):
+            return tenant
+        for name, value in context.invocation_metadata() or ():
+            if name == API_KEY_METADATA and isinstance(value, str):
+                tenant = await self._api_keys.tenant_of(value)
+                _tenant.set(tenant)
+                return tenant
+        message = f"no API key: send metadata `{API_KEY_METADATA}: tml-...` (TINKER_API_KEY in the Python client)"
+        raise UnauthenticatedError(message, reason="MISSING_API_KEY")

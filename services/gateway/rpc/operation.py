@@ -1,0 +1,100 @@
+"""tinker.v1.OperationService: results, one stream per client, and cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from services.core.errors import InvalidArgumentError, UnavailableError
+from services.core.names import OperationName
+from services.core.process.server import Context
+from services.core.queue.events import Watcher
+from services.gateway.rpc.auth import Authenticator
+from services.gateway.stores import Stores
+from tinker_proto.v1 import operation_pb2, operation_pb2_grpc
+
+TOUCH_EVERY_S = 20.0
+READ_AT_ONCE = 100
+MESSAGE_BYTES = 2 << 20
+MAX_PENDING = 100_000
+
+
+class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
+    """Reads, watches and cancels operations of the caller's tenant."""
+
+    def __init__(self, stores: Stores, auth: Authenticator) -> None:
+        self._stores = stores
+        self._auth = auth
+
+    async def GetOperation(
+        self, request: operation_pb2.GetOperationRequest, context: Context
+    ) -> operation_pb2.Operation:
+        """An operation as it is now."""
+        tenant = await self._auth.tenant(context)
+        return await self._stores.operations.get_with_place(str(OperationName.parse(request.name)), tenant)
+
+    async def CancelOperation(
+        self, request: operation_pb2.CancelOperationRequest, context: Context
+    ) -> operation_pb2.Operation:
+        """Cancels an operation unless it has begun; returns it as it is now."""
+        tenant = await self._auth.tenant(context)
+        name = OperationName.parse(request.name)
+        await self._stores.operations.get(str(name), tenant)
+        await self._stores.operations.cancel(name)
+        return await self._stores.operations.get(str(name), tenant)
+
+    async def WatchOperations(
+        self, request: operation_pb2.WatchOperationsRequest, context: Context
+    ) -> AsyncIterator[operation_pb2.WatchOperationsResponse]:
+        """Operations of a session as they finish; those finished already among the pending ones first."""
+        tenant = await self._auth.tenant(context)
+        await self._stores.sessions.get(request.session_id, tenant)
+        pending = _checked(request)
+        with self._stores.events.watch(request.session_id) as watcher:
+            yield operation_pb2.WatchOperationsResponse()
+            names: Sequence[str] | None = pending
+            while names is not None:
+                async for response in self._finished(names, tenant):
+                    yield response
+                names = await self._next_names(watcher, request.session_id)
+        raise UnavailableError("the watch has ended; open it again and name what is pending", reason="WATCH_ENDED")
+
+    async def _finished(
+        self, names: Sequence[str], tenant: str
+    ) -> AsyncIterator[operation_pb2.WatchOperationsResponse]:
+        for start in range(0, len(names), READ_AT_ONCE):
+            operations = await self._stores.operations.read(names[start : start + READ_AT_ONCE], tenant)
+            for batch in _batches([operation for operation in operations if operation.done]):
+                yield operation_pb2.WatchOperationsResponse(operations=batch)
+
+    async def _next_names(self, watcher: Watcher, session_id: str) -> Sequence[str] | None:
+        while True:
+            await self._stores.sessions.touch(session_id)
+            try:
+                async with asyncio.timeout(TOUCH_EVERY_S):
+                    return await watcher.next_names()
+            except TimeoutError:
+                continue
+
+
+def _checked(request: operation_pb2.WatchOperationsRequest) -> list[str]:
+    if len(request.pending) > MAX_PENDING:
+        raise InvalidArgumentError.at("pending", f"has {len(request.pending)} names; allowed are {MAX_PENDING}")
+    for i, name in enumerate(request.pending):
+        if OperationName.parse(name).session_id != request.session_id:
+            raise InvalidArgumentError.at(f"pending[{i}]", f"{name} is not of session {request.session_id}")
+    return list(request.pending)
+
+
+def _batches(operations: Sequence[operation_pb2.Operation]) -> Iterator[list[operation_pb2.Operation]]:
+    """Splits operations so that a message stays small; one large result goes alone."""
+    batch: list[operation_pb2.Operation] = []
+    size = 0
+    for operation in operations:
+        if batch and size + operation.ByteSize() > MESSAGE_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(operation)
+        size += operation.ByteSize()
+    if batch:
+        yield batch

@@ -1,0 +1,42 @@
+"""Page sizes and tokens of list calls."""
+
+from __future__ import annotations
+
+from services.core.catalog.pages import Cursor, PageRequest
+from services.core.errors import InvalidArgumentError
+from services.core.names import MAX_SEQ_ID
+from services.gateway.validation.fields import check_range
+
+MAX_PAGE_SIZE = 1000
+
+
+def page_size(wanted: int, default_size: int) -> int:
+    """The size of the wanted page; 0 means the default.
+
+    Raises:
+        InvalidArgumentError: it is out of range.
+    """
+    check_range("page_size", wanted, 0, MAX_PAGE_SIZE)
+    return wanted or default_size
+
+
+def page_request(size: int, page_token: str, default_size: int) -> PageRequest:
+    """The wanted page of a listing that has the newest first.
+
+    Raises:
+        InvalidArgumentError: the size is out of range, or the token is none of ours.
+    """
+    return PageRequest(page_size(size, default_size), Cursor.parse(page_token))
+
+
+def seq_id_of(page_token: str) -> int:
+    """The operation that the page before ended with, in a listing by seq_id; -1 for the first page.
+
+    Raises:
+        InvalidArgumentError: the token is none of ours.
+    """
+    if not page_token:
+        return -1
+    if not (page_token.isascii() and page_token.isdecimal() and len(page_token) <= len(str(MAX_SEQ_ID))):
+        raise InvalidArgumentError.at("page_token", "is not the next_page_token of a page before")
+    return int(page_token)

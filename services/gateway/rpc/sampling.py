@@ -1,0 +1,127 @@
+"""tinker.v1.SamplingService: opens sampling sessions and queues requests on them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+from services.core.errors import UnavailableError
+from services.core.names import MAX_SEQ_ID, OperationName
+from services.core.process.server import Context
+from services.core.queue.events import Watcher
+from services.core.queue.token_stream import TokenListener
+from services.gateway.creation import Creation
+from services.gateway.rpc.auth import Authenticator
+from services.gateway.stores import Stores
+from services.gateway.submission import SamplingRequest, Submission
+from tinker_proto.v1 import operation_pb2, sampling_pb2, sampling_pb2_grpc
+
+
+class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
+    """Sampling sessions pin their checkpoint when they are opened: what is saved later does not change them."""
+
+    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission, creation: Creation) -> None:
+        self._stores = stores
+        self._auth = auth
+        self._submission = submission
+        self._creation = creation
+        self._cancelling: set[asyncio.Future[bool]] = set()
+
+    async def CreateSamplingSession(
+        self, request: sampling_pb2.CreateSamplingSessionRequest, context: Context
+    ) -> sampling_pb2.SamplingSession:
+        """Opens a sampling session on a base model or a checkpoint."""
+        return await self._creation.sampling_session(await self._auth.tenant(context), request)
+
+    async def GetSamplingSession(
+        self, request: sampling_pb2.GetSamplingSessionRequest, context: Context
+    ) -> sampling_pb2.SamplingSession:
+        """A sampling session of the caller's tenant."""
+        tenant = await self._auth.tenant(context)
+        return (await self._stores.catalog.sampling_session(request.sampling_session_id, tenant))[0]
+
+    async def Sample(self, request: sampling_pb2.SampleRequest, context: Context) -> operation_pb2.Operation:
+        """Queues a generation."""
+        return await self._sample(request, context)
+
+    async def ComputeLogprobs(
+        self, request: sampling_pb2.ComputeLogprobsRequest, context: Context
+    ) -> operation_pb2.Operation:
+        """Queues a scoring."""
+        return await self._sample(request, context)
+
+    async def MergeWeights(
+        self, request: sampling_pb2.MergeWeightsRequest, context: Context
+    ) -> operation_pb2.Operation:
+        """Queues the writing of a full model."""
+        return await self._sample(request, context)
+
+    async def SampleStream(
+        self, request: sampling_pb2.SampleStreamRequest, context: Context
+    ) -> AsyncIterator[sampling_pb2.SampleStreamResponse]:
+        """Queues a generation and relays its tokens; a caller that goes away cancels it."""
+        tenant = await self._auth.tenant(context)
+        generation = request.request
+        if not generation.HasField("seq_id"):
+            generation.seq_id = secrets.randbelow(MAX_SEQ_ID)
+        name = OperationName.parse(f"{generation.sampling_session_id}:{generation.seq_id}")
+        with self._stores.tokens.listen(str(name)) as tokens, self._stores.events.watch(name.session_id) as watcher:
+            operation = await self._submission.sample(tenant, generation, streamed=True)
+            relayed = False
+
+            def cancel_unless_relayed(_: object) -> None:
+                if not relayed:
+                    cancelling = asyncio.ensure_future(self._stores.operations.cancel(name))
+                    self._cancelling.add(cancelling)
+                    cancelling.add_done_callback(self._cancelling.discard)
+
+            context.add_done_callback(cancel_unless_relayed)  # type: ignore[arg-type]  # the stub names a class
+            try:
+                yield sampling_pb2.SampleStreamResponse(operation=operation)
+                async for pieces in _until_finished(str(name), operation, tokens, watcher):
+                    yield sampling_pb2.SampleStreamResponse(pieces=pieces)
+                relayed = True
+                operation = await self._stores.operations.get(str(name), tenant)
+                yield sampling_pb2.SampleStreamResponse(operation=operation)
+            except UnavailableError:
+                relayed = True  # this gateway is going away, the caller is not
+                raise
+
+    async def _sample(self, request: SamplingRequest, context: Context) -> operation_pb2.Operation:
+        return await self._submission.sample(await self._auth.tenant(context), request)
+
+
+async def _until_finished(
+    name: str, operation: operation_pb2.Operation, tokens: TokenListener, watcher: Watcher
+) -> AsyncIterator[list[sampling_pb2.SampledPiece]]:
+    """Tokens as they come, until the operation is finished.
+
+    Raises:
+        UnavailableError: nobody will say when that is.
+    """
+    if operation.done:
+        return
+    finished = asyncio.create_task(_is_named(name, watcher))
+    news = asyncio.create_task(tokens.next_pieces())
+    try:
+        while True:
+            await asyncio.wait({finished, news}, return_when=asyncio.FIRST_COMPLETED)
+            if news.done():
+                yield news.result()
+                news = asyncio.create_task(tokens.next_pieces())
+                continue
+            if finished.result():
+                return
+            raise UnavailableError("the stream has ended; open it again under the same seq_id", reason="WATCH_ENDED")
+    finally:
+        finished.cancel()
+        news.cancel()
+
+
+async def _is_named(name: str, watcher: Watcher) -> bool:
+    """Waits until an operation has finished; False if the watch ends before."""
+    while (names := await watcher.next_names()) is not None:
+        if name in names:
+            return True
+    return False

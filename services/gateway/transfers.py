@@ -1,0 +1,164 @@
+"""Files of checkpoints and exports on their way out, and of adapters on their way in.
+
+What goes out is described first (size and SHA-256 of every file), then streamed from any offset, so that a client can
+go on after an interruption and verify what it has. What comes in is bounded, named and checked before it is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+from services.core.catalog.checkpoints import StoredCheckpoint
+from services.core.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.core.names import OperationName
+from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.gateway.stores import Stores
+from services.gateway.submission import Submission
+from services.gateway.validation.fields import (
+    check_checkpoint_name,
+    check_metadata,
+    check_range,
+    check_seq_id,
+    check_ttl,
+)
+from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2
+
+ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""A PEFT adapter directory; a checkpoint has more, which is the platform's own."""
+
+PIECE_BYTES = 1 << 20
+BLOCK_BYTES = 8 << 20
+"""Read from the storage at once: a remote one takes a request for each."""
+
+
+Read = Callable[[int, int], bytes]
+"""(start, length) to at most so many bytes."""
+
+
+class CheckpointFiles:
+    """Reads and takes files for one tenant at a time; whose they are is checked by the caller where it says so."""
+
+    def __init__(self, stores: Stores, submission: Submission) -> None:
+        self._stores = stores
+        self._submission = submission
+
+    async def of_checkpoint(self, stored: StoredCheckpoint) -> list[checkpoint_pb2.File]:
+        """The files of a checkpoint, which the tenant may read, as a PEFT directory."""
+        files = await asyncio.to_thread(self._stores.checkpoints.files, stored.location)
+        return [file for file in files if file.name in ADAPTER_FILES]
+
+    async def read_checkpoint(self, stored: StoredCheckpoint, name: str, offset: int) -> AsyncIterator[bytes]:
+        """A file of a checkpoint, which the tenant may read, from `offset` on."""
+        file = _named(await self.of_checkpoint(stored), name)
+
+        def read(start: int, length: int) -> bytes:
+            return self._stores.checkpoints.read(stored.location, name, start, length)
+
+        async for piece in _pieces(read, file, offset):
+            yield piece
+
+    async def read_export(self, operation: str, tenant: str, name: str, offset: int) -> AsyncIterator[bytes]:
+        """A file that a merge has written, from `offset` on.
+
+        Raises:
+            NotFoundError: the tenant has no such operation, or it has no such file.
+            InvalidArgumentError: the operation writes no files.
+            FailedPreconditionError: the operation has not succeeded.
+        """
+        found = await self._stores.operations.get(str(OperationName.parse(operation)), tenant)
+        file = _named(_exported(found), name)
+
+        def read(start: int, length: int) -> bytes:
+            return self._stores.exports.read(found.name, name, start, length)
+
+        async for piece in _pieces(read, file, offset):
+            yield piece
+
+    async def upload(self, tenant: str, requests: AsyncIterator[checkpoint_pb2.UploadFileRequest]) -> str:
+        """Stores a file; returns its id."""
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "file":
+            raise InvalidArgumentError.at("file", "is missing; the first message says what the file is")
+        return await self._stores.uploads.receive(tenant, first.file, _contents(requests))
+
+    async def import_checkpoint(
+        self, tenant: str, request: checkpoint_pb2.ImportCheckpointRequest
+    ) -> operation_pb2.Operation:
+        """Queues the creation of a run from an uploaded adapter."""
+        await self._stores.sessions.open(request.session_id, tenant)
+        check_seq_id("training_run_seq_id", request.training_run_seq_id, 0)
+        check_checkpoint_name("name", request.name)
+        check_metadata("user_metadata", request.user_metadata)
+        check_ttl("ttl_seconds", request)
+        limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
+        await self._check_uploads(tenant, request, limits)
+        return await self._submission.import_checkpoint(tenant, request)
+
+    async def _check_uploads(
+        self, tenant: str, request: checkpoint_pb2.ImportCheckpointRequest, limits: job_pb2.WorkerStatus
+    ) -> None:
+        uploads = self._stores.uploads
+        ids = {"config_upload_id": CONFIG_FILE, "weights_upload_id": WEIGHTS_FILE}
+        for field, name in ids.items():
+            upload_id = getattr(request, field)
+            if not await asyncio.to_thread(uploads.has, tenant, upload_id, name):
+                message = f"is {upload_id[:200]!r}; there is no such upload of {name}, and uploads are kept for a day"
+                raise InvalidArgumentError.at(field, message, reason="UPLOAD_NOT_FOUND")
+        config = await asyncio.to_thread(uploads.open, tenant, request.config_upload_id, CONFIG_FILE)
+        _check_rank(await asyncio.to_thread(config.read_bytes), limits.max_lora_rank)
+
+
+def _named(files: list[checkpoint_pb2.File], name: str) -> checkpoint_pb2.File:
+    for file in files:
+        if file.name == name:
+            return file
+    known = ", ".join(file.name for file in files)
+    raise NotFoundError(f"there is no file {name[:100]!r}; there are {known}", reason="FILE_NOT_FOUND")
+
+
+def _exported(operation: operation_pb2.Operation) -> list[checkpoint_pb2.File]:
+    if operation.method != "MergeWeights":
+        message = f"{operation.name} is a {operation.method}; allowed is a MergeWeights"
+        raise InvalidArgumentError.at("operation", message)
+    response = sampling_pb2.MergeWeightsResponse()
+    if not operation.response.Unpack(response):
+        state = operation_pb2.OperationState.Name(operation.state)
+        message = f"operation {operation.name} has no files: it is {state.removeprefix('OPERATION_STATE_')}"
+        raise FailedPreconditionError(message, reason="NOT_SUCCEEDED")
+    return list(response.files)
+
+
+async def _pieces(read: Read, file: checkpoint_pb2.File, offset: int) -> AsyncIterator[bytes]:
+    check_range("offset", offset, 0, file.size_bytes)
+    while offset < file.size_bytes:
+        block = await asyncio.to_thread(read, offset, BLOCK_BYTES)
+        if not block:
+            raise DataLossError(f"{file.name} ends at byte {offset} of {file.size_bytes}", reason="FILE_TRUNCATED")
+        for start in range(0, len(block), PIECE_BYTES):
+            yield block[start : start + PIECE_BYTES]
+        offset += len(block)
+
+
+async def _contents(requests: AsyncIterator[checkpoint_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "content":
+            raise InvalidArgumentError.at("content", "is missing; every message but the first has the next bytes")
+        yield request.content
+
+
+def _check_rank(config: bytes, max_rank: int) -> None:
+    """Refuses an adapter that no trainer would hold, before anything of it is read.
+
+    Raises:
+        InvalidArgumentError: the configuration has no rank, or one above the trainers' limit.
+    """
+    try:
+        rank = json.loads(config)["r"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        rank = None
+    if not isinstance(rank, int) or not 1 <= rank <= max_rank:
+        message = f"{CONFIG_FILE}: r is {rank!r}; allowed are 1 to {max_rank}"
+        raise InvalidArgumentError.at("config_upload_id", message, reason="BAD_ADAPTER")

@@ -1,0 +1,162 @@
+"""The packed forward for bfloat16 on a GPU: one attention call and two adapter products for a whole step.
+
+A step in which every sequence generates has a fixed form, so it is recorded once for each of a few numbers of
+sequences and replayed; it is filled up with tokens that nobody reads, in a row of the store that nobody has. A token's
+result does not depend on the tokens beside it, but for the order in which matrix products add up.
+
+T tokens of the step, C chunks, D hidden size, P places of the adapter bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from services.model.adapters import AdapterWeights
+from services.model.base import BaseModel
+from services.model.grouped import has_grouped_products
+from services.model.logprobs import unembed
+from services.model.varlen import Slots, Stretches
+from services.sampler.engine.adapter_bank import AdapterBank
+from services.sampler.engine.attention import SLOT_ATTENTION, PackedStep
+from services.sampler.engine.kv import KVStore
+from services.sampler.engine.recorded import Call, CudaRecord, Record
+from services.sampler.engine.scheduler import Chunk
+from services.sampler.engine.trunk import AdapterRange, PackedChunks, segments_of
+
+# Steps of up to this many sequences are filled up to a power of two, larger ones to a multiple of it.
+_SIZES = 8
+
+
+class _Recorded(NamedTuple):
+    """A step of so many sequences, and where it reads what it is about."""
+
+    replay: Call
+    numbers: Tensor
+    """int64 [5, C + 1]: token, position, row of the store, first row of the slot, rows in use; the last is unused."""
+
+    ends: Tensor | None
+    """int32 [P + 1], see AdapterBank; None for a step without adapters."""
+
+
+class FlashTrunk:
+    """A base model over a KV store on a GPU.
+
+    Args:
+        base: the base model.
+        store: the store.
+    """
+
+    def __init__(self, base: BaseModel, store: KVStore) -> None:
+        self._base = base
+        self._store = store
+        self._bank = AdapterBank(base)
+        self._record: Record = CudaRecord()
+        self._version = self._bank.version
+        self._recorded: dict[tuple[int, bool], _Recorded] = {}
+        """By sequences, and whether any has an adapter."""
+
+        base.module.set_attn_implementation(SLOT_ATTENTION)
+
+    @staticmethod
+    def can_run(base: BaseModel) -> bool:
+        """Whether the device has the kernels."""
+        return has_grouped_products(base)
+
+    def admit(self, adapters: Iterable[AdapterWeights]) -> None:
+        """See Trunk."""
+        self._bank.admit(adapters)
+        if self._bank.version != self._version:
+            self._recorded.clear()
+            self._record, self._version = CudaRecord(), self._bank.version
+
+    def ordered(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        """By the places of their adapters."""
+        return sorted(chunks, key=lambda chunk: self._bank.place(chunk.sequence.group.adapter))
+
+    def forward(self, packed: PackedChunks) -> Tensor:
+        """See Trunk."""
+        if len(packed.tokens) == len(packed.spans):
+            return self._generate(packed)
+        lengths = [span.end - span.start for span in packed.spans]
+        used = [span.slot_end - span.slot_start for span in packed.spans]
+        starts = [span.slot_start for span in packed.spans]
+        numbers = torch.tensor([packed.tokens, packed.positions, packed.rows], device=self._base.device)
+        of_chunks = torch.tensor(
+            [[0, *accumulate(lengths)], [*starts, self._store.rows], [*used, 0]],
+            dtype=torch.int32,
+            device=self._base.device,
+        )
+        queries = Stretches(of_chunks[0], max(lengths))
+        slots = Slots(of_chunks[1], of_chunks[2, :-1], max(used))
+        ends = self._ends(packed, len(packed.tokens))
+        return self._run(numbers, queries, slots, ends.to(self._base.device) if ends is not None else None)
+
+    def logits(self, hidden_ND: Tensor, adapters: Sequence[AdapterRange]) -> Tensor:
+        """See Trunk."""
+        return unembed(self._base, hidden_ND, segments_of(adapters))
+
+    def _generate(self, packed: PackedChunks) -> Tensor:
+        """A step of one token for each sequence."""
+        sequences = len(packed.tokens)
+        size = _filled_up(sequences)
+        ends = self._ends(packed, size)
+        key = size, ends is not None
+        if key not in self._recorded:
+            self._recorded[key] = self._prepare(size, ends)
+        recorded = self._recorded[key]
+        spare = self._store.spare_row
+        columns = zip(packed.tokens, packed.positions, packed.rows, packed.spans, strict=True)
+        numbers = [(t, p, row, span.slot_start, span.slot_end - span.slot_start) for t, p, row, span in columns]
+        numbers += [(0, 0, spare, spare, 1)] * (size + 1 - sequences)
+        recorded.numbers.copy_(torch.tensor(numbers).t())
+        if recorded.ends is not None and ends is not None:
+            recorded.ends.copy_(ends)
+        return recorded.replay()[:sequences]
+
+    def _prepare(self, size: int, ends: Tensor | None) -> _Recorded:
+        """Records a step of `size` sequences, at first all of them such that nobody reads."""
+        device, spare = self._base.device, self._store.spare_row
+        numbers = torch.tensor([[0], [0], [spare], [spare], [1]], device=device).repeat(1, size + 1)
+        own_ends = ends.to(device) if ends is not None else None
+        boundaries = torch.arange(size + 1, dtype=torch.int32, device=device)
+
+        def step() -> Tensor:
+            starts, used = numbers[3].int(), numbers[4, :-1].int()
+            slots = Slots(starts, used, self._store.rows)
+            return self._run(numbers[:3, :-1], Stretches(boundaries, 1), slots, own_ends)
+
+        return _Recorded(self._record(step), numbers, own_ends)
+
+    def _run(self, numbers: Tensor, queries: Stretches, slots: Slots, ends: Tensor | None) -> Tensor:
+        """Hidden states [T, D] of tokens, positions and rows, int64 [3, T]."""
+        tokens_T, positions_T, rows_T = numbers
+        self._bank.ends = ends
+        try:
+            output = self._base.trunk(
+                input_ids=tokens_T[None],
+                position_ids=positions_T[None],
+                use_cache=False,
+                step=PackedStep(self._store, (), rows_T, (queries, slots)),
+            )
+        finally:
+            self._bank.ends = None
+        hidden_TD: Tensor = output.last_hidden_state[0]
+        return hidden_TD
+
+    def _ends(self, packed: PackedChunks, rows: int) -> Tensor | None:
+        """Where each adapter's rows end, if any row has one."""
+        if all(adapter is None for adapter, _ in packed.adapters):
+            return None
+        return self._bank.ends_of([(self._bank.place(adapter), count) for adapter, count in packed.adapters], rows)
+
+
+def _filled_up(sequences: int) -> int:
+    """How many sequences a step has that is to have this many."""
+    if sequences <= _SIZES:
+        return 1 << (sequences - 1).bit_length()
+    return -(-sequences // _SIZES) * _SIZES

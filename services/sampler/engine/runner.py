@@ -1,0 +1,169 @@
+"""One step on the device: a packed forward of all chunks, then the unembedding of the wanted rows and no others.
+
+What comes back are plain values on the host; nothing here changes a sequence, so a step that fails leaves no trace.
+
+T tokens of the step, N wanted rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.model.adapters import AdapterWeights
+from services.model.base import BaseModel
+from services.sampler.engine.draw import Draw, draw_tokens
+from services.sampler.engine.flash_trunk import FlashTrunk
+from services.sampler.engine.kv import KVStore
+from services.sampler.engine.scheduler import Chunk
+from services.sampler.engine.sequence import DrawnToken, PromptScores
+from services.sampler.engine.trunk import LoopTrunk, PackedChunks, Trunk
+from services.sampler.request import GenerationRequest, TopkRow
+
+# Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
+# [rows, vocabulary] logits.
+_SCORED_ROWS = 128
+_SAMPLED_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step found for one chunk."""
+
+    chunk: Chunk
+    drawn: tuple[DrawnToken, ...]
+    """A token for each sample that the chunk's sequence draws for, or none."""
+
+    scores: PromptScores
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the logits were."""
+        return all(map(math.isfinite, (*self.scores.logprobs, *(token.logprob for token in self.drawn))))
+
+
+class Runner:
+    """Steps of one base model over one KV store."""
+
+    def __init__(self, base: BaseModel, store: KVStore, *, deterministic: bool) -> None:
+        self._trunk: Trunk
+        if FlashTrunk.can_run(base) and not deterministic:
+            self._trunk = FlashTrunk(base, store)
+        else:
+            self._trunk = LoopTrunk(base, store, deterministic=deterministic)
+
+    @torch.inference_mode()
+    def admit(self, adapter: AdapterWeights) -> None:
+        """Prepares an adapter for the steps to come.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for it.
+        """
+        self._trunk.admit([adapter])
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> list[Outcome]:
+        """Feeds the chunks; one outcome each, in any order."""
+        adapters = (chunk.sequence.group.adapter for chunk in chunks)
+        self._trunk.admit(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
+        packed = PackedChunks.of(self._trunk.ordered(chunks))
+        hidden_TD = self._trunk.forward(packed)
+        pairs = list(zip(packed.chunks, packed.spans, strict=True))
+        last_rows = [span.end - 1 for chunk, span in pairs if chunk.draws]
+        drawn = self._draw([chunk for chunk, _ in pairs if chunk.draws], hidden_TD, last_rows)
+        outcomes = []
+        for chunk, span in pairs:
+            scores = self._score(chunk, hidden_TD[span.start : span.end])
+            outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else (), scores))
+        return outcomes
+
+    def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[tuple[DrawnToken, ...]]:
+        """For each chunk its samples' tokens, which the row of the same place predicts."""
+        if not drawing:
+            return
+        hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
+        logits_NV = self._trunk.logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
+        own = _drawn(logits_NV, [(chunk, chunk.sequence.draws_for[0]) for chunk in drawing])
+        for row, (chunk, first) in enumerate(zip(drawing, own, strict=True)):
+            others = chunk.sequence.draws_for[1:]
+            tokens = [first]
+            for start in range(0, len(others), _SAMPLED_ROWS):
+                samples = others[start : start + _SAMPLED_ROWS]
+                tokens += _drawn(logits_NV[row].expand(len(samples), -1), [(chunk, sample) for sample in samples])
+            yield tuple(tokens)
+
+    def _score(self, chunk: Chunk, hidden_ND: Tensor) -> PromptScores:
+        """Log-probabilities at temperature 1 where the chunk's rows predict prompt tokens."""
+        group, scores = chunk.sequence.group, PromptScores()
+        if not group.request.scores_prompt:
+            return scores
+        end = min(chunk.end, group.scorable_rows)
+        for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
+            stop = min(start + _SCORED_ROWS, end)
+            rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
+            logits_NV = self._trunk.logits(rows_ND, [(group.adapter, stop - start)])
+            scores.add(_scores(group.request, start, logits_NV))
+        return scores
+
+
+def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> PromptScores:
+    """What is wanted of the rows that predict the prompt tokens from start + 1 on."""
+    predicted = slice(start + 1, start + 1 + len(logits_NV))
+    total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
+    own_N1 = torch.tensor(request.prompt[predicted], device=logits_NV.device)[:, None]
+    scores = PromptScores((logits_NV.gather(1, own_N1) - total_N1)[:, 0].tolist())
+    scores.topk_rows = _likeliest(logits_NV, total_N1, request.topk_prompt_logprobs)
+    if request.target_prompt_tokens is not None:
+        targets_NK = torch.tensor(request.target_prompt_tokens[predicted], device=logits_NV.device)
+        scores.target_rows = [tuple(row) for row in (logits_NV.gather(1, targets_NK) - total_N1).tolist()]
+    return scores
+
+
+def _drawn(logits_NV: Tensor, wanted: Sequence[tuple[Chunk, int]]) -> list[DrawnToken]:
+    """The next token of a sample of each row's chunk."""
+    tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk, sample) for chunk, sample in wanted])
+    raw, topk = _extras([chunk.sequence.group.request for chunk, _ in wanted], logits_NV, tokens_N)
+    columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
+    return [DrawnToken(*row) for row in zip(*columns, strict=True)]
+
+
+def _extras(
+    requests: Sequence[GenerationRequest], logits_NV: Tensor, tokens_N: Tensor
+) -> tuple[list[float | None], list[TopkRow | None]]:
+    """For each row the log-probability of its token and the likeliest tokens at temperature 1, where asked for."""
+    raw: list[float | None] = [None] * len(requests)
+    topk: list[TopkRow | None] = [None] * len(requests)
+    asked = [
+        row for row, request in enumerate(requests) if request.include_raw_logprobs or request.topk_sample_logprobs
+    ]
+    if not asked:
+        return raw, topk
+    rows = torch.tensor(asked, device=logits_NV.device)
+    logits_RV = logits_NV[rows]
+    total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
+    drawn = (logits_RV.gather(1, tokens_N[rows][:, None]) - total_R1)[:, 0].tolist()
+    likeliest = _likeliest(logits_RV, total_R1, max(requests[row].topk_sample_logprobs for row in asked))
+    for place, row in enumerate(asked):
+        if requests[row].include_raw_logprobs:
+            raw[row] = drawn[place]
+        if count := requests[row].topk_sample_logprobs:
+            topk[row] = likeliest[place][:count]
+    return raw, topk
+
+
+def _draw_of(chunk: Chunk, sample: int) -> Draw:
+    sequence, params = chunk.sequence, chunk.sequence.group.request.params
+    position = len(sequence.logprobs)
+    return Draw(params.temperature, params.top_k, params.top_p, params.seed, sample, position)
+
+
+def _likeliest(logits_NV: Tensor, total_N1: Tensor, count: int) -> list[TopkRow]:
+    if count == 0:
+        return []
+    best = logits_NV.topk(min(count, logits_NV.shape[1]))
+    pairs = zip(best.indices.tolist(), (best.values - total_N1).tolist(), strict=True)
+    return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]

@@ -1,0 +1,217 @@
+"""A request under way: the group of its sequences, and what each has computed so far. No tensors.
+
+`computed` counts the tokens of a sequence whose keys and values are stored; what is `due` is fed through the model
+next. A sequence that generates has its whole prompt due at first and then one token at a time. A group's first
+sequence prefills, and the prompt's last row draws the first token of every sample; the others start from a copy of the
+prompt with that token due. A paused sequence has lost its slot to an older one: it starts again with all its tokens
+due, and draws on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.model.adapters import AdapterWeights
+from services.sampler.engine.kv import Slot
+from services.sampler.engine.prefix_cache import Holding
+from services.sampler.engine.stop import StopWatch
+from services.sampler.request import (
+    GenerationRequest,
+    GenerationResult,
+    Piece,
+    SampledTokens,
+    StopReason,
+    TopkRow,
+)
+
+_NAN = float("nan")
+
+
+@dataclass
+class PromptScores:
+    """Log-probabilities at temperature 1 where prompt tokens are predicted: one entry a row in each list, or none."""
+
+    logprobs: list[float] = field(default_factory=list)
+    """Of the prompt's own tokens."""
+
+    topk_rows: list[TopkRow] = field(default_factory=list)
+    target_rows: list[tuple[float, ...]] = field(default_factory=list)
+
+    def add(self, other: PromptScores) -> None:
+        """Takes the rows that follow."""
+        self.logprobs += other.logprobs
+        self.topk_rows += other.topk_rows
+        self.target_rows += other.target_rows
+
+
+@dataclass(frozen=True)
+class DrawnToken:
+    """The next token of a sequence, and what is reported about it."""
+
+    token: int
+    logprob: float
+    raw_logprob: float | None = None
+    topk: TopkRow | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """All sequences of one request."""
+
+    request: GenerationRequest
+    resident: bool = False
+    """Whether the group holds its adapter."""
+
+    adapter: AdapterWeights | None = None
+    digests: tuple[bytes, ...] = ()
+    """Of the prompt's blocks, once the group has started."""
+
+    live: list[Sequence] = field(default_factory=list)
+    paused: list[Sequence] = field(default_factory=list)
+    started: int = 0
+    """How many sequences have a slot or had one."""
+
+    firsts: tuple[DrawnToken, ...] = ()
+    """The first token of every sample, once the prompt is computed."""
+
+    sampled: dict[int, SampledTokens] = field(default_factory=dict)
+    """By sample index."""
+
+    scores: PromptScores = field(default_factory=PromptScores)
+    cache_hit_tokens: int = 0
+
+    @property
+    def next_scored_row(self) -> int:
+        """The first row of the prompt that is wanted and not scored yet."""
+        return self.request.first_scored_row + len(self.scores.logprobs)
+
+    @property
+    def wanted(self) -> int:
+        """Sequences in all; a request that only scores needs one to do it."""
+        return max(self.request.num_samples, 1)
+
+    @property
+    def scorable_rows(self) -> int:
+        """Rows that predict tokens of the prompt: all but its last."""
+        return len(self.request.prompt) - 1
+
+    @property
+    def source(self) -> Sequence | None:
+        """A sequence whose slot holds the whole prompt, to copy it from."""
+        return next((sequence for sequence in self.live if sequence.computed >= len(self.request.prompt)), None)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether another sequence may take a slot now: the first one, or one that finds the prompt computed."""
+        return self.started == 0 or (self.started < self.wanted and self.source is not None)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no slot yet."""
+        return self.wanted - self.started + len(self.paused)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sequence has ended."""
+        return self.started == self.wanted and not self.live and not self.paused
+
+    def result(self) -> GenerationResult:
+        """The answer, once complete."""
+        request, scores = self.request, self.scores
+        skipped = len(request.prompt) - len(scores.logprobs)
+        targets = request.target_prompt_tokens
+        return GenerationResult(
+            tuple(self.sampled[index] for index in sorted(self.sampled)),
+            (*[_NAN] * skipped, *scores.logprobs) if request.include_prompt_logprobs else None,
+            (*[()] * skipped, *scores.topk_rows) if request.topk_prompt_logprobs else None,
+            (*[(_NAN,) * len(targets[0])] * skipped, *scores.target_rows) if targets is not None else None,
+            self.cache_hit_tokens,
+        )
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and its continuation, in one slot of the KV store."""
+
+    group: Group
+    index: int
+    slot: Slot
+    watch: StopWatch
+    tokens: list[int]
+    """The prompt, then what was generated."""
+
+    computed: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    raw_logprobs: list[float] = field(default_factory=list)
+    topk_rows: list[TopkRow] = field(default_factory=list)
+    reported: int = 0
+    """How many generated tokens a streamed request has been told of."""
+
+    stop_reason: StopReason | None = None
+    holding: Holding | None = None
+    """What others may copy from its slot."""
+
+    @property
+    def generates(self) -> bool:
+        """False for a sequence that only scores the prompt."""
+        return self.group.request.num_samples > 0
+
+    @property
+    def due(self) -> int:
+        """Tokens to feed before the next draw. Without a draw the prompt's last token has nothing to predict."""
+        if self.stop_reason is not None:
+            return 0
+        return (len(self.tokens) if self.generates else self.group.scorable_rows) - self.computed
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.stop_reason is not None if self.generates else self.due == 0
+
+    @property
+    def draws_for(self) -> range:
+        """The samples whose next token its next draw is for: its own, or at the end of the prompt all of the group."""
+        return range(self.group.wanted) if not self.logprobs else range(self.index, self.index + 1)
+
+    def advance(self, computed: int, scores: PromptScores, drawn: tuple[DrawnToken, ...]) -> None:
+        """Takes what a step has found: how far it is now, scores of its prompt, and a token for each of `draws_for`."""
+        self.computed = computed
+        self.group.scores.add(scores)
+        if drawn and not self.logprobs:
+            self.group.firsts = drawn
+        if drawn:
+            self.append(drawn[0])
+
+    def append(self, drawn: DrawnToken) -> None:
+        """Takes a drawn token; the stop rule goes before the length."""
+        self.tokens.append(drawn.token)
+        self.logprobs.append(drawn.logprob)
+        if drawn.raw_logprob is not None:
+            self.raw_logprobs.append(drawn.raw_logprob)
+        if drawn.topk is not None:
+            self.topk_rows.append(drawn.topk)
+        if self.watch.ends_at(drawn.token):
+            self.stop_reason = "stop"
+        elif len(self.logprobs) == self.group.request.params.max_tokens:
+            self.stop_reason = "length"
+
+    def sampled(self) -> SampledTokens:
+        """The completion, once ended."""
+        assert self.stop_reason is not None
+        request = self.group.request
+        return SampledTokens(
+            tuple(self.tokens[len(request.prompt) :]),
+            tuple(self.logprobs),
+            self.stop_reason,
+            tuple(self.topk_rows) if request.topk_sample_logprobs else None,
+            tuple(self.raw_logprobs) if request.include_raw_logprobs else None,
+        )
+
+    def take_piece(self) -> Piece | None:
+        """What it has generated since this was last asked; None if nothing."""
+        start, self.reported = self.reported, len(self.logprobs)
+        if start == self.reported:
+            return None
+        request = self.group.request
+        tokens = tuple(self.tokens[len(request.prompt) + start :])
+        return Piece(request.name, self.index, start, tokens, tuple(self.logprobs[start:]), self.stop_reason)

@@ -1,0 +1,1 @@
+"""Training runs on one device. Torch, called from one thread; never awaits."""

@@ -1,0 +1,155 @@
+"""What each loss computes. services.core.losses has their names, inputs and options.
+
+Every loss is a sum over elements, never a mean. p = logprob of the target under the current weights (the argument),
+q = `logprobs`, the behaviour policy's; A = `advantages`, w = `weights`; r = exp(p - q). The mask is multiplied into the
+spec's factor (w, A, or the mask itself). sg() stops the gradient. Functions are pure and return one value an element.
+Those of a `per_sequence` spec get one datum at a time; the others get any stretch of data, so that a chunk of the
+input gives a chunk of the result. Where the factor is 0, q may be anything: it is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.core.losses import CLIP_HIGH, CLIP_LOW, LOSSES, LossSpec
+from services.trainer.engine.policy_metrics import policy_metrics
+
+Inputs = Mapping[str, Tensor]
+Config = Mapping[str, float]
+
+Piece = tuple[Tensor, Inputs]
+"""Log-probabilities and inputs of one shape: one datum for a `per_sequence` loss, else any stretch of data."""
+
+
+def cross_entropy(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-w p; weights of any sign."""
+    return -inputs["weights"] * logprobs
+
+
+def importance_sampling(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-r A: the off-policy policy gradient with the likelihood ratio as importance weight (Kahn and Marshall 1953)."""
+    return -token_log_ratio(logprobs, inputs).exp() * inputs["advantages"]
+
+
+def ppo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-min(r A, clip(r, low, high) A) (Schulman et al., "Proximal Policy Optimization Algorithms", 2017, eq. 7)."""
+    return _clipped_surrogate(token_log_ratio(logprobs, inputs), inputs["advantages"], config)
+
+
+def cispo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sg(clip(r, low, high)) p A (MiniMax, "MiniMax-M1", 2025, eq. 4): clipped tokens keep their gradient."""
+    ratio = token_log_ratio(logprobs, inputs).detach().exp().clamp(config[CLIP_LOW], config[CLIP_HIGH])
+    return -ratio * logprobs * inputs["advantages"]
+
+
+def dro(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-(p A - beta/2 (p - q)^2) mask (after Richemond et al., "Offline Regularised RL for LLM Alignment", 2024)."""
+    mask = inputs["mask"]
+    distance = torch.where(mask != 0, logprobs - inputs["logprobs"], 0.0)
+    return -mask * (logprobs * inputs["advantages"] - 0.5 * config["beta"] * distance.square())
+
+
+def gspo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-min(s A, clip(s, low, high) A) with one ratio s for a datum (Zheng et al., "GSPO", 2025; token form, eq. 14).
+
+    s = exp(mean of p - q over sequence_ratio_mask != 0), 1 if that is nowhere; an element's ratio is
+    sg(s) exp(p - sg(p)), so each passes on its own gradient.
+    """
+    return _clipped_surrogate(sequence_log_ratio(logprobs, inputs), inputs["advantages"], config)
+
+
+def token_log_ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
+    """p - q, and 0 where no advantage is: there q may be anything, and exp of anything times 0 may be NaN."""
+    return torch.where(inputs["advantages"] != 0, logprobs - inputs["logprobs"], 0.0)
+
+
+def sequence_log_ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
+    """log of GSPO's ratio for each element of one datum; 0 where no advantage is."""
+    counted = inputs["sequence_ratio_mask"] != 0
+    constant = logprobs.detach()
+    mean = torch.where(counted, constant - inputs["logprobs"], 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(inputs["advantages"] != 0, mean + (logprobs - constant), 0.0)
+
+
+def clipped_one_sided(log_ratio: Tensor, advantages: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Where min(r A, clip(r) A) is the clipped one: at the low threshold, at the high one."""
+    ratio = log_ratio.detach().exp()
+    return (advantages < 0) & (ratio < config[CLIP_LOW]), (advantages > 0) & (ratio > config[CLIP_HIGH])
+
+
+def clipped_two_sided(log_ratio: Tensor, advantages: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Where r is below the low threshold, and where it is above the high one."""
+    ratio, trained = log_ratio.detach().exp(), advantages != 0
+    return trained & (ratio < config[CLIP_LOW]), trained & (ratio > config[CLIP_HIGH])
+
+
+def _clipped_surrogate(log_ratio: Tensor, advantages: Tensor, config: Config) -> Tensor:
+    """-min(r A, clip(r, low, high) A), finite with gradient 0 also where a clipped r overflows."""
+    low, high = clipped_one_sided(log_ratio, advantages, config)
+    live = torch.where(low | high, 0.0, log_ratio).exp()
+    return -advantages * live.masked_fill(low, config[CLIP_LOW]).masked_fill(high, config[CLIP_HIGH])
+
+
+Ratio = Callable[[Tensor, Inputs], Tensor]
+Clipped = Callable[[Tensor, Tensor, Config], tuple[Tensor, Tensor]]
+
+_FUNCTIONS: Mapping[str, tuple[Callable[[Tensor, Inputs, Config], Tensor], Ratio | None, Clipped | None]] = {
+    "cross_entropy": (cross_entropy, None, None),
+    "importance_sampling": (importance_sampling, token_log_ratio, None),
+    "ppo": (ppo, token_log_ratio, clipped_one_sided),
+    "cispo": (cispo, token_log_ratio, clipped_two_sided),
+    "dro": (dro, token_log_ratio, None),
+    "gspo": (gspo, sequence_log_ratio, clipped_one_sided),
+}
+"""By name: the elements, and for a policy's loss its ratio and what clips it, for the metrics."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function with its options."""
+
+    spec: LossSpec
+    config: Config
+
+    def elements(self, piece: Piece) -> Tensor:
+        """The loss of each element, of the piece's shape."""
+        return _FUNCTIONS[self.spec.name][0](*piece, self.config)
+
+    def pieces(self, logprobs: Tensor, inputs: Inputs, lengths: Sequence[int]) -> list[Piece]:
+        """Data laid end to end, rows of `lengths`, cut as the loss needs it."""
+        if not self.spec.per_sequence:
+            return [(logprobs, inputs)]
+        parts = {name: torch.split_with_sizes(values, list(lengths)) for name, values in inputs.items()}
+        return [
+            (datum, {name: values[index] for name, values in parts.items()})
+            for index, datum in enumerate(torch.split_with_sizes(logprobs, list(lengths)))
+        ]
+
+    def gradient(self, pieces: Sequence[Piece]) -> Tensor:
+        """dL/dlogprobs of pieces laid end to end."""
+        with torch.enable_grad():
+            leaves = [logprobs.detach().requires_grad_() for logprobs, _ in pieces]
+            losses = [self.elements((leaf, piece[1])).sum() for leaf, piece in zip(leaves, pieces, strict=True)]
+            return torch.cat(torch.autograd.grad(losses, leaves))
+
+    def metrics(self, pieces: Sequence[Piece]) -> dict[str, float]:
+        """Named `name:reduction`; always loss:sum."""
+        metrics = {"loss:sum": torch.stack([self.elements(piece).sum(dtype=torch.float64) for piece in pieces]).sum()}
+        _, ratio, clipped = _FUNCTIONS[self.spec.name]
+        if ratio is not None:
+            metrics |= policy_metrics(pieces, self.spec.factor, self.config, ratio, clipped)
+        values: list[float] = torch.stack([value.double() for value in metrics.values()]).tolist()
+        return dict(zip(metrics, values, strict=True))
+
+
+def resolve_loss(name: str, config: Config) -> Loss:
+    """The loss of a request: the options that it gives, the table's defaults for the others.
+
+    Raises:
+        InvalidArgumentError: names an option that is not allowed.
+    """
+    return Loss(LOSSES[name], LOSSES[name].options(config))
