@@ -29,11 +29,11 @@ test: $(STAMP)  ## run all tests, the files of two at a time: make test WORKERS=
 
 KILLS ?= 1000
 SEED ?= 1
-chaos: $(STAMP)  ## kill everything at random moments and compare with a calm run: make chaos KILLS=1000 SEED=1
+chaos: $(STAMP)  ## kill everything at random moments and compare with an undisturbed run: make chaos KILLS=1000 SEED=1
 	$(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 MINUTES ?= 60
-soak: $(STAMP)  ## run a mixed load and look for what grows and nobody needs: make soak MINUTES=60
+soak: $(STAMP)  ## run a mixed load and look for growth that nothing needs: make soak MINUTES=60
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 REQUESTS ?= 10000

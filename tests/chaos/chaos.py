@@ -1,4 +1,4 @@
-"""The whole trial: programs in a storm, the same programs in a calm, and everything compared."""
+"""The whole trial: programs under faults, the same programs undisturbed, and everything compared."""
 
 from __future__ import annotations
 
@@ -9,64 +9,69 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.comparison import differences, faults_of_operations
+from tests.chaos.fault_injector import FaultInjector
 from tests.chaos.programs import Program
 from tests.chaos.site import KINDS, TENANTS, Site
-from tests.chaos.storm import Storm
 
 AFTERMATH_S = 60.0
-CALM_TIMEOUT_S = 3600.0
+UNDISTURBED_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Trial:
     """What came out."""
 
-    storm: Storm
+    injector: FaultInjector
     programs: Sequence[Program]
     operations: int
-    storm_s: float
+    faults_s: float
     aftermath_s: float
     faults: Sequence[str]
 
     def summary(self) -> str:
         """For a person."""
-        storm = self.storm
-        killed = ", ".join(f"{storm.killed[kind]} {kind}" for kind in KINDS)
-        paused = ", ".join(f"{storm.paused[kind]} {kind}" for kind in KINDS)
+        injector = self.injector
+        killed = ", ".join(f"{injector.killed[kind]} {kind}" for kind in KINDS)
+        paused = ", ".join(f"{injector.paused[kind]} {kind}" for kind in KINDS)
         lines = [
-            f"seed {storm.seed}: {storm.killed.total()} killed ({killed}), {storm.paused.total()} paused ({paused})",
-            f"{sum(p.rounds for p in self.programs)} rounds, {self.operations} answers compared, {self.storm_s:.0f} s",
-            f"slowest recovery of work under way {storm.slowest_recovery_s:.1f} s; all results there "
+            f"seed {injector.seed}: {injector.killed.total()} killed ({killed}), "
+            f"{injector.paused.total()} paused ({paused})",
+            f"{sum(p.rounds for p in self.programs)} rounds, {self.operations} answers compared, {self.faults_s:.0f} s",
+            f"slowest recovery of work under way {injector.slowest_recovery_s:.1f} s; all results there "
             f"{self.aftermath_s:.1f} s after the last hit",
         ]
         return "\n".join([*lines, *(f"FAULT: {fault}" for fault in self.faults), f"{len(self.faults)} faults"])
 
 
 def run_trial(model_dir: Path, directory: Path, *, kills: int, seed: int, report: Callable[[str], None]) -> Trial:
-    """Runs the programs in a storm and then, as many rounds of them, in a calm."""
-    stormy, calm = Site(model_dir, directory / "storm"), Site(model_dir, directory / "calm")
+    """Runs the programs under faults and then, as many rounds of them, undisturbed."""
+    disturbed, undisturbed = Site(model_dir, directory / "disturbed"), Site(model_dir, directory / "undisturbed")
     try:
-        programs = _programs(stormy, seed)
-        storm = Storm(stormy, kills, seed, lambda: [run for p in programs for run in list(p.runs)], report)
+        programs = _programs(disturbed, seed)
+        injector = FaultInjector(
+            disturbed, kills, seed, lambda: [run for p in programs for run in list(p.runs)], report
+        )
         threads = _start(programs)
         started = time.monotonic()
-        storm.rage()
-        storm_s = time.monotonic() - started
+        injector.run()
+        faults_s = time.monotonic() - started
         for program in programs:
             program.ended.set()
         faults = _join(programs, threads, AFTERMATH_S)
-        aftermath_s = time.monotonic() - started - storm_s
-        faults += faults_of_operations(stormy.redis_url) + [f"died on its own: {name}" for name in storm.died_alone]
-        report("the same in a calm")
+        aftermath_s = time.monotonic() - started - faults_s
+        faults += faults_of_operations(disturbed.redis_url) + [
+            f"died on its own: {name}" for name in injector.died_alone
+        ]
+        report("the same programs, undisturbed")
         if not any(program.failure for program in programs):
-            again = _programs(calm, seed, [program.rounds for program in programs])
-            faults += _join(again, _start(again), CALM_TIMEOUT_S)
-            faults += differences(programs, again, stormy.data_dir, calm.data_dir)
+            again = _programs(undisturbed, seed, [program.rounds for program in programs])
+            faults += _join(again, _start(again), UNDISTURBED_TIMEOUT_S)
+            faults += differences(programs, again, disturbed.data_dir, undisturbed.data_dir)
         answers = sum(len(program.notes) for program in programs)
-        return Trial(storm, programs, answers, storm_s, aftermath_s, faults)
+        return Trial(injector, programs, answers, faults_s, aftermath_s, faults)
     finally:
-        stormy.stop()
-        calm.stop()
+        disturbed.stop()
+        undisturbed.stop()
 
 
 def _programs(site: Site, seed: int, rounds: Sequence[int | None] = (None,) * len(TENANTS)) -> list[Program]:

@@ -1,4 +1,4 @@
-"""What a stormy and a calm run of the same programs must have in common, and what each must be on its own."""
+"""What a disturbed and an undisturbed run of the same programs have in common, and what holds for each alone."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ def faults_of_operations(redis_url: str) -> list[str]:
     return faults + ([f"{dead} jobs are given up as deadly"] if dead else [])
 
 
-def differences(stormy: Sequence[Program], calm: Sequence[Program], stormy_data: Path, calm_data: Path) -> list[str]:
+def differences(
+    disturbed: Sequence[Program], undisturbed: Sequence[Program], disturbed_data: Path, undisturbed_data: Path
+) -> list[str]:
     """Where answers or checkpoints are not the same bits."""
     found = []
-    for one, other in zip(stormy, calm, strict=True):
+    for one, other in zip(disturbed, undisturbed, strict=True):
         if len(one.notes) != len(other.notes):
-            found.append(f"{one.tenant}: {len(one.notes)} answers in the storm, {len(other.notes)} in the calm")
+            found.append(f"{one.tenant}: {len(one.notes)} answers under faults, {len(other.notes)} undisturbed")
         pairs = enumerate(zip(one.notes, other.notes, strict=False))
         unequal = [i for i, (answer, again) in pairs if repr(answer) != repr(again)]
         if unequal:
             found.append(f"{one.tenant}: {len(unequal)} answers differ, the first is number {unequal[0]}")
-        files, others = _files(one, stormy_data), _files(other, calm_data)
+        files, others = _files(one, disturbed_data), _files(other, undisturbed_data)
         found += [f"{one.tenant}: {name} is there once" for name in sorted(files.keys() ^ others.keys())]
         both = sorted(files.keys() & others.keys())
         found += [f"{one.tenant}: {name} differs" for name in both if files[name] != others[name]]

@@ -53,8 +53,8 @@ def train(run: tinker.TrainingClient, steps: int) -> list[float]:
 def test_a_killed_process_costs_the_client_nothing(
     own_platform: Platform, client: tinker.ServiceClient, victim: tuple[str, ...]
 ) -> None:
-    calm = client.create_lora_training_client(BASE_MODEL, rank=4, seed=7)
-    undisturbed = train(calm, 6)
+    alone = client.create_lora_training_client(BASE_MODEL, rank=4, seed=7)
+    undisturbed = train(alone, 6)
     run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=7)
     before = train(run, 3)
     saved = run.save_state("kept").result(60).path
@@ -70,8 +70,8 @@ def test_a_killed_process_costs_the_client_nothing(
 
 
 def test_operations_in_flight_survive_a_killed_gateway(own_platform: Platform, client: tinker.ServiceClient) -> None:
-    calm = client.create_lora_training_client(BASE_MODEL, rank=4, seed=9)
-    undisturbed = train(calm, 20)
+    alone = client.create_lora_training_client(BASE_MODEL, rank=4, seed=9)
+    undisturbed = train(alone, 20)
     run = client.create_lora_training_client(BASE_MODEL, rank=4, seed=9)
     pairs = [(run.forward_backward(DATA, "cross_entropy"), run.optim_step(ADAM)) for _ in range(20)]
     own_platform.kill("gateway")

@@ -136,11 +136,11 @@ async def open_scene(redis_url: str, model_dir: Path, data_dir: Path) -> AsyncIt
 
 
 @pytest.fixture(scope="module")
-def calm(redis_url: str, wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(redis_url: str, wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The checkpoints of runs that nothing disturbed."""
 
     async def undisturbed() -> dict[str, bytes]:
-        async with open_scene(redis_url, wide_model, tmp_path_factory.mktemp("calm")) as scene:
+        async with open_scene(redis_url, wide_model, tmp_path_factory.mktemp("undisturbed")) as scene:
             scene.trainers.start(**NO_SNAPSHOTS)
             return await scene.finish()
 
@@ -193,13 +193,15 @@ def stop_in_the_middle(scene: Scene, moment: str, number: signal.Signals) -> Bas
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_a_trainer_that_is_killed_costs_nothing(scene: Scene, calm: dict[str, bytes], moment: str) -> None:
+async def test_a_trainer_that_is_killed_costs_nothing(scene: Scene, undisturbed: dict[str, bytes], moment: str) -> None:
     stop_in_the_middle(scene, moment, signal.SIGKILL)
     scene.trainers.start(**MOMENTS[moment][1])
-    assert await scene.finish() == calm
+    assert await scene.finish() == undisturbed
 
 
-async def test_a_trainer_that_is_killed_while_it_replays_costs_nothing(scene: Scene, calm: dict[str, bytes]) -> None:
+async def test_a_trainer_that_is_killed_while_it_replays_costs_nothing(
+    scene: Scene, undisturbed: dict[str, bytes]
+) -> None:
     meta = [keyspace.run_meta(f"s{index}:train:0") for index in range(len(TENANTS))]
 
     def done() -> list[int]:
@@ -217,16 +219,16 @@ async def test_a_trainer_that_is_killed_while_it_replays_costs_nothing(scene: Sc
     scene.trainers.kill(second)
     assert done() == before, "it was still replaying"
     scene.trainers.start(**NO_SNAPSHOTS)
-    assert await scene.finish() == calm
+    assert await scene.finish() == undisturbed
 
 
 @pytest.mark.parametrize("moment", ["forward_backward of several tenants", "save", "snapshot"])
 async def test_an_owner_that_wakes_up_after_its_lease_has_moved_writes_nothing(
-    scene: Scene, calm: dict[str, bytes], moment: str
+    scene: Scene, undisturbed: dict[str, bytes], moment: str
 ) -> None:
     sleeper = stop_in_the_middle(scene, moment, signal.SIGSTOP)
     heir = scene.trainers.start(**MOMENTS[moment][1])
-    assert await scene.finish() == calm
+    assert await scene.finish() == undisturbed
     assert scene.trainers.terminate(heir) == 0
     record = scene.record()
     signal_to(sleeper, signal.SIGCONT)
@@ -234,17 +236,17 @@ async def test_an_owner_that_wakes_up_after_its_lease_has_moved_writes_nothing(
     spin_until(lambda: "lease lost" in log.read_text())
     assert scene.trainers.terminate(sleeper) == 0
     assert scene.record() == record
-    assert await scene.finish() == calm
+    assert await scene.finish() == undisturbed
 
 
-async def test_sigterm_moves_runs_to_another_trainer(scene: Scene, calm: dict[str, bytes]) -> None:
+async def test_sigterm_moves_runs_to_another_trainer(scene: Scene, undisturbed: dict[str, bytes]) -> None:
     first = scene.trainers.start(**NO_SNAPSHOTS)
     spin_until(lambda: bool(scene.running("big")))
     scene.trainers.start(**NO_SNAPSHOTS)
     assert scene.trainers.terminate(first) == 0
     kept = [scene.commands.hget(keyspace.run_meta(f"s{index}:train:0"), "snapshots") for index in range(len(TENANTS))]
     assert all(kept), "every run has left with a snapshot"
-    assert await scene.finish() == calm
+    assert await scene.finish() == undisturbed
 
 
 async def test_clients_that_list_and_delete_while_trainers_die_in_saves_see_whole_checkpoints_only(

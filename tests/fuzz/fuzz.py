@@ -88,7 +88,7 @@ class Trial:
 
 
 async def run_trial(platform: Platform, *, requests: int, seed: int, report: Callable[[str], None]) -> Trial:
-    """Sends so many requests while a bystander works, and compares its numbers with those of a calm."""
+    """Sends so many requests while a bystander works, and compares its numbers with those of an undisturbed run."""
     trial, bystander = Trial(requests, seed), Bystander(platform.url, API_KEY)
     connection = RedisConnection.open(running_redis_url(platform.data_dir))
     thread = threading.Thread(target=bystander.run, name="bystander", daemon=True)
@@ -106,11 +106,11 @@ async def run_trial(platform: Platform, *, requests: int, seed: int, report: Cal
         bystander.ended.set()
         await connection.close()
     trial.rounds = len(bystander.numbers)
-    calm = Bystander(platform.url, API_KEY, rounds=trial.rounds)
-    await asyncio.to_thread(calm.run)
-    trial.faults += [f"bystander: {error!r}" for error in (bystander.failure, calm.failure) if error is not None]
-    if bystander.numbers != calm.numbers:
-        trial.faults.append("the bystander's numbers are others than in a calm")
+    undisturbed = Bystander(platform.url, API_KEY, rounds=trial.rounds)
+    await asyncio.to_thread(undisturbed.run)
+    trial.faults += [f"bystander: {error!r}" for error in (bystander.failure, undisturbed.failure) if error is not None]
+    if bystander.numbers != undisturbed.numbers:
+        trial.faults.append("the bystander's numbers are others than in an undisturbed run")
     if _processes(platform) != processes:
         trial.faults.append("a process has died")
     return trial

@@ -2,7 +2,7 @@
 
 An operation that two workers have died at counts as deadly and fails by name, which is right and not what is looked for
 here: a worker of a kind is hit again only when what the kind was doing at the last hit has its results. Recovery needs
-a while in which the queue stays up; where that has not come by itself for long, the storm holds still until it is over.
+a while in which the queue stays up; where that has not come by itself for long, the injector waits until it is over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Condition = Callable[[], bool]
 
 
 @dataclass
-class Storm:
+class FaultInjector:
     """Hits the processes of a site until so many have been killed."""
 
     site: Site
@@ -43,7 +43,7 @@ class Storm:
     died_alone: list[str] = field(default_factory=list)
     _waiting: dict[Kind, tuple[float, Condition]] = field(default_factory=dict)
 
-    def rage(self) -> None:
+    def run(self) -> None:
         """Kills until it is enough; ends when what was hit last has recovered."""
         drawn = random.Random(self.seed)
         started = time.monotonic()
