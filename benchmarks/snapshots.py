@@ -24,6 +24,7 @@ from transformers import Qwen3Config
 
 from services.cli.embedded_redis import EmbeddedRedis
 from services.core.config import Settings
+from services.core.process.device_thread import DeviceThread
 from services.core.process.telemetry import configure_logging
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
@@ -33,7 +34,6 @@ from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotStore
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel, load_base_model
-from services.model.device import DeviceThread
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.optimizer import adamw_step
 from services.trainer.snapshot_policy import Progress

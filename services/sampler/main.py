@@ -50,7 +50,7 @@ async def serve(settings: Settings, base_model: str) -> None:
     storage = open_storage(settings)
     blobs = BlobStore(storage)
     payloads = Payloads(blobs)
-    tokenizer_blob = await store_tokenizer(base, blobs)
+    tokenizer_blob = await store_tokenizer(base.tokenizer_files, blobs)
     checkpoints = CheckpointStore(storage)
     serving = SamplerWorker(
         worker,

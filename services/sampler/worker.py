@@ -14,6 +14,7 @@ import structlog
 from google.protobuf.message import Message
 
 from services.core.errors import PlatformError
+from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import (
     CACHED_PROMPT_TOKENS,
     GENERATED_TOKENS,
@@ -30,7 +31,6 @@ from services.core.queue.sample_queue import SampleEntry, SampleQueues
 from services.core.queue.token_stream import TokenStream
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.model.base import BaseModel
-from services.model.device import DeviceThread
 from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.merge_jobs import Merges

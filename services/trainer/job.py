@@ -19,12 +19,12 @@ from services.core.catalog.run_metrics import metrics_write
 from services.core.catalog.runs import Catalog, run_writes
 from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
 from services.core.names import OperationName
+from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.queue.connection import Write
 from services.core.queue.run_past import source_write
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
-from services.model.device import DeviceThread
 from services.trainer.engine.execute import Locations
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.measurement import execute_measured, execute_together_measured

@@ -12,6 +12,7 @@ from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
 from services.core.config import Settings, parse_base_model
 from services.core.losses import LOSSES
+from services.core.process.device_thread import DeviceThread
 from services.core.process.presence import Presence, worker_name
 from services.core.process.server import until_stopped
 from services.core.process.telemetry import configure_logging
@@ -28,7 +29,7 @@ from services.core.storage.open import open_storage
 from services.core.storage.snapshot_store import SnapshotStore
 from services.core.storage.uploads import UploadStore
 from services.model.base import load_base_model
-from services.model.device import DeviceThread, choose_device, memory_pressure
+from services.model.device import choose_device, memory_pressure
 from services.model.tokenizer_files import store_tokenizer
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.holdings import Holdings
@@ -50,7 +51,7 @@ async def serve(settings: Settings, base_model: str) -> None:
     base = load_base_model(source, name=name, device=choose_device(settings.device))
     engine, device = TrainerEngine(base), DeviceThread()
     connection = RedisConnection.open(settings.redis_url)
-    tokenizer_blob = await store_tokenizer(base, BlobStore(open_storage(settings)))
+    tokenizer_blob = await store_tokenizer(base.tokenizer_files, BlobStore(open_storage(settings)))
     serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:

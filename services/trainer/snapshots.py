@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 
 from services.core.errors import DataLossError, NotFoundError, PlatformError
 from services.core.names import OperationName
+from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import SNAPSHOT_SECONDS
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import FencedError, Lease
 from services.core.queue.run_past import RunPasts
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
-from services.model.device import DeviceThread
 from services.model.manifest import Manifest
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.run_state import RunState

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.core.config import Settings
 from services.core.errors import PlatformError
+from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import OperationStore
@@ -20,7 +21,6 @@ from services.core.queue.run_log import RunLogs
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.model.base import BaseModel
-from services.model.device import DeviceThread
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.main import assemble

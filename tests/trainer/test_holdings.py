@@ -12,9 +12,9 @@ import pytest
 from services.core.catalog.sessions import Sessions
 from services.core.config import Settings
 from services.core.errors import PlatformError
+from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.model.base import BaseModel
-from services.model.device import DeviceThread
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.main import assemble

@@ -10,6 +10,7 @@ import torch
 
 from services.core.catalog.runs import Catalog
 from services.core.errors import DataLossError
+from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
 from services.core.queue.run_log import FencedError
@@ -19,7 +20,6 @@ from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.model.device import DeviceThread
 from services.model.manifest import Manifest
 from services.trainer.engine.run_state import RunState
 from services.trainer.engine.snapshot_files import STATE_FILE, read_snapshot, write_snapshot
