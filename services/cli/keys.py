@@ -57,10 +57,11 @@ def revoke(
 
 def _with_keys(call: Callable[[ApiKeys], Awaitable[_T]], redis_url: str | None, data_dir: Path | None) -> _T:
     from services.core.catalog.api_keys import ApiKeys
-    from services.core.config import load_settings
+    from services.core.config import Settings
+    from services.core.environment import load_settings
     from services.core.queue.connection import RedisConnection
 
-    settings = load_settings(redis_url=redis_url, data_dir=data_dir)
+    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir)
     url = settings.redis_url or running_redis_url(settings.data_dir)
 
     async def run() -> _T:

@@ -8,7 +8,6 @@ runs, so that help is quick and a laptop needs no part of the platform.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,16 +86,17 @@ def up(
 ) -> None:
     """Run the whole platform on this machine: Redis, gateway, and a trainer and a sampler for each base model."""
     from services.cli.up import run_up
-    from services.core.config import load_settings
+    from services.core.config import UpSettings
+    from services.core.environment import load_settings
 
     settings = load_settings(
+        UpSettings,
         data_dir=data_dir,
         grpc_port=grpc_port,
         http_port=http_port,
         host=host,
         device=device,
         redis_url=redis_url,
-        reflection=os.environ.get("TINKER_REFLECTION", "open"),  # grpcurl works at once on one's own machine
     )
     asyncio.run(run_up(settings, base_model))
 
@@ -110,11 +110,12 @@ def gateway(
     host: Host = None,
 ) -> None:
     """Run one gateway: the gRPC API that clients talk to."""
-    from services.core.config import load_settings
+    from services.core.config import Settings
+    from services.core.environment import load_settings
     from services.gateway.main import serve
 
     settings = load_settings(
-        redis_url=redis_url, data_dir=data_dir, grpc_port=grpc_port, http_port=http_port, host=host
+        Settings, redis_url=redis_url, data_dir=data_dir, grpc_port=grpc_port, http_port=http_port, host=host
     )
     asyncio.run(serve(settings.with_redis()))
 
@@ -122,20 +123,22 @@ def gateway(
 @app.command(rich_help_panel=_OPERATORS)
 def trainer(base_model: BaseModel, redis_url: RedisUrl = None, data_dir: DataDir = None, device: Device = None) -> None:
     """Run one trainer: LoRA training on one base model."""
-    from services.core.config import load_settings
+    from services.core.config import Settings
+    from services.core.environment import load_settings
     from services.trainer.main import serve
 
-    settings = load_settings(redis_url=redis_url, data_dir=data_dir, device=device)
+    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir, device=device)
     asyncio.run(serve(settings.with_redis(), base_model))
 
 
 @app.command(rich_help_panel=_OPERATORS)
 def sampler(base_model: BaseModel, redis_url: RedisUrl = None, data_dir: DataDir = None, device: Device = None) -> None:
     """Run one sampler: generation from one base model and its checkpoints."""
-    from services.core.config import load_settings
+    from services.core.config import Settings
+    from services.core.environment import load_settings
     from services.sampler.main import serve
 
-    settings = load_settings(redis_url=redis_url, data_dir=data_dir, device=device)
+    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir, device=device)
     asyncio.run(serve(settings.with_redis(), base_model))
 
 

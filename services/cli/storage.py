@@ -91,11 +91,12 @@ def _with_storage(
     data_dir: Path | None,
     storage_url: str | None,
 ) -> _T:
-    from services.core.config import load_settings
+    from services.core.config import Settings
+    from services.core.environment import load_settings
     from services.core.queue.connection import RedisConnection
     from services.core.storage.open import open_storage
 
-    settings = load_settings(redis_url=redis_url, data_dir=data_dir, storage_url=storage_url)
+    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir, storage_url=storage_url)
     url = settings.redis_url or running_redis_url(settings.data_dir)
 
     async def run() -> _T:

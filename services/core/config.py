@@ -1,151 +1,211 @@
-"""Settings of the services: command-line flags over `TINKER_*` variables over defaults.
+"""Settings of the services, grouped by the service that reads them.
 
-An unknown `TINKER_*` variable is an error, so that a misspelt one is not ignored; those that belong to clients are left
-alone.
+Each field has a description, a default and, where it has one, a unit: help texts, docs/settings.md and messages about
+bad values are made from them. `services.core.environment` reads values from flags and variables.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.core.errors import InvalidArgumentError
 
 ENV_PREFIX = "TINKER_"
-CLIENT_VARIABLES = frozenset(
-    {
-        "TINKER_API_KEY",
-        "TINKER_BASE_URL",
-        "TINKER_CREDENTIAL_CMD",
-        "TINKER_GRPC_URL",
-        "TINKER_LOG",
-        "TINKER_PROJECT_ID",
-        "TINKER_TAGS",
-        "TINKER_TELEMETRY",
-    }
-)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a setting's value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Secret:
+    """Marks a URL that may contain a password: lists show it without its credentials."""
+
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
+Mebibytes = Annotated[int, Field(ge=1 << 20), Unit("bytes")]
+Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
+Operations = Annotated[int, Field(ge=1), Unit("operations")]
+Requests = Annotated[int, Field(ge=1), Unit("requests")]
+Sessions = Annotated[int, Field(ge=1), Unit("sessions")]
+Runs = Annotated[int, Field(ge=1), Unit("training runs")]
+Steps = Annotated[int, Field(ge=1), Unit("optimizer steps")]
+Tokens = Annotated[int, Field(ge=64), Unit("tokens")]
+Rank = Annotated[int, Field(ge=1)]
+Sequences = Annotated[int, Field(ge=1), Unit("sequences")]
+Adapters = Annotated[int, Field(ge=1), Unit("adapters")]
+Url = Annotated[str, Secret()]
 
 
-class Settings(BaseSettings):
-    """Everything that can be set; each field is also the variable TINKER_<FIELD>."""
+class CommonSettings(BaseSettings):
+    """Settings that every service reads. The field `name` is also the variable TINKER_NAME."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
-    redis_url: str = Field(default="", description="redis:// or unix:// URL; empty: an embedded server (`up` only)")
+    readers: ClassVar[str] = "every service"
+
+    redis_url: Url = Field(
+        default="", description="redis:// or unix:// URL of Redis 7.0+ or Valkey 7.2+. Empty: `up` starts its own."
+    )
     data_dir: Path = Field(
-        default=Path("tinker-data"), description="checkpoints, snapshots, blobs and the embedded Redis"
+        default=Path("tinker-data"), description="Directory of checkpoints, snapshots, payloads and the embedded Redis."
     )
-    storage_url: str = Field(
+    storage_url: Url = Field(
         default="",
-        description="checkpoints and blobs: file:///directory or s3://bucket/prefix; empty: data_dir",
+        description="Where checkpoints and payloads are stored: file:///directory or s3://bucket/prefix. "
+        "Empty: the data directory.",
     )
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    host: str = Field(default="127.0.0.1", description="address that servers listen on")
-    grpc_port: Port = 50051
-    http_port: Port = 8000
-    worker_port: Port = Field(default=0, description="port of a worker's health service; 0: any free one")
-    metrics_port: Port = Field(default=0, description="port of a worker's /metrics; 0: none")
-    reflection: Literal["open", "key", "off"] = Field(default="key", description="who may use gRPC reflection")
-    max_message_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
-    max_upload_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
-        default=8 << 30, description="largest adapter_model.safetensors that is imported"
+    log_format: Literal["console", "json"] = Field(default="console", description="Format of the log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log lines that are written."
     )
-    max_arriving_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
-        default=1 << 30, description="requests in a gateway's memory at once, of each port; more wait unread"
+    host: str = Field(default="127.0.0.1", description="Address that servers listen on.")
+    reflection: Literal["open", "key", "off"] = Field(
+        default="key", description="Who may use gRPC reflection: everyone, callers with an API key, or no one."
     )
-    arrival_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=120.0, description="longest that a request may take to arrive once it is its turn"
-    )
-    max_waiting_per_run: Annotated[int, Field(ge=1)] = Field(default=10_000, description="operations of one run")
-    max_waiting_operations_per_tenant: Annotated[int, Field(ge=1)] = Field(
-        default=50_000, description="operations of all runs of one tenant"
-    )
-    max_waiting_operations: Annotated[int, Field(ge=1)] = Field(default=200_000, description="operations of all runs")
-    max_waiting_samples_per_tenant: Annotated[int, Field(ge=1)] = Field(
-        default=50_000, description="sampling requests of one tenant"
-    )
-    max_waiting_samples: Annotated[int, Field(ge=1)] = Field(default=200_000, description="all sampling requests")
-    max_waiting_bytes_per_tenant: Annotated[int, Field(ge=1)] = Field(
-        default=4 << 30, description="requests of one tenant that wait"
-    )
-    max_waiting_bytes: Annotated[int, Field(ge=1)] = Field(default=16 << 30, description="all requests that wait")
-    max_sessions_per_tenant: Annotated[int, Field(ge=1)] = Field(
-        default=1_000, description="sessions of one tenant that are alive"
-    )
-    max_sessions: Annotated[int, Field(ge=1)] = Field(default=10_000, description="all sessions that are alive")
-    drain_seconds: Annotated[float, Field(ge=0)] = 20.0
-
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    lease_seconds: Annotated[float, Field(ge=1)] = 10.0
-    max_runs: Annotated[int, Field(ge=1)] = 64
-    idle_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=900.0, description="a run without operations for so long is parked on the disk"
-    )
-    snapshot_steps: Annotated[int, Field(ge=1)] = Field(default=20, description="a snapshot is due after so many steps")
-    snapshot_seconds: Annotated[float, Field(gt=0)] = Field(
-        default=60.0, description="a snapshot of a run that has changed is due after so many seconds"
-    )
-    snapshot_log_entries: Annotated[int, Field(ge=1)] = Field(
-        default=256, description="a snapshot is due when a run's log has grown by so many operations"
-    )
-    snapshot_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.02, description="most of a trainer's time that goes into snapshots that are due"
-    )
-    max_lora_rank: Annotated[int, Field(ge=1)] = 128
-    max_sequences: Annotated[int, Field(ge=1)] = 64
-    max_tokens_per_step: Annotated[int, Field(ge=64)] = 2048
-    max_cached_tokens: Annotated[int, Field(ge=64)] = 65_536
-    max_adapters: Annotated[int, Field(ge=1)] = 64
-    deterministic: bool = Field(
-        default=False, description="samplers on a CPU: bitwise the same logprobs whatever else is in the batch; slower"
+    max_message_bytes: Mebibytes = Field(default=64 << 20, description="Largest gRPC message.")
+    drain_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = Field(
+        default=20.0, description="Time that calls and operations in progress get to finish when a service stops."
     )
 
-    def with_redis(self) -> Settings:
-        """These settings, if they say where Redis is: a service on its own has no embedded one.
+    def with_redis(self) -> Self:
+        """These settings, if they name a Redis server: a service on its own has no embedded one.
 
         Raises:
             InvalidArgumentError: they do not.
         """
         if not self.redis_url:
-            message = "which Redis? Pass --redis-url or set TINKER_REDIS_URL (`up` brings its own)"
+            message = (
+                "redis_url: must be set; pass --redis-url or set TINKER_REDIS_URL (only `up` starts its own Redis)"
+            )
             raise InvalidArgumentError(message, reason="NO_REDIS_URL")
         return self
 
 
-def load_settings(**flags: Any) -> Settings:
-    """Settings from flags (None means not given) and the environment.
+class GatewaySettings(CommonSettings):
+    """Settings of the gateway."""
 
-    Raises:
-        InvalidArgumentError: a value is not allowed, or a TINKER_* variable is unknown.
-    """
-    refuse_unknown_variables(os.environ)
-    try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        problems = [f"{ENV_PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
-        raise InvalidArgumentError("; ".join(problems), reason="BAD_SETTING") from None
+    readers: ClassVar[str] = "gateway"
+
+    grpc_port: Port = Field(default=50051, description="Port of the gRPC API.")
+    http_port: Port = Field(
+        default=8000, description="Port of the HTTP API of the official SDK and of OpenAI, /healthz and /metrics."
+    )
+    max_upload_bytes: Mebibytes = Field(
+        default=8 << 30, description="Largest adapter_model.safetensors that can be imported."
+    )
+    max_arriving_bytes: Mebibytes = Field(
+        default=1 << 30,
+        description="Memory budget for incoming requests, per port; excess requests wait before being read.",
+    )
+    arrival_seconds: Seconds = Field(
+        default=120.0, description="Time that a request may take to arrive once the gateway has begun to read it."
+    )
+    max_waiting_per_run: Operations = Field(
+        default=10_000, description="Most queued or running operations of one training run."
+    )
+    max_waiting_operations_per_tenant: Operations = Field(
+        default=50_000, description="Most queued or running operations of all training runs of one tenant."
+    )
+    max_waiting_operations: Operations = Field(
+        default=200_000, description="Most queued or running operations of all training runs."
+    )
+    max_waiting_samples_per_tenant: Requests = Field(
+        default=50_000, description="Most queued or running sampling requests of one tenant."
+    )
+    max_waiting_samples: Requests = Field(default=200_000, description="Most queued or running sampling requests.")
+    max_waiting_bytes_per_tenant: Bytes = Field(
+        default=4 << 30, description="Most bytes of one tenant's queued or running requests."
+    )
+    max_waiting_bytes: Bytes = Field(default=16 << 30, description="Most bytes of all queued or running requests.")
+    max_sessions_per_tenant: Sessions = Field(default=1_000, description="Most live sessions of one tenant.")
+    max_sessions: Sessions = Field(default=10_000, description="Most live sessions.")
 
 
-def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Refuses TINKER_* variables that mean nothing.
+class WorkerSettings(CommonSettings):
+    """Settings that trainers and samplers read."""
 
-    Raises:
-        InvalidArgumentError: names them.
-    """
-    known = CLIENT_VARIABLES | {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name not in known)
-    if unknown:
-        message = f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        raise InvalidArgumentError(message, reason="UNKNOWN_SETTING")
+    readers: ClassVar[str] = "trainer and sampler"
+
+    worker_port: Port = Field(default=0, description="Port of the worker's gRPC health service. 0: any free port.")
+    metrics_port: Port = Field(
+        default=0,
+        description="Port of the worker's /metrics. 0: none. `up` gives its workers this port and the following ones.",
+    )
+    device: str = Field(default="auto", description="Device that computes: auto, cpu, cuda or cuda:N.")
+    lease_seconds: Annotated[float, Field(ge=1), Unit("seconds")] = Field(
+        default=10.0, description="Time after which the work of a silent worker goes to another one."
+    )
+
+
+class TrainerSettings(WorkerSettings):
+    """Settings of the trainer."""
+
+    readers: ClassVar[str] = "trainer"
+
+    max_runs: Runs = Field(default=64, description="Most training runs that a trainer holds in memory.")
+    idle_seconds: Seconds = Field(
+        default=900.0, description="Idle training runs are snapshotted to the storage after this time."
+    )
+    snapshot_steps: Steps = Field(default=20, description="A snapshot of a run is due after this many optimizer steps.")
+    snapshot_seconds: Seconds = Field(
+        default=60.0, description="A snapshot of a run that has changed is due after this time."
+    )
+    snapshot_log_entries: Operations = Field(
+        default=256, description="A snapshot of a run is due when its log has grown by this many operations."
+    )
+    snapshot_share: Annotated[float, Field(gt=0, le=1), Unit("fraction")] = Field(
+        default=0.02, description="Largest fraction of a trainer's time spent on snapshots that are due."
+    )
+    max_lora_rank: Rank = Field(default=128, description="Largest LoRA rank of a training run.")
+
+
+class SamplerSettings(WorkerSettings):
+    """Settings of the sampler."""
+
+    readers: ClassVar[str] = "sampler"
+
+    max_sequences: Sequences = Field(default=64, description="Most sequences generated at once.")
+    max_tokens_per_step: Tokens = Field(default=2048, description="Most tokens in one forward pass.")
+    max_cached_tokens: Tokens = Field(
+        default=65_536, description="Tokens in the KV cache: of sequences in progress and of reusable prefixes."
+    )
+    max_adapters: Adapters = Field(default=64, description="Most adapters in memory.")
+    deterministic: bool = Field(
+        default=False,
+        description="On a CPU, compute bitwise identical logprobs whether a request runs alone or batched; slower.",
+    )
+
+
+class Settings(GatewaySettings, TrainerSettings, SamplerSettings):
+    """Settings of all services: one environment serves them all."""
+
+
+class UpSettings(Settings):
+    """Settings of all services, with the defaults of `tinker-platform up`: gRPC tools work without a key."""
+
+    reflection: Literal["open", "key", "off"] = Field(
+        default="open", description=CommonSettings.model_fields["reflection"].description
+    )
+
+
+GROUPS: tuple[type[CommonSettings], ...] = (
+    CommonSettings,
+    GatewaySettings,
+    WorkerSettings,
+    TrainerSettings,
+    SamplerSettings,
+)
+"""Classes that define fields, in the order in which people read them."""
 
 
 def parse_base_model(option: str) -> tuple[str, str]:

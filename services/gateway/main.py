@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import structlog
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.errors import InternalError, PlatformError
 from services.core.process.server import GrpcServer, until_stopped
 from services.core.process.telemetry import configure_logging
@@ -47,7 +47,7 @@ EXPIRE_EVERY = timedelta(seconds=5)
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: GatewaySettings) -> None:
     """Runs the gateway until SIGTERM or SIGINT."""
     configure_logging(settings, "gateway")
     _allow_many_connections()
@@ -81,7 +81,7 @@ async def serve(settings: Settings) -> None:
         raise InternalError("a loop of the gateway ended, and the gateway with it") from failures[0]
 
 
-def grpc_server(settings: Settings, stores: Stores) -> GrpcServer:
+def grpc_server(settings: GatewaySettings, stores: Stores) -> GrpcServer:
     """The gRPC server with every service of the contract; not started yet."""
     auth = Authenticator(stores.api_keys)
     submission = Submission(stores, settings)

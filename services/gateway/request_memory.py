@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 
 OWNERS = 4
 """So many owners fill the memory together."""
@@ -53,7 +53,7 @@ class RequestMemory:
         self._queues: dict[str, deque[_Waiting]] = {}
 
     @classmethod
-    def of(cls, settings: Settings) -> RequestMemory:
+    def of(cls, settings: GatewaySettings) -> RequestMemory:
         """What is set."""
         return cls(max(settings.max_arriving_bytes, settings.max_message_bytes), settings.max_message_bytes)
 

@@ -11,7 +11,7 @@ from services.core.catalog.reserved_samplers import ReservedSamplers
 from services.core.catalog.run_metrics import RunMetrics
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.core.queue.events import EventHub
@@ -52,7 +52,7 @@ class Stores:
     workers: WorkerDirectory
 
     @classmethod
-    def open(cls, settings: Settings, connection: RedisConnection) -> Stores:
+    def open(cls, settings: GatewaySettings, connection: RedisConnection) -> Stores:
         """Opens all stores over one Redis server and one data directory."""
         storage = open_storage(settings)
         blobs = BlobStore(storage)

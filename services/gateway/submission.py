@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.core.queue.enqueueing import request_digest
@@ -37,7 +37,7 @@ _JOB_FIELDS = {
 class Submission:
     """Accepts operations."""
 
-    def __init__(self, stores: Stores, settings: Settings) -> None:
+    def __init__(self, stores: Stores, settings: GatewaySettings) -> None:
         self._stores = stores
         self._limits = LoadLimits.of(settings)
 

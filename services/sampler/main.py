@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from services.core.config import Settings, parse_base_model
+from services.core.config import SamplerSettings, parse_base_model
 from services.core.process.presence import Presence, worker_name
 from services.core.process.server import until_stopped
 from services.core.process.telemetry import configure_logging
@@ -32,7 +32,7 @@ from tinker_proto.internal.v1 import job_pb2
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, base_model: str) -> None:
+async def serve(settings: SamplerSettings, base_model: str) -> None:
     """Runs a sampler for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
     configure_logging(settings, "sampler")
     name, source = parse_base_model(base_model)

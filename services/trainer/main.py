@@ -10,7 +10,7 @@ import structlog
 
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
-from services.core.config import Settings, parse_base_model
+from services.core.config import TrainerSettings, parse_base_model
 from services.core.losses import LOSSES
 from services.core.process.device_thread import DeviceThread
 from services.core.process.presence import Presence, worker_name
@@ -43,7 +43,7 @@ from tinker_proto.internal.v1 import job_pb2
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, base_model: str) -> None:
+async def serve(settings: TrainerSettings, base_model: str) -> None:
     """Runs a trainer for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
     configure_logging(settings, "trainer")
     name, source = parse_base_model(base_model)
@@ -84,19 +84,19 @@ async def serve(settings: Settings, base_model: str) -> None:
 
 
 def assemble(
-    settings: Settings, worker: str, engine: TrainerEngine, device: DeviceThread, connection: RedisConnection
+    settings: TrainerSettings, worker: str, engine: TrainerEngine, device: DeviceThread, connection: RedisConnection
 ) -> TrainerWorker:
     """A worker with all its parts, over one Redis server and one data directory."""
     storage = open_storage(settings)
     payloads = Payloads(BlobStore(storage))
-    logs, uploads = RunLogs(connection, payloads), UploadStore(storage, settings.max_upload_bytes)
+    logs, uploads = RunLogs(connection, payloads), UploadStore(storage)
     holdings = Holdings(
         worker,
         engine.base.name,
         connection,
         Places(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
         logs,
-        Sessions(connection, settings),
+        Sessions(connection),
         Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),
         SnapshotPolicy.of(settings),
         partial(memory_pressure, engine.base.device),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.core.config import Settings
+from services.core.config import TrainerSettings
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SnapshotPolicy:
     """Most of the trainer's time that snapshots which are due may take."""
 
     @classmethod
-    def of(cls, settings: Settings) -> SnapshotPolicy:
+    def of(cls, settings: TrainerSettings) -> SnapshotPolicy:
         """What the settings say."""
         return cls(
             settings.snapshot_steps, settings.snapshot_seconds, settings.snapshot_log_entries, settings.snapshot_share

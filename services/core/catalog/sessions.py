@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from services.core.catalog.pages import Page, PageRequest, read_page
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from services.core.names import new_session_id
 from services.core.queue import keyspace
@@ -26,10 +26,15 @@ RETRY_AFTER_S = 5.0
 class Sessions:
     """Sessions of one Redis server."""
 
-    def __init__(self, connection: RedisConnection, settings: Settings) -> None:
+    def __init__(self, connection: RedisConnection, settings: GatewaySettings | None = None) -> None:
+        """
+        Args:
+            connection: to the Redis server.
+            settings: with the limits of `create`; None for a process that creates no sessions.
+        """
         self._connection = connection
         self._commands = connection.commands
-        self._limits = (settings.max_sessions_per_tenant, settings.max_sessions)
+        self._limits = (settings.max_sessions_per_tenant, settings.max_sessions) if settings is not None else (0, 0)
 
     async def create(self, tenant: str, user_metadata: Mapping[str, str]) -> session_pb2.Session:
         """Opens a session.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-from services.core.config import Settings
+from services.core.config import WorkerSettings
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -56,7 +56,7 @@ PROMPT_TOKENS = Counter("tinker_prompt_tokens", "Tokens of prompts.")
 CACHED_PROMPT_TOKENS = Counter("tinker_cached_prompt_tokens", "Tokens of prompts that were in the cache.")
 
 
-def serve_worker_metrics(settings: Settings) -> None:
+def serve_worker_metrics(settings: WorkerSettings) -> None:
     """Shows a worker's metrics, if a port is set."""
     if settings.metrics_port:
         start_http_server(settings.metrics_port, settings.host)

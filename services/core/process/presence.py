@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from services.core.config import Settings
+from services.core.config import WorkerSettings
 from services.core.process.metrics import serve_worker_metrics
 from services.core.process.server import GrpcServer
 from services.core.process.workers import HEARTBEAT_S, WorkerDirectory
@@ -24,7 +24,7 @@ class Presence:
     """Announces a worker for as long as it runs, and serves its health on a port of its own."""
 
     def __init__(
-        self, settings: Settings, directory: WorkerDirectory, status: Callable[[], job_pb2.WorkerStatus]
+        self, settings: WorkerSettings, directory: WorkerDirectory, status: Callable[[], job_pb2.WorkerStatus]
     ) -> None:
         self._settings = settings
         self._directory = directory

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from services.core.config import Settings
+from services.core.config import CommonSettings
 from services.core.errors import InternalError, InvalidArgumentError, PlatformError, UnavailableError
 from services.core.process.health import HealthServicer
 from services.core.process.metrics import CALLS
@@ -142,7 +142,7 @@ async def _abort(context: Context, status: grpc.Status) -> NoReturn:
 class GrpcServer:
     """One grpc.aio server with health and, if wanted, reflection."""
 
-    def __init__(self, settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
+    def __init__(self, settings: CommonSettings, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         self._settings = settings
         self.server = grpc.aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_options(settings))
         self.health = HealthServicer()
@@ -182,7 +182,7 @@ async def until_stopped() -> None:
     await stopped.wait()
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: CommonSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),

@@ -7,10 +7,10 @@ import sys
 
 import structlog
 
-from services.core.config import Settings
+from services.core.config import CommonSettings
 
 
-def configure_logging(settings: Settings, service: str) -> None:
+def configure_logging(settings: CommonSettings, service: str) -> None:
     """Sets up structlog for the process; every line names the service."""
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
     if settings.log_format == "json":

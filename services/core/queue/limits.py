@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LoadLimits:
     request_bytes: int
 
     @classmethod
-    def of(cls, settings: Settings) -> LoadLimits:
+    def of(cls, settings: GatewaySettings) -> LoadLimits:
         """Those that are set."""
         return cls(
             operations_of_run=settings.max_waiting_per_run,

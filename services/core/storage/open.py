@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from services.core.config import Settings
+from services.core.config import CommonSettings
 from services.core.errors import InvalidArgumentError
 from services.core.storage.interface import Storage
 from services.core.storage.local import LocalStorage
 
 
-def open_storage(settings: Settings) -> Storage:
+def open_storage(settings: CommonSettings) -> Storage:
     """The storage of `settings.storage_url`; the data directory if that is empty.
 
     Raises:

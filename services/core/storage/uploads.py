@@ -35,11 +35,12 @@ _ID = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})\.(?P<random>[0-9a-f]{32})\.(?P<sha
 class UploadStore:
     """Uploaded files of one storage."""
 
-    def __init__(self, storage: Storage, max_bytes: int) -> None:
+    def __init__(self, storage: Storage, max_bytes: int = 0) -> None:
         """
         Args:
             storage: the storage.
-            max_bytes: size of the largest adapter_model.safetensors that is taken.
+            max_bytes: size of the largest adapter_model.safetensors that `receive` takes; 0 for a process that receives
+                none.
         """
         self._storage = storage
         self._max_bytes = max_bytes

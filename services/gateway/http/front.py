@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.errors import UnauthenticatedError
 from services.gateway.creation import Creation
 from services.gateway.http.arrival import Arrival
@@ -20,14 +20,14 @@ from services.gateway.transfers import CheckpointFiles
 class Front:
     """The application functions behind the HTTP port."""
 
-    settings: Settings
+    settings: GatewaySettings
     stores: Stores
     submission: Submission
     creation: Creation
     memory: RequestMemory
 
     @classmethod
-    def open(cls, settings: Settings, stores: Stores) -> Front:
+    def open(cls, settings: GatewaySettings, stores: Stores) -> Front:
         """The application functions over one set of stores."""
         submission = Submission(stores, settings)
         return cls(settings, stores, submission, Creation(stores, submission), RequestMemory.of(settings))

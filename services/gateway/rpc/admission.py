@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from services.core.config import Settings
+from services.core.config import GatewaySettings
 from services.core.errors import DeadlineExceededError, InvalidArgumentError
 from services.core.process.server import Context
 from services.gateway.request_memory import RequestMemory
@@ -29,7 +29,7 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
     largest until it ends, in a memory of its own: it may take long.
     """
 
-    def __init__(self, auth: Authenticator, settings: Settings) -> None:
+    def __init__(self, auth: Authenticator, settings: GatewaySettings) -> None:
         self._auth = auth
         self._memory = RequestMemory.of(settings)
         self._streams = RequestMemory.of(settings)
