@@ -16,14 +16,32 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from tinker_proto.v1 import operation_pb2
 
 ERROR_DOMAIN = "tinker-platform"
+MAX_VALUE_CHARACTERS = 100
+"""Of a value that a message prints."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One bad field: its path in the request, and what is wrong with it and what is allowed."""
+    """One bad field: its path in the request, and the rule that its value breaks."""
 
     field: str
     description: str
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, cut so that a message stays short."""
+    return _cut(repr(value))
+
+
+def broken_rule(rule: str, got: str | float | None = None) -> str:
+    """The description of a value that breaks a rule: `must be <rule> (got <value>)`, the value cut if it is long."""
+    if got is None:
+        return f"must be {rule}"
+    return f"must be {rule} (got {_cut(f'{got:.12g}' if isinstance(got, float) else str(got))})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 3]}..."
 
 
 class PlatformError(Exception):
@@ -62,15 +80,30 @@ class PlatformError(Exception):
 
 
 class InvalidArgumentError(PlatformError):
-    """The request's content is wrong; names the field and what is allowed."""
+    """The request's content is wrong; names the field, the rule and the value."""
 
     code = code_pb2.INVALID_ARGUMENT
     default_reason = "INVALID_ARGUMENT"
 
     @classmethod
     def at(cls, field: str, description: str, *, reason: str = "") -> InvalidArgumentError:
-        """An error about one field, e.g. at("lora_config.rank", "is 0; allowed are 1 to 64")."""
+        """An error about one field whose description is composed already; see `must_be` for a rule and a value."""
         return cls(f"{field}: {description}", reason=reason, violations=(Violation(field, description),))
+
+    @classmethod
+    def must_be(
+        cls, field: str, rule: str, got: str | float | None = None, *, reason: str = ""
+    ) -> InvalidArgumentError:
+        """An error about one field in the form of all: `<field>: must be <rule> (got <value>)`.
+
+        Args:
+            field: the path of the field in the request, e.g. "lora_config.rank".
+            rule: what completes "must be", e.g. "from 1 to 64".
+            got: the value, or words that describe it, e.g. "7 entries"; a text of the client's goes through
+                `quoted`. None where there is nothing to print, or where it is a secret.
+            reason: the error's reason for programs; INVALID_ARGUMENT if empty.
+        """
+        return cls.at(field, broken_rule(rule, got), reason=reason)
 
 
 class UnauthenticatedError(PlatformError):

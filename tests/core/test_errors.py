@@ -7,10 +7,12 @@ import pytest
 from google.rpc import error_details_pb2
 
 from services.core.errors import (
+    MAX_VALUE_CHARACTERS,
     InvalidArgumentError,
     PlatformError,
     ResourceExhaustedError,
     from_operation_error,
+    quoted,
 )
 
 KINDS = PlatformError.__subclasses__()
@@ -30,12 +32,33 @@ def test_no_two_errors_share_a_code() -> None:
 
 
 def test_a_bad_field_is_named_in_status_and_operation() -> None:
-    error = InvalidArgumentError.at("data[3].model_input", "is empty; allowed is one token or more")
+    error = InvalidArgumentError.must_be("data[3].model_input", "one token or more", "none")
     bad_request = error_details_pb2.BadRequest()
     (detail,) = [d for d in error.to_status().details if d.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
     detail.Unpack(bad_request)
     assert bad_request.field_violations[0].field == "data[3].model_input"
     assert from_operation_error(error.to_operation_error()).violations == error.violations
+
+
+def test_a_broken_rule_is_named_with_the_value() -> None:
+    error = InvalidArgumentError.must_be("rank", "from 1 to 64", 0, reason="A_REASON")
+    assert (error.message, error.reason) == ("rank: must be from 1 to 64 (got 0)", "A_REASON")
+    assert error.violations[0].description == "must be from 1 to 64 (got 0)"
+    assert InvalidArgumentError.must_be("eps", "above 0", -1e-8).message == "eps: must be above 0 (got -1e-08)"
+    assert (
+        InvalidArgumentError.must_be("token", "one of this platform").message == "token: must be one of this platform"
+    )
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, "'\n" * 5_000], ids=["plain", "escaped"])
+def test_a_long_value_is_cut(value: str) -> None:
+    for got in (value, quoted(value)):
+        error = InvalidArgumentError.must_be("loss_fn", "a loss", got)
+        assert len(error.message) == len("loss_fn: must be a loss (got )") + MAX_VALUE_CHARACTERS
+
+
+def test_a_quoted_value_stays_on_its_line() -> None:
+    assert quoted("a\nb") == "'a\\nb'"
 
 
 def test_a_limit_says_when_to_come_back() -> None:
