@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from services.model.base import BaseModel, load_base_model
-from tests.model.tiny import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 CUDA = torch.device("cuda")
 VOCAB = 151_936

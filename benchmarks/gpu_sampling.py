@@ -13,7 +13,7 @@ from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
-from tests.model.rows import perturbed_adapter, random_tokens
+from testing.rows import perturbed_adapter, random_tokens
 
 PROMPT_TOKENS, ADAPTERS = 128, 8
 CASES = ((1, 0), (1, 1), (32, 0), (32, 1), (32, ADAPTERS), (128, 0), (128, ADAPTERS))

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +29,8 @@ from services.core.storage.local import LocalStorage
 from services.model.base import load_base_model
 from services.trainer.engine.execute import Locations, execute
 from services.trainer.engine.local import TrainerEngine
-from tests.model.tiny import save_tiny_model
+from testing.platform import Platform
+from testing.tiny_models import save_tiny_model
 from tinker_client import types
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import from_array
@@ -47,27 +45,17 @@ ADAM = types.AdamParams(learning_rate=1e-5)
 console = Console()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def platform(model: Path, data_dir: Path) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", f"{BASE_MODEL}={model}"]
-    ports = ["--grpc-port", str(port), "--http-port", str(free_port()), "--data-dir", str(data_dir)]
-    environment = {**os.environ, "TINKER_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, *ports], env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if line.startswith("ready"):
-                    break
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    """A whole platform with the default lease and the environment's settings; yields its gRPC address."""
+    fixed = {"TINKER_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    variables = {"TINKER_LEASE_SECONDS": "10", **os.environ, **fixed}
+    running = Platform(model, data_dir, variables, base_model=BASE_MODEL)
+    try:
+        running.start()
+        yield running.address
+    finally:
+        running.stop()
 
 
 def p50_ms(call: Callable[[], object], rounds: int) -> float:

@@ -25,7 +25,7 @@ from benchmarks.sampler_speed import speed_rows
 from services.model.adapter_files import read_adapter, write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from tests.model.rows import perturbed_adapter, random_tokens
+from testing.rows import perturbed_adapter, random_tokens
 
 
 def cache_row(sampler: Sampler, adapters: Sequence[Path], rounds: int) -> Row:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from services.model.base import load_base_model
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
-from tests.model.tiny import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 REQUESTS, PROMPT_TOKENS, NEW_TOKENS, ADAPTERS = 32, 64, 64, 8
 TOKENS = REQUESTS * NEW_TOKENS

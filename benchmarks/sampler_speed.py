@@ -22,7 +22,7 @@ from benchmarks.sampler_parts import (
     console,
     cpu_seconds,
 )
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 
 ONE_BY_ONE = 6
 """How many requests stand for all, where they are generated one by one."""

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Qwen3Config
 
-from services.cli.embedded_redis import EmbeddedRedis
 from services.core.config import Settings
 from services.core.process.device_thread import DeviceThread
 from services.core.process.telemetry import configure_logging
@@ -38,9 +37,11 @@ from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.optimizer import adamw_step
 from services.trainer.snapshot_policy import Progress
 from services.trainer.snapshots import Snapshots
-from tests.model.tiny import save_model
-from tests.trainer.data import ADAM
-from tests.trainer.serving import Queue, open_queue, serving
+from testing.served_trainer import serving
+from testing.tiny_models import save_model
+from testing.training_data import ADAM
+from testing.training_queue import Queue, open_queue
+from testing.valkey import valkey
 
 RUNS = 4
 LENGTHS = (64, 64)
@@ -66,13 +67,11 @@ def small_model(directory: Path) -> BaseModel:
 
 
 @asynccontextmanager
-async def valkey(directory: Path) -> AsyncIterator[RedisConnection]:
-    server = EmbeddedRedis(directory, directory / "log")
-    await server.start()
-    connection = RedisConnection.open(server.url)
-    yield connection
-    await connection.close()
-    await server.stop()
+async def connected(directory: Path) -> AsyncIterator[RedisConnection]:
+    async with valkey(directory) as url:
+        connection = RedisConnection.open(url)
+        yield connection
+        await connection.close()
 
 
 async def train(queue: Queue, runs: list[str], steps: int) -> None:
@@ -215,7 +214,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         base = small_model(Path(directory) / "model")
         incremental(base)
-        async with valkey(Path(directory)) as connection:
+        async with connected(Path(directory)) as connection:
             await one_snapshot(connection, base, (8, 32, 128) if quick else (8, 32, 128, 512))
             await recovery(connection, base, (0, 10) if quick else (0, 10, 20, 40))
             await cost(connection, base, 1 if quick else 3, 40)

@@ -22,8 +22,8 @@ from services.model.lora import MultiLoraLinear
 from services.model.rowwise import FrozenProducts
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome, Work
-from tests.model.plain_peft import PlainPeft
-from tests.model.rows import perturbed_adapter
+from testing.plain_peft import PlainPeft
+from testing.rows import perturbed_adapter
 
 _LENGTHS = (1, 2, 3, 5, 9, 40, 47, 64)
 

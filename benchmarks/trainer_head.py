@@ -15,7 +15,7 @@ from trainer_table import Targets, ratios
 from services.model.adapters import AdapterConfig
 from services.model.logprobs import HeadPart, logprobs_and_gradient
 from services.model.lora import install_lora
-from tests.model.rows import perturbed_adapter
+from testing.rows import perturbed_adapter
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -16,7 +16,7 @@ from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.losses import resolve_loss
 from services.trainer.engine.optimizer import AdamParams
 from services.trainer.engine.pass_job import Work
-from tests.model.tiny import save_model
+from testing.tiny_models import save_model
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0)
 CONFIG = AdapterConfig(8, seed=0)

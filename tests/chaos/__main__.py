@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from testing.tiny_models import save_tiny_model
 from tests.chaos.chaos import run_trial
-from tests.model.tiny import save_tiny_model
 
 
 def main() -> None:

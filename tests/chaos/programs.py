@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import tinker_client as tinker
+from testing.tiny_models import VOCAB_SIZE
 from tests.chaos.site import BASE_MODEL
-from tests.model.tiny import VOCAB_SIZE
 from tinker_client import types
 
 LOSSES = ("cross_entropy", "importance_sampling", "ppo", "dro")

@@ -29,7 +29,8 @@ from services.core.catalog.api_keys import ApiKeys
 from services.core.config import Settings
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
-from tests.e2e.platform import free_port, wait_until
+from testing.platform import free_port
+from testing.waiting import wait_until
 from tinker_proto.internal.v1 import job_pb2
 
 Kind = Literal["valkey", "gateway", "trainer", "sampler"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from testing.tiny_models import save_tiny_model
 from tests.chaos.chaos import run_trial
-from tests.model.tiny import save_tiny_model
 
 
 def test_nothing_is_lost_doubled_or_changed_whatever_dies(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 import tinker_client as tinker
 from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError, PlatformError
+from testing.platform import free_port
 from tests.cli.conftest import Run
 from tests.client.loopback import KEY, LoopbackPlatform
 from tests.client.toy_operations import MODEL
-from tests.e2e.platform import free_port
 
 PATH = "tinker://run/weights/a"
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from services.cli.entry import EXTRAS
 from tests.client.loopback import KEY, LoopbackPlatform
@@ -31,6 +32,11 @@ def run_without(absent: list[str], platform: LoopbackPlatform, *arguments: str) 
 
 def packages_of(*extras: str) -> list[str]:
     return [package for package, extra in EXTRAS.items() if extra in extras]
+
+
+def test_a_wheel_has_the_platform_and_nothing_that_only_a_checkout_needs() -> None:
+    files = WheelBuilder(str(Path(__file__).parents[2])).recurse_included_files()
+    assert {file.distribution_path.split("/")[0] for file in files} == {"services", "tinker_client", "tinker_proto"}
 
 
 def test_the_client_and_the_extra_cli_are_enough(platform: LoopbackPlatform) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import psutil
 
-from tests.e2e.platform import wait_until
+from testing.waiting import wait_until
 
 PARENT = """
 import asyncio, sys

@@ -10,8 +10,8 @@ import torch
 
 import tinker_client as tinker
 from services.core.errors import ResourceExhaustedError
+from testing.waiting import wait_until
 from tests.client.loopback import LoopbackPlatform
-from tests.client.polling import wait_until
 from tinker_client import types
 from tinker_proto.tensor import to_array
 

@@ -14,8 +14,8 @@ import pytest
 
 import tinker_client as tinker
 from services.core.errors import NotFoundError
+from testing.waiting import wait_until
 from tests.client.loopback import KEY, LoopbackPlatform
-from tests.client.polling import wait_until
 from tests.client.toy_operations import MODEL
 from tinker_client import types
 

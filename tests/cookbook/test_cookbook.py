@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from examples.base_model import make_base_model
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 
 PYTHON = Path(sys.prefix) / "cookbook" / "bin" / "python"
 PROGRAM = Path(__file__).with_name("program.py")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
-from tests.model.tiny import save_tiny_model
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.tiny_models import save_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 
 import tinker_client as tinker
 from services.model.adapters import AdapterConfig
+from testing.plain_peft import PlainPeft, peft_warnings_ignored
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.tiny_models import save_tiny_model
 from tests.core.s3_server import BUCKET, serving_s3
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
-from tests.model.plain_peft import PlainPeft, peft_warnings_ignored
-from tests.model.tiny import save_tiny_model
 from tinker_client import types
 
 TOKENS = [5, 17, 3, 60, 8, 44, 21, 9]

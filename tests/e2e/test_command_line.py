@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tinker_client import types
 
 STEPS = 4

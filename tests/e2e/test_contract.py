@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 
 BUF = str(Path(sys.executable).parent / "buf")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL
+from testing.platform import BASE_MODEL
 from tinker_client import types
 
 BETA = 0.5

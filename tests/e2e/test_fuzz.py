@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.platform import Platform
+from testing.platform import Platform
 from tests.fuzz.fuzz import run_trial
 from tests.fuzz.requests import methods
 

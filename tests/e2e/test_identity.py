@@ -10,8 +10,8 @@ import torch
 
 import tinker_client as tinker
 from services.model.adapters import AdapterConfig
-from tests.e2e.platform import BASE_MODEL
-from tests.model.plain_peft import PlainPeft
+from testing.plain_peft import PlainPeft
+from testing.platform import BASE_MODEL
 from tinker_client import types
 
 SEED, RANK, STEPS = 11, 8, 5

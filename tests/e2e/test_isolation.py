@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL, Platform
+from testing.platform import BASE_MODEL, Platform
 from tests.e2e.test_resume import ADAM, datum, tensors
 from tinker_client import types
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL
+from testing.platform import BASE_MODEL
 from tinker_client import types
 
 DATA = [

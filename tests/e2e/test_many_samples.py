@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL, Platform
+from testing.platform import BASE_MODEL, Platform
 from tests.e2e.test_main_job import ADAM, DATA
 from tinker_client import types
 

@@ -14,8 +14,9 @@ import redis
 import tinker_client as tinker
 from services.cli.health import is_serving
 from services.cli.state_file import running_redis_url
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.waiting import wait_until
 from tests.chaos.comparison import faults_of_operations
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform, wait_until
 from tests.e2e.test_main_job import ADAM, DATA
 from tinker_client import types
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tinker_client import types
 
 README = Path(__file__).parents[2] / "README.md"

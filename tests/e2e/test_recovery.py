@@ -30,9 +30,9 @@ from services.core.storage.blobs import BlobStore
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.files import PARTIAL_PREFIX
 from services.core.storage.local import LocalStorage
+from testing.tiny_models import save_model, tiny_config
+from testing.training_queue import Queue
 from tests.e2e.trainers import BASE_MODEL, Trainers, signal_to, spin_until
-from tests.model.tiny import save_model, tiny_config
-from tests.trainer.serving import Queue
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import training_pb2
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL, Platform
+from testing.platform import BASE_MODEL, Platform
 from tests.e2e.test_main_job import ADAM, DATA
 from tinker_client import types
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tinker_client import types
 
 ADAM = types.AdamParams(learning_rate=1e-2, beta1=0.8, weight_decay=0.01, grad_clip_norm=2.0)

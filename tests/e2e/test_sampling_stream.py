@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform, wait_until
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.waiting import wait_until
 from tests.gateway.caller import open_caller, tokens
 from tinker_client import types
 from tinker_proto.v1 import operation_pb2, sampling_pb2, session_pb2

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import Platform
+from testing.platform import Platform
 from tests.e2e.test_main_job import ADAM, DATA
 from tinker_client import types
 

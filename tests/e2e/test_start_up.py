@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.platform import Platform, free_port
+from testing.platform import Platform, free_port
 
 
 def up(tmp_path: Path, base_model: str, port: int) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform, wait_until
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.waiting import wait_until
 from tinker_client import types
 
 PROMPT = types.ModelInput.from_ints(tokens=[5, 6, 7])

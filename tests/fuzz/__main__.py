@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.e2e.platform import Platform
+from testing.platform import Platform
+from testing.tiny_models import save_tiny_model
 from tests.fuzz.fuzz import run_trial
-from tests.model.tiny import save_tiny_model
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 import tinker_client as tinker
-from tests.e2e.platform import BASE_MODEL
+from testing.platform import BASE_MODEL
 from tinker_client import types
 
 PATIENCE_S = 120.0

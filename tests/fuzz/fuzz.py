@@ -21,7 +21,7 @@ from services.cli.state_file import running_redis_url
 from services.core.catalog.api_keys import ApiKeys
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
-from tests.e2e.platform import API_KEY, Platform
+from testing.platform import API_KEY, Platform
 from tests.fuzz.bystander import Bystander
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.requests import Belongings, acquire, methods, valid_requests

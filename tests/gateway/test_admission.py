@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from services.core.config import Settings
 from services.gateway.main import serve
 from services.gateway.stores import Stores
-from tests.e2e.platform import free_port
+from testing.platform import free_port
 from tests.gateway.caller import Caller, forward_backward, open_caller
 from tinker_proto.v1 import checkpoint_pb2, sampling_pb2, training_pb2
 

@@ -15,8 +15,8 @@ from services.model.base import BaseModel, load_base_model
 from services.model.varlen import Slots, Stretches, varlen_slots
 from services.sampler.engine import noise
 from services.sampler.engine.noise import noise_key
+from testing.rows import random_tokens
 from tests.model.fixtures import load, source
-from tests.model.rows import random_tokens
 from tests.sampler.fixtures import ask, checkpoint, make_engine, run
 
 __all__ = ["checkpoint", "load", "source"]

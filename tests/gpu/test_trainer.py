@@ -17,8 +17,8 @@ from services.model.varlen import Stretches, varlen_causal
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome
 from services.trainer.engine.run_state import RunState
+from testing.training_data import ADAM, group, random_data, work
 from tests.model.fixtures import source
-from tests.trainer.data import ADAM, group, random_data, work
 
 __all__ = ["source"]
 

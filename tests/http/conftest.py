@@ -14,9 +14,9 @@ from services.core.queue.connection import RedisConnection
 from services.gateway.http.app import http_app
 from services.gateway.http.front import Front
 from services.gateway.stores import Stores
-from tests.e2e.platform import Platform, free_port
+from testing.platform import Platform, free_port
+from testing.tiny_models import save_tiny_model
 from tests.gateway import conftest as gateway
-from tests.model.tiny import save_tiny_model
 
 stores = gateway.stores
 """Its workers are announced and take no work."""

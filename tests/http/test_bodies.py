@@ -11,7 +11,7 @@ import httpx
 import pytest
 from backports import zstd
 
-from tests.e2e.platform import API_KEY, Platform
+from testing.platform import API_KEY, Platform
 from tests.gateway.test_checkpoints import HOSTILE_PATHS
 from tinker_proto.sdk.v1 import sdk_pb2
 

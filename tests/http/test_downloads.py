@@ -21,7 +21,7 @@ import tinker_client
 from services.core.catalog.download_links import DownloadLink, DownloadLinks
 from services.core.errors import NotFoundError
 from services.core.queue.connection import RedisConnection
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
 

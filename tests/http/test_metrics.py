@@ -7,7 +7,7 @@ import re
 import httpx
 
 import tinker_client as tinker
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tinker_client import types
 
 

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import tinker_client as tinker
 from examples.base_model import make_base_model
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform, wait_until
+from testing.platform import API_KEY, BASE_MODEL, Platform
+from testing.waiting import wait_until
 from tinker_client import types
 
 TEMPLATE = (

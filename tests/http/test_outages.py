@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tests.http.counting_proxy import CountingProxy
 
 STEADY, CROWD = (Path(__file__).with_name(name) for name in ("steady.py", "crowd.py"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tinker_client
-from tests.e2e.platform import API_KEY, BASE_MODEL, Platform
+from testing.platform import API_KEY, BASE_MODEL, Platform
 from tests.http.sdk_versions import NEWEST, TOUR, VERSIONS, run_program
 from tinker_client import types
 from tinker_proto.sdk.v1 import sdk_pb2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from services.model.base import BaseModel, load_base_model
-from tests.model.tiny import save_tiny_model
+from testing.tiny_models import save_tiny_model
 
 torch.set_num_threads(1)
 

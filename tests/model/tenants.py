@@ -9,7 +9,7 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.logprobs import HeadPart, logprobs_and_gradient
 from services.model.lora import LoraContext, Segment
-from tests.model.rows import hidden_states
+from testing.rows import hidden_states
 
 
 def shifted(sequence: list[int]) -> Tensor:

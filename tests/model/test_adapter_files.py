@@ -23,8 +23,8 @@ from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs
 from services.model.lora import Segment, install_lora
 from services.model.manifest import Manifest
-from tests.model.plain_peft import peft_warnings_ignored
-from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+from testing.plain_peft import peft_warnings_ignored
+from testing.rows import hidden_states, perturbed_adapter, random_tokens
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 

@@ -11,7 +11,7 @@ import torch
 from services.core.errors import InvalidArgumentError
 from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import BaseModel
-from tests.model.plain_peft import PlainPeft
+from testing.plain_peft import PlainPeft
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_5"])

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from services.model.attention import PackedSequences
 from services.model.base import BaseModel
-from tests.model.rows import hidden_states, random_tokens
+from testing.rows import hidden_states, random_tokens
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

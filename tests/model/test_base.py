@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen3_5Config, Qwen3_5ForConditionalGene
 
 from services.core.errors import InvalidArgumentError
 from services.model.base import BaseModel, load_base_model
-from tests.model.tiny import EOS, HIDDEN_SIZE, VOCAB_SIZE, save_model, tiny_config
+from testing.tiny_models import EOS, HIDDEN_SIZE, VOCAB_SIZE, save_model, tiny_config
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_5"])

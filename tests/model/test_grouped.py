@@ -15,8 +15,8 @@ from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import LoraContext, Segment, install_lora
 from services.model.recompute import Recompute
-from tests.model.plain_peft import PlainPeft, largest_difference
-from tests.model.rows import perturbed_adapter, random_tokens
+from testing.plain_peft import PlainPeft, largest_difference
+from testing.rows import perturbed_adapter, random_tokens
 from tests.model.tenants import run_tenants, shifted
 
 Tenants = list[tuple[AdapterWeights, list[list[int]]]]

@@ -12,8 +12,8 @@ from services.model import logprobs
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import Segment
-from tests.model.rows import perturbed_adapter
-from tests.model.tiny import HIDDEN_SIZE, VOCAB_SIZE
+from testing.rows import perturbed_adapter
+from testing.tiny_models import HIDDEN_SIZE, VOCAB_SIZE
 
 ROWS = 23
 

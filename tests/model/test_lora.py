@@ -12,10 +12,10 @@ from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs
 from services.model.lora import Segment, install_lora
-from tests.model.plain_peft import PlainPeft, largest_difference
-from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
+from testing.plain_peft import PlainPeft, largest_difference
+from testing.rows import hidden_states, perturbed_adapter, random_tokens
+from testing.tiny_models import HIDDEN_SIZE
 from tests.model.tenants import run_tenants, shifted
-from tests.model.tiny import HIDDEN_SIZE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

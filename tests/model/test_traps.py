@@ -18,9 +18,9 @@ from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.lora import Segment, install_lora
 from services.trainer.engine.local import TrainerEngine
-from tests.model.plain_peft import largest_difference
-from tests.model.rows import hidden_states, perturbed_adapter, random_tokens
-from tests.trainer.data import random_data, work
+from testing.plain_peft import largest_difference
+from testing.rows import hidden_states, perturbed_adapter, random_tokens
+from testing.training_data import random_data, work
 
 
 def test_use_cache_is_off_though_the_base_model_asks_for_it(load: Callable[..., BaseModel]) -> None:

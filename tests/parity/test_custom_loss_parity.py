@@ -13,8 +13,8 @@ from torch import Tensor
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
-from tests.model.plain_peft import PlainPeft, largest_difference
-from tests.trainer.data import ADAM, datum, work
+from testing.plain_peft import PlainPeft, largest_difference
+from testing.training_data import ADAM, datum, work
 from tinker_client._torch import differentiate
 
 BETA = 0.3

@@ -16,9 +16,9 @@ from services.model.manifest import Manifest
 from services.sampler.engine.prefix_cache import BLOCK
 from services.trainer.engine.checkpoint_files import write_checkpoint
 from services.trainer.engine.local import TrainerEngine
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
+from testing.training_data import ADAM, datum, random_data, work
 from tests.sampler.fixtures import ask, make_engine, run
-from tests.trainer.data import ADAM, datum, random_data, work
 
 TOLERANCE = 1e-4
 Load = Callable[..., BaseModel]

@@ -14,9 +14,9 @@ from services.model.manifest import Manifest
 from services.sampler.request import GenerationResult
 from services.trainer.engine.checkpoint_files import write_checkpoint
 from services.trainer.engine.local import TrainerEngine
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
+from testing.training_data import ADAM, random_data, work
 from tests.sampler.fixtures import ask, make_engine, run
-from tests.trainer.data import ADAM, random_data, work
 
 Load = Callable[..., BaseModel]
 

@@ -18,8 +18,8 @@ from services.trainer.engine.batch import Example
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.optimizer import AdamParams
 from services.trainer.engine.pass_job import Outcome
-from tests.model.plain_peft import PlainPeft, largest_difference
-from tests.trainer.data import ADAM, random_data, torch_adamw, work
+from testing.plain_peft import PlainPeft, largest_difference
+from testing.training_data import ADAM, random_data, torch_adamw, work
 
 STEPS = 4
 LENGTHS = (9, 1, 17)

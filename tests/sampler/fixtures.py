@@ -14,7 +14,7 @@ from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
-from tests.model.rows import perturbed_adapter
+from testing.rows import perturbed_adapter
 
 
 @pytest.fixture

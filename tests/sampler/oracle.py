@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from services.model.adapters import AdapterWeights
-from tests.model.plain_peft import PlainPeft
+from testing.plain_peft import PlainPeft
 
 
 class Oracle:

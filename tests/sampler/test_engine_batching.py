@@ -15,7 +15,7 @@ from services.model.adapter_files import WEIGHTS_FILE
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.request import GenerationRequest, GenerationResult
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
 
 Load = Callable[..., BaseModel]

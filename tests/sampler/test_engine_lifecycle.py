@@ -23,8 +23,8 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import GenerationResult, SampledTokens, StopRule
-from tests.model.rows import random_tokens
-from tests.model.tiny import VOCAB_SIZE
+from testing.rows import random_tokens
+from testing.tiny_models import VOCAB_SIZE
 from tests.sampler.fixtures import ask, finish, make_engine, run
 
 Load = Callable[..., BaseModel]

@@ -13,7 +13,7 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine import runner
 from services.sampler.request import GenerationResult
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, make_engine, run
 from tests.sampler.oracle import Oracle
 

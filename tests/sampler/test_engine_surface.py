@@ -13,7 +13,7 @@ from services.core.errors import InvalidArgumentError
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.request import GenerationResult
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
 from tests.sampler.oracle import Oracle
 

@@ -25,7 +25,7 @@ from services.sampler.engine.flash_trunk import FlashTrunk
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.engine.recorded import Call
 from services.sampler.request import GenerationResult
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
 
 Load = Callable[..., BaseModel]

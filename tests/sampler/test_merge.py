@@ -18,9 +18,9 @@ from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel, load_base_model
 from services.sampler.engine.merged_model import INDEX_FILE, write_merged
 from services.sampler.engine.native import SamplerEngine
+from testing.plain_peft import peft_warnings_ignored
+from testing.rows import perturbed_adapter
 from tests.model.fixtures import load, source
-from tests.model.plain_peft import peft_warnings_ignored
-from tests.model.rows import perturbed_adapter
 
 __all__ = ["load", "source"]
 

@@ -14,7 +14,7 @@ from services.model.base import BaseModel
 from services.sampler.engine import placement
 from services.sampler.engine.prefix_cache import BLOCK, chain
 from services.sampler.request import GenerationResult
-from tests.model.rows import random_tokens
+from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
 from tests.sampler.oracle import Oracle
 from tests.sampler.test_engine_lifecycle import assert_all_is_free

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from services.model.base import BaseModel
 from services.sampler.engine.native import SamplerEngine
 from services.sampler.request import SampledTokens, StopRule
-from tests.model.tiny import VOCAB_SIZE
+from testing.tiny_models import VOCAB_SIZE
 from tests.sampler.fixtures import ask, make_engine, run
 
 Load = Callable[..., BaseModel]

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.model.tiny import save_tiny_model
+from testing.tiny_models import save_tiny_model
 from tests.soak.soak import run_trial
 
 

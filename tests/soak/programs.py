@@ -16,8 +16,8 @@ import httpx
 import numpy as np
 
 import tinker_client as tinker
+from testing.tiny_models import VOCAB_SIZE
 from tests.chaos.site import BASE_MODEL
-from tests.model.tiny import VOCAB_SIZE
 from tinker_client import types
 
 ROUNDS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.model.tiny import save_tiny_model
+from testing.tiny_models import save_tiny_model
 from tests.soak.soak import run_trial
 
 

@@ -7,7 +7,7 @@ import torch
 
 from services.core.losses import LOSSES
 from services.trainer.engine.batch import Batch, read_example
-from tests.trainer.data import datum
+from testing.training_data import datum
 from tinker_proto.v1 import data_pb2
 
 CPU = torch.device("cpu")

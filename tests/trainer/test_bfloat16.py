@@ -12,7 +12,7 @@ import torch
 from services.model.adapters import AdapterConfig
 from services.model.base import load_base_model
 from services.trainer.engine.local import TrainerEngine
-from tests.trainer.data import ADAM, random_data, work
+from testing.training_data import ADAM, random_data, work
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_5"])

@@ -17,7 +17,7 @@ from services.model.manifest import CheckpointKind, Manifest
 from services.trainer.engine.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.run_state import RunState
-from tests.trainer.data import ADAM, random_data, work
+from testing.training_data import ADAM, random_data, work
 
 CONFIG = AdapterConfig(4, seed=9)
 

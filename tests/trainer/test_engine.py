@@ -18,7 +18,7 @@ from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome
 from services.trainer.engine.run_state import RunState
-from tests.trainer.data import ADAM, datum, random_data, work
+from testing.training_data import ADAM, datum, random_data, work
 
 CONFIG = AdapterConfig(4, seed=0)
 

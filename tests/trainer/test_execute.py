@@ -22,7 +22,7 @@ from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.trainer.engine.execute import Locations, execute
 from services.trainer.engine.local import TrainerEngine
-from tests.trainer.data import ADAM, random_data
+from testing.training_data import ADAM, random_data
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import training_pb2

@@ -16,7 +16,9 @@ from services.core.queue.run_log import Lease
 from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome, Work
-from tests.trainer.serving import DEADLINE_S, Queue, loss_of, open_queue, serving, until
+from testing.served_trainer import serving
+from testing.training_queue import Queue, loss_of, open_queue
+from testing.waiting import DEADLINE_S, until
 
 RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(4)}
 PASSES = 3

@@ -18,7 +18,10 @@ from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.main import assemble
-from tests.trainer.serving import Queue, WatchedEngine, open_queue, serving, until, until_true
+from testing.served_trainer import serving
+from testing.training_queue import Queue, open_queue
+from testing.waiting import until, until_true
+from testing.watched_engine import WatchedEngine
 
 QUIET = {"snapshot_steps": 10_000, "snapshot_log_entries": 10_000, "snapshot_seconds": 10_000.0}
 

@@ -18,7 +18,7 @@ from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.engine.execute import Locations, execute
 from services.trainer.engine.local import TrainerEngine
-from tests.model.rows import perturbed_adapter
+from testing.rows import perturbed_adapter
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import checkpoint_pb2
 

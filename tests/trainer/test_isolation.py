@@ -15,7 +15,7 @@ from services.model.base import BaseModel
 from services.trainer.engine.isolation import run_isolated
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome
-from tests.trainer.data import random_data, work
+from testing.training_data import random_data, work
 from tests.trainer.memory import small_memory
 
 

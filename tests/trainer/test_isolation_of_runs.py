@@ -13,7 +13,7 @@ from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.trainer.engine.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine.local import TrainerEngine
-from tests.trainer.data import ADAM, random_data, work
+from testing.training_data import ADAM, random_data, work
 
 CONFIG = AdapterConfig(4, seed=0)
 

@@ -16,10 +16,10 @@ from services.model.base import BaseModel, load_base_model
 from services.model.linear_attention import CHUNK, keep_sequences_apart
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome
-from tests.model.plain_peft import PlainPeft, largest_difference
-from tests.model.rows import perturbed_adapter, random_tokens
-from tests.model.tiny import save_model, tiny_config
-from tests.trainer.data import random_data, work
+from testing.plain_peft import PlainPeft, largest_difference
+from testing.rows import perturbed_adapter, random_tokens
+from testing.tiny_models import save_model, tiny_config
+from testing.training_data import random_data, work
 from tests.trainer.test_same_bits import assert_alone_as_together, crowd, random_mix
 from tests.trainer.test_sharing import group
 

@@ -13,7 +13,9 @@ from services.core.queue.connection import RedisConnection
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.model.base import BaseModel
-from tests.trainer.serving import Queue, WatchedEngine, loss_of, open_queue, serving
+from testing.served_trainer import serving
+from testing.training_queue import Queue, loss_of, open_queue
+from testing.watched_engine import WatchedEngine
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import training_pb2
 

@@ -14,7 +14,7 @@ from services.core.losses import LOSSES
 from services.model.adapters import AdapterConfig
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.run_state import RunState
-from tests.trainer.data import ADAM, datum, random_data, work
+from testing.training_data import ADAM, datum, random_data, work
 from tinker_proto.v1 import data_pb2
 
 LENGTHS = (9, 1, 14)

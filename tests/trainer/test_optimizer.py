@@ -13,7 +13,7 @@ from services.model.adapters import AdapterConfig, init_adapter
 from services.model.base import BaseModel
 from services.trainer.engine.optimizer import adamw_step, global_norm
 from services.trainer.engine.run_state import RunState
-from tests.trainer.data import ADAM, torch_adamw
+from testing.training_data import ADAM, torch_adamw
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from services.trainer.engine.isolation import run_isolated
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import JobUnderWay, Outcome, Work
 from services.trainer.engine.rows import divide, fill_rows
-from tests.model.rows import perturbed_adapter
-from tests.model.tiny import save_model
-from tests.trainer.data import ADAM, random_data, work
+from testing.rows import perturbed_adapter
+from testing.tiny_models import save_model
+from testing.training_data import ADAM, random_data, work
 from tests.trainer.test_sharing import group
 
 LOSSES = ("cross_entropy", "importance_sampling", "ppo", "gspo")

@@ -14,7 +14,7 @@ from services.model.base import BaseModel
 from services.trainer.engine.batch import Batch, read_example
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.prefix_sharing import Extent, Group, find_groups, share
-from tests.trainer.data import datum, group, random_data, work
+from testing.training_data import datum, group, random_data, work
 from tests.trainer.memory import small_memory
 from tinker_proto.v1 import data_pb2
 

@@ -25,7 +25,10 @@ from services.trainer.engine.run_state import RunState
 from services.trainer.engine.snapshot_files import STATE_FILE, read_snapshot, write_snapshot
 from services.trainer.snapshot_policy import Progress
 from services.trainer.snapshots import Snapshots
-from tests.trainer.serving import Queue, WatchedEngine, open_queue, serving, until_true
+from testing.served_trainer import serving
+from testing.training_queue import Queue, open_queue
+from testing.waiting import until_true
+from testing.watched_engine import WatchedEngine
 from tinker_proto.v1 import training_pb2
 
 RUN, CALM = "s0:train:0", "s1:train:0"

@@ -10,10 +10,13 @@ from google.rpc import code_pb2
 
 from services.core.queue.connection import RedisConnection
 from services.model.base import BaseModel
-from tests.model.tiny import VOCAB_SIZE
-from tests.trainer.data import datum
+from testing.served_trainer import serving
+from testing.tiny_models import VOCAB_SIZE
+from testing.training_data import datum
+from testing.training_queue import Queue, loss_of, open_queue
+from testing.waiting import until
+from testing.watched_engine import WatchedEngine
 from tests.trainer.memory import small_memory
-from tests.trainer.serving import Queue, WatchedEngine, loss_of, open_queue, serving, until
 
 RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(5)}
 

@@ -1,18 +1,13 @@
-"""A trainer's worker over a real queue and a real engine, for tests of what it does with many runs at once."""
+"""A training queue on a real Valkey, filled as clients fill it through a gateway."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from services.core.config import Settings
-from services.core.errors import PlatformError
-from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import OperationStore
@@ -21,27 +16,10 @@ from services.core.queue.run_log import RunLogs
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
-from services.trainer.main import assemble
-from services.trainer.worker import TrainerWorker
-from tests.trainer.data import random_data
+from testing.training_data import random_data
+from testing.waiting import until_true
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import data_pb2, operation_pb2, training_pb2
-
-DEADLINE_S = 60
-
-
-class WatchedEngine(TrainerEngine):
-    """An engine that remembers which runs shared each pass."""
-
-    def __init__(self, base: BaseModel, *, row_tokens: int) -> None:
-        super().__init__(base, row_tokens=row_tokens)
-        self.passes: list[list[str]] = []
-
-    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
-        self.passes.append([item.training_run_id for item in work])
-        return super().run_pass(work, row_tokens=row_tokens)
 
 
 @dataclass
@@ -54,6 +32,7 @@ class Queue:
     next_seq_ids: dict[str, int] = field(default_factory=dict)
 
     async def create(self, run: str, tenant: str, *, rank: int = 4) -> str:
+        """Queues the creation of a run; returns the operation's name, as all below do."""
         session, _, number = run.split(":")
         request = training_pb2.CreateTrainingRunRequest(
             session_id=session,
@@ -66,12 +45,14 @@ class Queue:
     async def forward_backward(
         self, run: str, tenant: str, lengths: Sequence[int] = (6, 4), data: Sequence[data_pb2.Datum] = ()
     ) -> str:
+        """Queues a forward_backward on `data`, or on random data of `lengths`."""
         request = training_pb2.ForwardBackwardRequest(
             training_run_id=run, data=data or random_data("cross_entropy", lengths), loss_fn="cross_entropy"
         )
         return await self._enqueue(run, tenant, forward_backward=request)
 
     async def optim_step(self, run: str, tenant: str) -> str:
+        """Queues an optim_step."""
         params = training_pb2.AdamParams(
             learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0
         )
@@ -80,10 +61,12 @@ class Queue:
         )
 
     async def save_state(self, run: str, tenant: str, name: str, *, overwrite: bool = False) -> str:
+        """Queues a save_state."""
         request = training_pb2.SaveStateRequest(training_run_id=run, name=name, overwrite=overwrite)
         return await self._enqueue(run, tenant, save_state=request)
 
     async def load_state(self, run: str, tenant: str, path: str) -> str:
+        """Queues a load_state with the optimizer's state."""
         request = training_pb2.LoadStateRequest(training_run_id=run, path=path, restore_optimizer=True)
         return await self._enqueue(run, tenant, load_state=request)
 
@@ -96,10 +79,7 @@ class Queue:
             found = await self.operations.get(name, tenant)
             return found.done
 
-        deadline = time.monotonic() + DEADLINE_S
-        while not await is_done():
-            assert time.monotonic() < deadline, f"{name} has no result after {DEADLINE_S} s"
-            await asyncio.sleep(0.005)
+        await until_true(is_done, what=f"the result of {name}")
         assert found is not None
         return found
 
@@ -121,48 +101,6 @@ def loss_of(operation: operation_pb2.Operation) -> float:
 
 
 def open_queue(connection: RedisConnection, base: BaseModel, data_dir: Path) -> Queue:
+    """A queue of runs on `base`; large payloads go to blobs in `data_dir`."""
     payloads = Payloads(BlobStore(LocalStorage(data_dir)))
     return Queue(base.name, RunLogs(connection, payloads), OperationStore(connection, payloads))
-
-
-@asynccontextmanager
-async def serving(
-    connection: RedisConnection,
-    engine: TrainerEngine,
-    queue: Queue,
-    data_dir: Path,
-    *,
-    name: str = "worker",
-    dies: bool = False,
-    **settings: Any,
-) -> AsyncIterator[TrainerWorker]:
-    """Serves until the block ends, then stops as a trainer stops; one that `dies` just ends, with its leases."""
-    device = DeviceThread()
-    worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection)
-    task = asyncio.create_task(worker.run())
-    try:
-        yield worker
-    finally:
-        if dies:
-            task.cancel()
-            await asyncio.wait([task])
-        else:
-            worker.stop()
-            assert await task
-        device.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition, with a deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
-
-
-async def until_true(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Waits for a condition that has to be asked for, with a deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not await condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)

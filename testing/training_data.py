@@ -13,7 +13,7 @@ from services.trainer.engine.batch import read_example
 from services.trainer.engine.losses import resolve_loss
 from services.trainer.engine.optimizer import AdamParams
 from services.trainer.engine.pass_job import Work
-from tests.model.tiny import VOCAB_SIZE
+from testing.tiny_models import VOCAB_SIZE
 from tinker_proto.tensor import from_array
 from tinker_proto.v1 import data_pb2
 
@@ -41,7 +41,7 @@ def random_data(loss: str, lengths: Sequence[int], *, seed: int = 0, k: int | No
     data = []
     for length in lengths:
         shape = (length,) if k is None else (length, k)
-        inputs = {"mask": random.integers(0, 2, size=shape)}
+        inputs: dict[str, Any] = {"mask": random.integers(0, 2, size=shape)}
         if loss == "cross_entropy":
             inputs["weights"] = random.normal(size=shape)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ _HYBRID = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 12,
 }
-_FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+_FAMILIES: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"num_hidden_layers": 2, "initializer_range": 0.2}),
     "llama": (LlamaConfig, {"num_hidden_layers": 2, "initializer_range": 0.2}),
     "qwen3_5": (Qwen3_5TextConfig, _HYBRID),
@@ -65,9 +66,10 @@ def save_model(directory: Path, config: PreTrainedConfig) -> Path:
     """Writes a base model with random weights, and a tokenizer of one word per token."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
     words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{index}": index for index in range(3, config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>").save_pretrained(directory)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>").save_pretrained(directory)
     return directory

@@ -8,14 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from testing.waiting import wait_until
 
 API_KEY = "tml-test-key-of-the-first-tenant"
 BASE_MODEL = "tiny/lm"
@@ -31,14 +32,6 @@ def free_port() -> int:
             return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
-    """Polls a condition with a deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.02)
-
-
 @dataclass
 class Platform:
     """One `up` over one data directory."""
@@ -46,17 +39,20 @@ class Platform:
     model_dir: Path
     data_dir: Path
     variables: Mapping[str, str] = field(default_factory=dict)
+    base_model: str = BASE_MODEL
     grpc_port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
     output: IO[str] | None = None
 
     @property
     def url(self) -> str:
+        """What a client takes as `base_url`."""
         return f"grpc://127.0.0.1:{self.grpc_port}"
 
     @property
     def address(self) -> str:
+        """Host and port of gRPC."""
         return f"127.0.0.1:{self.grpc_port}"
 
     def start(self) -> None:
@@ -64,7 +60,14 @@ class Platform:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
         environment |= {"TINKER_API_KEY": API_KEY, "OMP_NUM_THREADS": "1", "TINKER_LEASE_SECONDS": "2"}
         environment |= self.variables
-        command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", f"{BASE_MODEL}={self.model_dir}"]
+        command = [
+            sys.executable,
+            "-m",
+            "services.cli.main",
+            "up",
+            "--base-model",
+            f"{self.base_model}={self.model_dir}",
+        ]
         ports = ["--grpc-port", str(self.grpc_port), "--http-port", str(self.http_port)]
         self.data_dir.mkdir(parents=True, exist_ok=True)
         log = self.data_dir.parent / "up.log"
@@ -107,13 +110,13 @@ class Platform:
 
     def kill(self, *words: str) -> None:
         """Kills a child with SIGKILL and waits until `up` has started another in its place."""
-        doomed = self.child(*words)
-        doomed.kill()
+        killed = self.child(*words)
+        killed.kill()
 
         def is_replaced() -> bool:
             try:
-                return self.child(*words).pid != doomed.pid
+                return bool(self.child(*words).pid != killed.pid)
             except (AssertionError, psutil.Error):
                 return False
 
-        wait_until(is_replaced, timeout_s=30, what=f"a new {words}")
+        wait_until(is_replaced, what=f"a new {words}")

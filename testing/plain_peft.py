@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from services.model.adapters import AdapterConfig, AdapterWeights
@@ -40,21 +41,23 @@ class PlainPeft:
 
     def matrices(self, name: str) -> tuple[Tensor, Tensor]:
         """A and B of one linear."""
-        adapted = self.model.base_model.model.get_submodule(name)
+        adapted: Any = cast(nn.Module, self.model.base_model.model).get_submodule(name)
         return adapted.lora_A["default"].weight, adapted.lora_B["default"].weight
 
     def set_weights(self, weights: AdapterWeights) -> None:
+        """Copies the A and B of every linear."""
         with torch.no_grad():
             for name, pair in weights.linears.items():
                 for own, given in zip(self.matrices(name), pair, strict=True):
                     own.copy_(given)
 
     def parameters(self) -> list[Tensor]:
+        """The trainable parameters: every A and B."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def logprobs(self, tokens: Sequence[int], targets: Tensor) -> Tensor:
         """log softmax of one sequence's logits at targets [N] or [N, K]."""
-        logits = self.model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        logits: Tensor = self.model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
         wanted = targets if targets.ndim == 2 else targets[:, None]
         return logits.log_softmax(-1).gather(1, wanted).reshape(targets.shape)
 

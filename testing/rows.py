@@ -21,6 +21,7 @@ def perturbed_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
 
 
 def random_tokens(base: BaseModel, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Sequences of the given lengths, without the special tokens 0 to 2."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, base.vocab_size, (length,), generator=generator).tolist() for length in lengths]
 
@@ -31,4 +32,5 @@ def hidden_states(base: BaseModel, sequences: Sequence[Sequence[int]]) -> Tensor
     packed = PackedSequences.of([len(sequence) for sequence in sequences], base.device)
     tokens = torch.tensor([token for sequence in sequences for token in sequence], device=base.device)
     output = base.trunk(input_ids=tokens[None], position_ids=packed.position_ids, use_cache=False, sequences=packed)
-    return output.last_hidden_state[0]
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
