@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from google.protobuf.message import Message
 
+from services.core import chunks
 from services.core.config import GatewaySettings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
@@ -209,7 +210,7 @@ def _cost(request: SamplingRequest, limits: job_pb2.WorkerStatus) -> int:
     """Most tokens that a sampling request may have computed; 1 for a merge, which takes no place beside others."""
     if isinstance(request, sampling_pb2.MergeWeightsRequest):
         return 1
-    prompt = sum(len(chunk.encoded_text.tokens) for chunk in request.prompt.chunks)
+    prompt = chunks.length(request.prompt)
     if isinstance(request, sampling_pb2.ComputeLogprobsRequest):
         return prompt
     params = request.sampling_params

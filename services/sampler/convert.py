@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from services.core.chunks import text_ids
 from services.core.errors import InvalidArgumentError
 from services.sampler.request import (
     GenerationRequest,
@@ -23,7 +24,7 @@ from services.sampler.request import (
 )
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import from_array, to_array
-from tinker_proto.v1 import data_pb2, sampling_pb2
+from tinker_proto.v1 import sampling_pb2
 
 _STOP_REASONS = {
     "stop": sampling_pb2.StopReason.STOP_REASON_STOP,
@@ -50,7 +51,7 @@ def to_request(
     if kind == "compute_logprobs":
         return GenerationRequest(
             name=job.operation,
-            prompt=_tokens(job.compute_logprobs.prompt),
+            prompt=tuple(text_ids("prompt", job.compute_logprobs.prompt).tolist()),
             num_samples=0,
             params=SamplingParams(max_tokens=0),
             adapter=adapter,
@@ -59,7 +60,7 @@ def to_request(
         )
     if kind != "sample":
         raise InvalidArgumentError.at("request", f"is {kind}; a sampler takes sample and compute_logprobs")
-    prompt = _tokens(job.sample.prompt)
+    prompt = tuple(text_ids("prompt", job.sample.prompt).tolist())
     return GenerationRequest(
         name=job.operation,
         prompt=prompt,
@@ -122,17 +123,6 @@ def _sequence(sampled: SampledTokens) -> sampling_pb2.SampledSequence:
         topk_logprobs=[_topk(row) for row in sampled.topk_logprobs or ()],
         raw_logprobs=sampled.raw_logprobs or (),
     )
-
-
-def _tokens(prompt: data_pb2.ModelInput) -> tuple[int, ...]:
-    tokens: list[int] = []
-    for index, chunk in enumerate(prompt.chunks):
-        if chunk.WhichOneof("content") != "encoded_text":
-            raise InvalidArgumentError.at(
-                f"prompt.chunks[{index}]", "is not encoded_text; the base model is text-only, nothing else is allowed"
-            )
-        tokens += chunk.encoded_text.tokens
-    return tuple(tokens)
 
 
 def _params(params: sampling_pb2.SamplingParams, eos_token_ids: Collection[int], room: int) -> SamplingParams:

@@ -48,6 +48,8 @@ class GenerationRequest:
     """The operation's name."""
 
     prompt: tuple[int, ...]
+    """Content ids (services.core.chunks)."""
+
     num_samples: int
     params: SamplingParams
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from services.core import chunks
 from tinker_proto.v1 import data_pb2
 
 BACKWARD_COST = 3
@@ -17,4 +18,4 @@ PASSES = {"forward": 1, "forward_backward": BACKWARD_COST}
 
 def token_count(data: Sequence[data_pb2.Datum]) -> int:
     """Tokens that examples ask to compute."""
-    return sum(len(chunk.encoded_text.tokens) for datum in data for chunk in datum.model_input.chunks)
+    return sum(chunks.length(datum.model_input) for datum in data)

@@ -97,7 +97,7 @@ def test_compute_logprobs_only_scores() -> None:
                     )
                 )
             ),
-            "prompt.chunks[1]",
+            "prompt.chunks[1].image",
         ),
         (job_pb2.Job(), "request"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.core.chunks import content_ids
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine import placement
@@ -18,6 +19,7 @@ from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
 from tests.sampler.oracle import Oracle
 from tests.sampler.test_engine_lifecycle import assert_all_is_free
+from tinker_proto.v1 import data_pb2
 
 Load = Callable[..., BaseModel]
 Source = Callable[..., Path]
@@ -38,6 +40,20 @@ def test_a_digest_names_the_adapter_and_every_token_before() -> None:
         assert not set(other) & set(digests)
     long = [Path(f"/run-{run}/" + "x" * 100) for run in range(2)]
     assert not set(chain(long[0], tokens)) & set(chain(long[1], tokens))
+
+
+def test_a_digest_names_an_image_by_its_content() -> None:
+    texts = [[5] * BLOCK + image_ids(data) + [6] * BLOCK for data in (b"a", b"b", b"a")]
+    first, other, same = (chain(None, ids) for ids in texts)
+    assert first == same
+    assert first[0] == other[0]
+    assert not set(first[1:]) & set(other[1:])
+
+
+def image_ids(data: bytes) -> list[int]:
+    chunk = data_pb2.Chunk(image=data_pb2.ImageChunk(data=data, format="png", expected_tokens=BLOCK))
+    ids: list[int] = content_ids(chunk).tolist()
+    return ids
 
 
 def test_hits_give_the_same_tokens_and_logprobs(load: Load, source: Source, checkpoint: Checkpoint) -> None:

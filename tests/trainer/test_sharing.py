@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from services.core.chunks import content_ids
 from services.core.losses import LOSSES
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
@@ -29,6 +30,15 @@ def test_neighbours_with_a_common_beginning_form_groups() -> None:
     assert find_groups(sequences("ab", "cd")) == [Group(0, (0,)), Group(0, (1,))]
     assert find_groups(sequences("aaa", "aaa")) == [Group(2, (0, 1))], "each keeps a token of its own"
     assert find_groups(sequences("abcdefx", "abcdefy", "az")) == [Group(6, (0, 1)), Group(0, (2,))]
+
+
+def test_a_common_beginning_ends_before_another_image() -> None:
+    def ids(data: bytes) -> torch.Tensor:
+        image = data_pb2.Chunk(image=data_pb2.ImageChunk(data=data, format="png", expected_tokens=4))
+        return torch.cat([torch.tensor([1, 2, 3]), torch.from_numpy(content_ids(image)), torch.tensor([9])])
+
+    assert find_groups([ids(b"a"), ids(b"a")]) == [Group(7, (0, 1))]
+    assert find_groups([ids(b"a"), ids(b"b")]) == [Group(3, (0, 1))]
 
 
 def test_little_is_not_worth_it() -> None:

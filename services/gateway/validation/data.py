@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from services.core.chunks import check_text, content_ids, positions
 from services.core.errors import InvalidArgumentError
 from services.core.losses import LOSSES, LossSpec
 from tinker_proto.internal.v1 import job_pb2
@@ -41,15 +42,9 @@ def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_
     """Refuses images, tokens outside the vocabulary and over-long input; returns the length in tokens."""
     length = 0
     for i, chunk in enumerate(model_input.chunks):
-        content = chunk.WhichOneof("content")
-        if content == "image":
-            message = f"is an image, and base model {limits.base_model!r} is text-only; allowed is encoded_text"
-            raise InvalidArgumentError.at(f"{field}.chunks[{i}].image", message, reason="IMAGE_NOT_SUPPORTED")
-        if content is None:
-            raise InvalidArgumentError.at(f"{field}.chunks[{i}]", "has no content; allowed is encoded_text")
-        tokens = np.array(chunk.encoded_text.tokens, dtype=np.int64)
-        check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", tokens, limits.vocab_size)
-        length += len(tokens)
+        check_text(f"{field}.chunks[{i}]", chunk)
+        check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", content_ids(chunk), limits.vocab_size)
+        length += positions(chunk)
     if not 1 <= length <= limits.max_context_length:
         allowed = f"allowed are 1 to {limits.max_context_length}, the context of {limits.base_model!r}"
         raise InvalidArgumentError.at(field, f"has {length} tokens; {allowed}", reason="BAD_LENGTH")

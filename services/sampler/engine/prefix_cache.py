@@ -2,8 +2,9 @@
 
 A holding is a slot whose first rows hold the keys and values of some tokens. While it has users it stays put;
 afterwards it stays until its rows are needed, least recently used first. Tokens are looked up in whole blocks, by a
-digest chained from the adapter's location on: what one adapter computed is never found for another. A hit is copied,
-so nothing that runs depends on what is dropped here.
+digest chained from the adapter's location on: what one adapter computed is never found for another. Tokens are content
+ids (services.core.chunks): equal ids are equal content, also where the content is no text. A hit is copied, so nothing
+that runs depends on what is dropped here.
 """
 
 from __future__ import annotations

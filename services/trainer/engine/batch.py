@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from services.core.chunks import text_ids
 from services.core.losses import LossSpec
 from services.trainer.engine.prefix_sharing import SharedLayout, share
 from tinker_proto.tensor import to_array
@@ -28,7 +28,7 @@ class Example:
     """One datum, on the CPU."""
 
     tokens: Tensor
-    """int64 [N]."""
+    """int64 [N]: content ids (services.core.chunks), which prefix sharing compares."""
 
     targets: Tensor
     """int64 [N, K]."""
@@ -48,10 +48,9 @@ def read_example(datum: data_pb2.Datum, spec: LossSpec) -> Example:
         arrays.setdefault(name, torch.ones(targets.shape))
     mask = arrays.pop("mask")
     arrays[spec.factor] = arrays.get(spec.factor, 1.0) * mask
-    tokens = np.concatenate([np.array(chunk.encoded_text.tokens, np.int64) for chunk in datum.model_input.chunks])
     rows = len(targets)
     return Example(
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(text_ids("model_input", datum.model_input)),
         targets=targets.view(rows, -1),
         inputs={name: array.view(rows, -1) for name, array in arrays.items()},
         shape=tuple(targets.shape),

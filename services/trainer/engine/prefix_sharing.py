@@ -3,6 +3,8 @@
 A group of RL samples has one prompt and many completions. Laid out, the prompt stands first and each completion behind
 it attends to the prompt and to itself, so every token sees exactly what it would see alone. The unembedding is shared
 too: positions of one hidden state and one set of targets are one row of the head, whatever their weights.
+
+Tokens are content ids (services.core.chunks): equal ids are equal content, also where the content is no text.
 """
 
 from __future__ import annotations
