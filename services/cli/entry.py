@@ -11,6 +11,7 @@ EXTRAS = {
     "grpc_health": "gateway",
     "grpc_reflection": "gateway",
     "prometheus_client": "gateway",
+    "pydantic": "gateway",
     "pydantic_settings": "gateway",
     "redis": "gateway",
     "starlette": "gateway",

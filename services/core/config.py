@@ -52,6 +52,7 @@ class CommonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     readers: ClassVar[str] = "every service"
+    """Who reads the fields that this class adds."""
 
     redis_url: Url = Field(
         default="", description="redis:// or unix:// URL of Redis 7.0+ or Valkey 7.2+. Empty: `up` starts its own."
@@ -94,7 +95,7 @@ class CommonSettings(BaseSettings):
 class GatewaySettings(CommonSettings):
     """Settings of the gateway."""
 
-    readers: ClassVar[str] = "gateway"
+    readers: ClassVar[str] = "the gateway"
 
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API.")
     http_port: Port = Field(
@@ -134,7 +135,7 @@ class GatewaySettings(CommonSettings):
 class WorkerSettings(CommonSettings):
     """Settings that trainers and samplers read."""
 
-    readers: ClassVar[str] = "trainer and sampler"
+    readers: ClassVar[str] = "trainers and samplers"
 
     worker_port: Port = Field(default=0, description="Port of the worker's gRPC health service. 0: any free port.")
     metrics_port: Port = Field(
@@ -150,7 +151,7 @@ class WorkerSettings(CommonSettings):
 class TrainerSettings(WorkerSettings):
     """Settings of the trainer."""
 
-    readers: ClassVar[str] = "trainer"
+    readers: ClassVar[str] = "trainers"
 
     max_runs: Runs = Field(default=64, description="Most training runs that a trainer holds in memory.")
     idle_seconds: Seconds = Field(
@@ -172,7 +173,7 @@ class TrainerSettings(WorkerSettings):
 class SamplerSettings(WorkerSettings):
     """Settings of the sampler."""
 
-    readers: ClassVar[str] = "sampler"
+    readers: ClassVar[str] = "samplers"
 
     max_sequences: Sequences = Field(default=64, description="Most sequences generated at once.")
     max_tokens_per_step: Tokens = Field(default=2048, description="Most tokens in one forward pass.")
@@ -197,6 +198,12 @@ class UpSettings(Settings):
         default="open", description=CommonSettings.model_fields["reflection"].description
     )
 
+
+SERVICES: dict[str, type[CommonSettings]] = {
+    "gateway": GatewaySettings,
+    "trainer": TrainerSettings,
+    "sampler": SamplerSettings,
+}
 
 GROUPS: tuple[type[CommonSettings], ...] = (
     CommonSettings,

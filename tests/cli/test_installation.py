@@ -40,14 +40,22 @@ def test_a_wheel_has_the_platform_and_nothing_that_only_a_checkout_needs() -> No
 
 
 def test_the_client_and_the_extra_cli_are_enough(platform: LoopbackPlatform) -> None:
-    absent = packages_of("gateway", "worker", "plot")
+    absent = [package for package in packages_of("gateway", "worker", "plot") if package != "pydantic"]  # typer's
     assert {"redis", "torch", "starlette", "grpc_health"} <= set(absent)
     done = run_without(absent, platform, "model", "list")
     assert done.returncode == 0, done.stderr
     assert MODEL in done.stdout
 
 
-@pytest.mark.parametrize(("package", "arguments"), [("redis", ["keys", "list"]), ("typer", ["model", "list"])])
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("redis", ["keys", "list"]),
+        ("pydantic_settings", ["gateway", "--help"]),
+        ("pydantic_settings", ["settings"]),
+        ("typer", ["model", "list"]),
+    ],
+)
 def test_what_is_missing_is_named_with_its_extra(
     platform: LoopbackPlatform, package: str, arguments: list[str]
 ) -> None:
