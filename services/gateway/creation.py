@@ -42,7 +42,7 @@ class Creation:
         """
         await self._check_create(request, tenant)
         if not request.base_model:
-            raise InvalidArgumentError.at("base_model", "is missing; get_server_capabilities lists the base models")
+            raise InvalidArgumentError.at("base_model", "required; get_server_capabilities lists the base models")
         limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
         config = _completed(request.lora_config)
         check_lora_config(config, limits)
@@ -91,8 +91,7 @@ class Creation:
             sampling.model_path = stored.checkpoint.tinker_path
             location = stored.location
         elif not request.base_model:
-            message = "is missing; allowed is exactly one of base_model and model_path"
-            raise InvalidArgumentError.at("base_model", message)
+            raise InvalidArgumentError.at("base_model", "required unless model_path is set")
         await self._stores.workers.serving(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER, field)
         sampling.create_time.FromDatetime(datetime.now(UTC))
         catalog, run = self._stores.catalog, ""

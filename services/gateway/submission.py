@@ -117,8 +117,8 @@ class Submission:
         elif isinstance(request, sampling_pb2.ComputeLogprobsRequest):
             check_compute_logprobs(request, limits)
         elif not location:
-            message = "has no pinned checkpoint, so there is nothing to merge; open one with model_path"
-            raise InvalidArgumentError.at("sampling_session_id", message)
+            rule, got = "a sampling session opened with model_path", "one of a base model, with nothing to merge"
+            raise InvalidArgumentError.must_be("sampling_session_id", rule, got)
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location

@@ -11,7 +11,14 @@ import json
 from collections.abc import AsyncIterator, Callable
 
 from services.core.catalog.checkpoints import StoredCheckpoint
-from services.core.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.core.errors import (
+    DataLossError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    broken_rule,
+    quoted,
+)
 from services.core.names import OperationName
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.gateway.stores import Stores
@@ -81,7 +88,7 @@ class CheckpointFiles:
         """Stores a file; returns its id."""
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("part") != "file":
-            raise InvalidArgumentError.at("file", "is missing; the first message says what the file is")
+            raise InvalidArgumentError.at("file", "required in the first message")
         return await self._stores.uploads.receive(tenant, first.file, _contents(requests))
 
     async def import_checkpoint(
@@ -105,8 +112,8 @@ class CheckpointFiles:
         for field, name in ids.items():
             upload_id = getattr(request, field)
             if not await asyncio.to_thread(uploads.has, tenant, upload_id, name):
-                message = f"is {upload_id[:200]!r}; there is no such upload of {name}, and uploads are kept for a day"
-                raise InvalidArgumentError.at(field, message, reason="UPLOAD_NOT_FOUND")
+                rule = f"an upload of {name} of the last 24 hours"
+                raise InvalidArgumentError.must_be(field, rule, quoted(upload_id), reason="UPLOAD_NOT_FOUND")
         config = await asyncio.to_thread(uploads.open, tenant, request.config_upload_id, CONFIG_FILE)
         _check_rank(await asyncio.to_thread(config.read_bytes), limits.max_lora_rank)
 
@@ -121,8 +128,8 @@ def _named(files: list[checkpoint_pb2.File], name: str) -> checkpoint_pb2.File:
 
 def _exported(operation: operation_pb2.Operation) -> list[checkpoint_pb2.File]:
     if operation.method != "MergeWeights":
-        message = f"{operation.name} is a {operation.method}; allowed is a MergeWeights"
-        raise InvalidArgumentError.at("operation", message)
+        got = f"{operation.name}, which is a {operation.method}"
+        raise InvalidArgumentError.must_be("operation", "a MergeWeights", got)
     response = sampling_pb2.MergeWeightsResponse()
     if not operation.response.Unpack(response):
         state = operation_pb2.OperationState.Name(operation.state)
@@ -145,7 +152,7 @@ async def _pieces(read: Read, file: checkpoint_pb2.File, offset: int) -> AsyncIt
 async def _contents(requests: AsyncIterator[checkpoint_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:
     async for request in requests:
         if request.WhichOneof("part") != "content":
-            raise InvalidArgumentError.at("content", "is missing; every message but the first has the next bytes")
+            raise InvalidArgumentError.at("content", "required in every message after the first")
         yield request.content
 
 
@@ -160,5 +167,5 @@ def _check_rank(config: bytes, max_rank: int) -> None:
     except (ValueError, TypeError, KeyError, RecursionError):
         rank = None
     if not isinstance(rank, int) or not 1 <= rank <= max_rank:
-        message = f"{CONFIG_FILE}: r is {rank!r}; allowed are 1 to {max_rank}"
+        message = f"r of {CONFIG_FILE} {broken_rule(f'from 1 to {max_rank}', quoted(rank))}"
         raise InvalidArgumentError.at("config_upload_id", message, reason="BAD_ADAPTER")

@@ -90,4 +90,4 @@ async def test_what_is_no_message_is_the_senders_fault(alice: Caller, path: str,
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (anext(aiter(call)) if kind.endswith("stream") else call)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "the request is not what it should be" in (caught.value.details() or "")
+    assert "malformed protobuf request" in (caught.value.details() or "")

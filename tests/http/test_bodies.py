@@ -60,6 +60,24 @@ async def test_a_malformed_body_is_refused_with_a_sentence(http: httpx.AsyncClie
     assert (await http.get("healthz")).json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize(
+    "secret", ["tml-secret", ["tml-secret"], {"key": "tml-secret"}], ids=["text", "array", "object"]
+)
+async def test_a_value_of_the_wrong_type_is_described_and_not_printed(http: httpx.AsyncClient, secret: object) -> None:
+    answer = await http.post("optim_step", json={"model_id": "a", "seq_id": secret, "tml-secret": secret})
+    assert answer.status_code == 400
+    kinds = {str: "a string", list: "an array", dict: "an object"}
+    described = {"field": "seq_id", "description": f"must be a valid integer (got {kinds[type(secret)]})"}
+    assert described in answer.json()["violations"]
+    assert {"field": "tml-secret", "description": "not supported"} in answer.json()["violations"]
+    assert answer.text.count("tml-secret") == 2, "the name of the unknown field alone: in detail and violations"
+
+
+async def test_a_number_out_of_range_is_printed(http: httpx.AsyncClient) -> None:
+    answer = await http.post("optim_step", json={"model_id": "a", "seq_id": -1})
+    assert answer.json()["detail"] == "seq_id: must be greater than or equal to 0 (got -1)"
+
+
 async def test_a_gigabyte_is_refused_before_it_is_read(http: httpx.AsyncClient) -> None:
     read = 0
 

@@ -163,7 +163,7 @@ class Tour:
 
     def unknown_losses_are_refused(self) -> Any:
         message = refusal_of(self.training.forward_backward([policy()], "stable_reinforce"))
-        assert "not offered" in message
+        assert "not supported" in message
         return message
 
     def save_and_sample(self) -> Any:

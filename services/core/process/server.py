@@ -85,7 +85,7 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:
     try:
         return parse(raw)
     except DecodeError as error:
-        raise InvalidArgumentError(f"the request is not what it should be: {error}", reason="BAD_PROTOBUF") from None
+        raise InvalidArgumentError(f"malformed protobuf request: {error}", reason="BAD_PROTOBUF") from None
 
 
 def _guarded_call(method: str, call: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:

@@ -5,15 +5,17 @@ Every fault is a typed error with one sentence; nothing of a body is kept beyond
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from services.core.errors import InvalidArgumentError, PlatformError, Violation
+from services.core.errors import InvalidArgumentError, PlatformError, Violation, broken_rule, quoted
 from services.gateway.http.arrival import Arrival
 
 if sys.version_info >= (3, 14):
@@ -23,6 +25,8 @@ else:
 
 MAX_JSON_BYTES = 16 << 20
 PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf", "application/octet-stream")
+
+_KINDS: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 
 JsonT = TypeVar("JsonT", bound=BaseModel)
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
@@ -65,7 +69,7 @@ async def read_json(request: Request, fields: type[JsonT]) -> JsonT:
     """
     kind = _content_type(request)
     if kind and kind != "application/json":
-        raise WrongContentTypeError(f"the body is {kind[:100]!r}; allowed is application/json")
+        raise WrongContentTypeError(f"content-type: {broken_rule('application/json', quoted(kind))}")
     return parse_json(await read_body(request, MAX_JSON_BYTES) or b"{}", fields)
 
 
@@ -74,10 +78,22 @@ def parse_json(content: bytes, fields: type[JsonT]) -> JsonT:
     try:
         return fields.model_validate_json(content)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-        violations = tuple(Violation(".".join(map(str, fault["loc"]))[:200], fault["msg"]) for fault in faults[:10])
+        faults = error.errors(include_url=False)[:10]
+        violations = tuple(Violation(".".join(map(str, fault["loc"]))[:200], _description(fault)) for fault in faults)
         message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
         raise InvalidArgumentError(message, reason="BAD_JSON", violations=violations) from None
+
+
+def _description(fault: ErrorDetails) -> str:
+    """The description of what pydantic found. Of texts and objects the kind alone: they may hold a secret."""
+    if fault["type"] == "missing":
+        return "required"
+    if fault["type"] == "extra_forbidden":
+        return "not supported"
+    value, rule = fault["input"], fault["msg"].removeprefix("Input should be ")
+    if rule == fault["msg"]:
+        return rule
+    return broken_rule(rule, json.dumps(value) if isinstance(value, int | float | None) else _KINDS[type(value)])
 
 
 async def read_protobuf(request: Request, message: MessageT, limit: int) -> MessageT:
@@ -88,17 +104,17 @@ async def read_protobuf(request: Request, message: MessageT, limit: int) -> Mess
     """
     kind = _content_type(request)
     if kind not in PROTOBUF_TYPES:
-        raise WrongContentTypeError(f"the body is {kind[:100]!r}; allowed is {PROTOBUF_TYPES[0]}")
+        raise WrongContentTypeError(f"content-type: {broken_rule(PROTOBUF_TYPES[0], quoted(kind))}")
     content = await read_body(request, limit)
     try:
         message.ParseFromString(content)
     except DecodeError:
-        sentence = f"the body is no {message.DESCRIPTOR.name}: it is truncated or of another format"
+        sentence = f"malformed protobuf request: the body is truncated or not a {message.DESCRIPTOR.name}"
         raise InvalidArgumentError(sentence, reason="BAD_PROTOBUF") from None
     size = message.ByteSize()
     message.DiscardUnknownFields()
     if message.ByteSize() != size:
-        sentence = f"the body has fields that are unknown to {message.DESCRIPTOR.name}"
+        sentence = f"malformed protobuf request: the body has fields that {message.DESCRIPTOR.name} does not have"
         raise InvalidArgumentError(sentence, reason="UNKNOWN_FIELD")
     return message
 
@@ -112,10 +128,10 @@ async def read_body(request: Request, limit: int) -> bytes:
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "zstd"):
-        raise WrongContentTypeError(f"content-encoding is {encoding[:100]!r}; allowed are identity and zstd")
+        raise WrongContentTypeError(f"content-encoding: {broken_rule('identity or zstd', quoted(encoding))}")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
-        raise _too_large(f"the body is announced with {length[:20]} bytes", limit)
+        raise _too_large("body", limit, f"content-length {length[:20]}")
     arrival: Arrival = request.state.arrival
     async with arrival.room(int(length) if length.isdecimal() and encoding == "identity" else limit) as room:
         content = await _arrived(request, limit)
@@ -131,7 +147,7 @@ async def _arrived(request: Request, limit: int) -> bytes:
         async for piece in request.stream():
             content += piece
             if len(content) > limit:
-                raise _too_large("the body goes on", limit)
+                raise _too_large("body", limit, "more")
     except ClientDisconnect:
         raise InvalidArgumentError("the body ended early", reason="BODY_CUT_OFF") from None
     return bytes(content)
@@ -142,17 +158,19 @@ def _decompressed(content: bytes, limit: int) -> bytes:
     try:
         plain = decompressor.decompress(content, max_length=limit + 1)
     except zstd.ZstdError:
-        raise InvalidArgumentError("the body is no zstd frame", reason="BAD_ZSTD") from None
+        raise InvalidArgumentError(
+            f"body: {broken_rule('one zstd frame', 'another format')}", reason="BAD_ZSTD"
+        ) from None
     if len(plain) > limit:
-        raise _too_large("the decompressed body goes on", limit)
+        raise _too_large("decompressed body", limit, "more")
     if not decompressor.eof or decompressor.unused_data:
-        message = "the body is not one whole zstd frame: it is truncated, or something follows"
-        raise InvalidArgumentError(message, reason="BAD_ZSTD")
+        got = "bytes after it" if decompressor.eof else "a truncated one"
+        raise InvalidArgumentError(f"body: {broken_rule('one zstd frame', got)}", reason="BAD_ZSTD")
     return plain
 
 
-def _too_large(what: str, limit: int) -> PlatformError:
-    return BodyTooLargeError(f"{what}; allowed are {limit} bytes")
+def _too_large(what: str, limit: int, got: str) -> PlatformError:
+    return BodyTooLargeError(f"{what}: {broken_rule(f'at most {limit} bytes', got)}")
 
 
 def _content_type(request: Request) -> str:

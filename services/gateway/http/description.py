@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute, Mount, Route
 _COMPONENT = "#/components/schemas/{model}"
 _ANSWERS = {
     "default": {
-        "description": "A refusal or a failure: one sentence that says what is allowed, and a reason for programs."
+        "description": "An error: a sentence that names the field, the rule and the value, and a reason for programs."
     },
     "2XX": {"description": "The result."},
 }

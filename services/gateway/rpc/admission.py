@@ -93,7 +93,9 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
     async def _first(self, requests: AsyncIterator[tuple[Any, int]]) -> tuple[Any, int]:
         arrived = await self._next(requests)
         if arrived is None:
-            raise InvalidArgumentError("the call ended without a request", reason="BAD_PROTOBUF")
+            raise InvalidArgumentError(
+                "malformed protobuf request: the call ended without a message", reason="BAD_PROTOBUF"
+            )
         return arrived
 
     async def _each(self, requests: AsyncIterator[tuple[Any, int]]) -> AsyncIterator[Any]:

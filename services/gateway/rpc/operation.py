@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from services.core.errors import InvalidArgumentError, UnavailableError
+from services.core.errors import InvalidArgumentError, UnavailableError, quoted
 from services.core.names import OperationName
 from services.core.process.server import Context
 from services.core.queue.events import Watcher
@@ -79,10 +79,11 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
 
 def _checked(request: operation_pb2.WatchOperationsRequest) -> list[str]:
     if len(request.pending) > MAX_PENDING:
-        raise InvalidArgumentError.at("pending", f"has {len(request.pending)} names; allowed are {MAX_PENDING}")
+        raise InvalidArgumentError.must_be("pending", f"at most {MAX_PENDING} names", len(request.pending))
     for i, name in enumerate(request.pending):
         if OperationName.parse(name).session_id != request.session_id:
-            raise InvalidArgumentError.at(f"pending[{i}]", f"{name} is not of session {request.session_id}")
+            rule = f"an operation of session {request.session_id}"
+            raise InvalidArgumentError.must_be(f"pending[{i}]", rule, quoted(name))
     return list(request.pending)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.core.catalog.pages import Cursor, PageRequest
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.core.names import MAX_SEQ_ID
 from services.gateway.validation.fields import check_range
 
@@ -38,5 +38,5 @@ def seq_id_of(page_token: str) -> int:
     if not page_token:
         return -1
     if not (page_token.isascii() and page_token.isdecimal() and len(page_token) <= len(str(MAX_SEQ_ID))):
-        raise InvalidArgumentError.at("page_token", "is not the next_page_token of a page before")
+        raise InvalidArgumentError.must_be("page_token", "the next_page_token of a page before", quoted(page_token))
     return int(page_token)

@@ -1,1 +1,1 @@
-"""Structural validation of requests: torch-free, cheap, and it names the field and what is allowed."""
+"""Structural validation of requests: torch-free, cheap, and it names the field, the rule and the value."""

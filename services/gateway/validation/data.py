@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.core.chunks import check_text, content_ids, positions
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.core.losses import LOSSES, LossSpec
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
@@ -22,9 +22,8 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
     """Refuses an unknown loss function and unknown or non-finite options; returns the loss's table row."""
     spec = LOSSES.get(loss_fn)
     if spec is None:
-        raise InvalidArgumentError.at(
-            "loss_fn", f"{loss_fn[:100]!r} is unknown; allowed are {', '.join(sorted(LOSSES))}", reason="UNKNOWN_LOSS"
-        )
+        rule = f"one of {', '.join(sorted(LOSSES))}"
+        raise InvalidArgumentError.must_be("loss_fn", rule, quoted(loss_fn), reason="UNKNOWN_LOSS")
     spec.options(config)
     return spec
 
@@ -32,7 +31,7 @@ def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
 def check_data(data: Sequence[data_pb2.Datum], spec: LossSpec, limits: job_pb2.WorkerStatus) -> None:
     """Refuses data that the loss or the base model cannot take."""
     if not data:
-        raise InvalidArgumentError.at("data", "is empty; allowed is one datum or more")
+        raise InvalidArgumentError.must_be("data", "at least one datum", "none")
     for i, datum in enumerate(data):
         length = check_model_input(f"data[{i}].model_input", datum.model_input, limits)
         _check_loss_inputs(f"data[{i}].loss_fn_inputs", datum.loss_fn_inputs, length, spec, limits.vocab_size)
@@ -46,8 +45,8 @@ def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_
         check_vocabulary(f"{field}.chunks[{i}].encoded_text.tokens", content_ids(chunk), limits.vocab_size)
         length += positions(chunk)
     if not 1 <= length <= limits.max_context_length:
-        allowed = f"allowed are 1 to {limits.max_context_length}, the context of {limits.base_model!r}"
-        raise InvalidArgumentError.at(field, f"has {length} tokens; {allowed}", reason="BAD_LENGTH")
+        rule = f"from 1 to {limits.max_context_length} tokens, the context of {limits.base_model!r}"
+        raise InvalidArgumentError.must_be(field, rule, length, reason="BAD_LENGTH")
     return length
 
 
@@ -56,26 +55,24 @@ def _check_loss_inputs(
 ) -> None:
     for name in spec.required:
         if name not in inputs:
-            raise InvalidArgumentError.at(f'{field}["{name}"]', f"is missing; {spec.name} needs it")
-    allowed = (*spec.required, *spec.optional)
+            raise InvalidArgumentError.at(f'{field}["{name}"]', f"required by {spec.name}")
+    known = (*spec.required, *spec.optional)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name in inputs:
         path = f'{field}["{name[:100]}"]'
-        if name not in allowed:
-            raise InvalidArgumentError.at(path, f"is unknown to {spec.name}; allowed are {', '.join(allowed)}")
+        if name not in known:
+            raise InvalidArgumentError.must_be(path, f"one of {', '.join(known)} for {spec.name}", quoted(name))
         arrays[name] = _array(path, inputs[name], integers=name in _INTEGER_INPUTS)
     targets = arrays["target_tokens"]
     path = f'{field}["target_tokens"]'
     if targets.ndim not in (1, 2) or targets.shape[0] != length or 0 in targets.shape:
-        message = (
-            f"has shape {list(targets.shape)}; allowed are [{length}] and [{length}, K], one row per input position"
-        )
-        raise InvalidArgumentError.at(path, message, reason="BAD_SHAPE")
+        rule = f"of shape [{length}] or [{length}, K], one row per input position"
+        raise InvalidArgumentError.must_be(path, rule, str(list(targets.shape)), reason="BAD_SHAPE")
     check_vocabulary(path, targets, vocab_size)
     for name, array in arrays.items():
         if array.shape != targets.shape:
-            message = f"has shape {list(array.shape)}; allowed is {list(targets.shape)}, the shape of target_tokens"
-            raise InvalidArgumentError.at(f'{field}["{name}"]', message, reason="BAD_SHAPE")
+            rule, got = f"of the shape of target_tokens, {list(targets.shape)}", str(list(array.shape))
+            raise InvalidArgumentError.must_be(f'{field}["{name}"]', rule, got, reason="BAD_SHAPE")
 
 
 def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -85,15 +82,14 @@ def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike) -> n
     except ValueError as error:
         raise InvalidArgumentError.at(field, str(error), reason="BAD_TENSOR") from None
     if array.dtype != dtype:
-        message = f"has dtype {array.dtype}; allowed is {np.dtype(dtype)}"
-        raise InvalidArgumentError.at(field, message, reason="BAD_DTYPE")
+        raise InvalidArgumentError.must_be(field, f"of dtype {np.dtype(dtype)}", str(array.dtype), reason="BAD_DTYPE")
     return array
 
 
 def _array(field: str, tensor: data_pb2.Tensor, *, integers: bool) -> npt.NDArray[Any]:
     array = check_tensor(field, tensor, np.int64 if integers else np.float32)
     if not integers and not np.isfinite(array).all():
-        raise InvalidArgumentError.at(field, "has NaN or infinity; allowed are finite numbers", reason="NOT_FINITE")
+        raise InvalidArgumentError.must_be(field, "finite numbers", "NaN or infinity", reason="NOT_FINITE")
     return array
 
 
@@ -102,5 +98,5 @@ def check_vocabulary(field: str, tokens: npt.NDArray[np.int64], vocab_size: int)
     outside = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if outside.size:
         at, token = outside[0], tokens.reshape(-1)[outside[0]]
-        message = f"has token {token} at position {at}; allowed are 0 to {vocab_size - 1}"
-        raise InvalidArgumentError.at(field, message, reason="TOKEN_OUT_OF_RANGE")
+        rule, got = f"token ids from 0 to {vocab_size - 1}", f"{token} at position {at}"
+        raise InvalidArgumentError.must_be(field, rule, got, reason="TOKEN_OUT_OF_RANGE")

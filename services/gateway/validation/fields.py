@@ -28,19 +28,19 @@ RequestWithTtl = (
 def check_range(field: str, value: float, low: float, high: float) -> None:
     """Refuses a number outside [low, high], NaN included."""
     if not low <= value <= high:
-        raise InvalidArgumentError.at(field, f"is {value:.12g}; allowed are {low:.12g} to {high:.12g}")
+        raise InvalidArgumentError.must_be(field, f"from {low:.12g} to {high:.12g}", value)
 
 
 def check_finite(field: str, value: float) -> None:
     """Refuses NaN and infinities."""
     if not math.isfinite(value):
-        raise InvalidArgumentError.at(field, f"is {value}; allowed are finite numbers")
+        raise InvalidArgumentError.must_be(field, "finite", value)
 
 
 def check_seq_id(field: str, seq_id: int, low: int) -> None:
     """Refuses a seq_id outside [low, 2^53)."""
     if not low <= seq_id <= MAX_SEQ_ID:
-        raise InvalidArgumentError.at(field, f"is {seq_id}; allowed are {low} to {MAX_SEQ_ID}")
+        raise InvalidArgumentError.must_be(field, f"from {low} to {MAX_SEQ_ID}", seq_id)
 
 
 def check_ttl(field: str, request: RequestWithTtl) -> None:
@@ -52,11 +52,12 @@ def check_ttl(field: str, request: RequestWithTtl) -> None:
 def check_metadata(field: str, metadata: Mapping[str, str]) -> None:
     """Refuses too many or too long labels."""
     if len(metadata) > MAX_METADATA_ENTRIES:
-        raise InvalidArgumentError.at(field, f"has {len(metadata)} entries; allowed are {MAX_METADATA_ENTRIES}")
+        raise InvalidArgumentError.must_be(field, f"at most {MAX_METADATA_ENTRIES} entries", len(metadata))
     for name, value in metadata.items():
         if max(len(name), len(value)) > MAX_METADATA_CHARACTERS:
-            limit = f"allowed are {MAX_METADATA_CHARACTERS} characters in a name and in a value"
-            raise InvalidArgumentError.at(f'{field}["{name[:50]}"]', f"is too long; {limit}")
+            rule = f"at most {MAX_METADATA_CHARACTERS} characters in its name and in its value"
+            got = f"{len(name)} and {len(value)}"
+            raise InvalidArgumentError.must_be(f'{field}["{name[:50]}"]', rule, got)
 
 
 def check_checkpoint_name(field: str, name: str) -> None:

@@ -30,8 +30,8 @@ def check_sample(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStat
         check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
         scored = request.include_prompt_logprobs or request.topk_prompt_logprobs
         if not scored and not request.HasField("target_prompt_logprobs"):
-            message = "is set without include_prompt_logprobs, topk_prompt_logprobs or target_prompt_logprobs"
-            raise InvalidArgumentError.at("prompt_logprobs_last_n", f"{message}; allowed is one of them beside it")
+            message = "requires include_prompt_logprobs, topk_prompt_logprobs or target_prompt_logprobs"
+            raise InvalidArgumentError.at("prompt_logprobs_last_n", message)
     _check_sampling_params(request.sampling_params, length, limits)
 
 
@@ -45,44 +45,41 @@ def check_compute_logprobs(request: sampling_pb2.ComputeLogprobsRequest, limits:
 def _check_targets(field: str, tensor: data_pb2.Tensor, length: int, vocab_size: int) -> None:
     array = check_tensor(field, tensor, np.int64)
     if array.ndim != 2 or array.shape[0] != length or not 1 <= array.shape[1] <= MAX_TARGETS:
-        allowed = f"allowed is [{length}, K], a row for each prompt token and K from 1 to {MAX_TARGETS}"
-        raise InvalidArgumentError.at(field, f"has shape {list(array.shape)}; {allowed}", reason="BAD_SHAPE")
+        rule = f"of shape [{length}, K], a row for each prompt token and K from 1 to {MAX_TARGETS}"
+        raise InvalidArgumentError.must_be(field, rule, str(list(array.shape)), reason="BAD_SHAPE")
     check_vocabulary(field, array, vocab_size)
 
 
 def _check_sampling_params(
     params: sampling_pb2.SamplingParams, prompt_length: int, limits: job_pb2.WorkerStatus
 ) -> None:
-    room = limits.max_context_length - prompt_length
-    if room < 1:
-        message = f"has {prompt_length} tokens, which fills the context of {limits.max_context_length}: none can follow"
-        raise InvalidArgumentError.at("prompt", message, reason="BAD_LENGTH")
-    if params.HasField("max_tokens") and not 1 <= params.max_tokens <= room:
-        message = (
-            f"is {params.max_tokens}; allowed are 1 to {room}: prompt ({prompt_length}) and max_tokens together "
-            f"must fit the context of {limits.max_context_length}"
-        )
-        raise InvalidArgumentError.at("sampling_params.max_tokens", message, reason="BAD_LENGTH")
+    context = limits.max_context_length
+    most_tokens = context - prompt_length
+    if most_tokens < 1:
+        rule = f"shorter than the context of {context} tokens"
+        raise InvalidArgumentError.must_be("prompt", rule, prompt_length, reason="BAD_LENGTH")
+    if params.HasField("max_tokens") and not 1 <= params.max_tokens <= most_tokens:
+        rule = f"from 1 to {most_tokens}: prompt ({prompt_length}) and max_tokens fit the context of {context}"
+        raise InvalidArgumentError.must_be("sampling_params.max_tokens", rule, params.max_tokens, reason="BAD_LENGTH")
     if params.HasField("temperature"):
         check_range("sampling_params.temperature", params.temperature, 0, MAX_TEMPERATURE)
     if params.HasField("top_p") and not 0 < params.top_p <= 1:
-        raise InvalidArgumentError.at("sampling_params.top_p", f"is {params.top_p:g}; allowed are 0 to 1, 0 excluded")
+        raise InvalidArgumentError.must_be("sampling_params.top_p", "above 0 and at most 1", params.top_p)
     if params.HasField("top_k") and params.top_k < -1:
-        message = f"is {params.top_k}; allowed are -1 and 0 (keep all) and more"
-        raise InvalidArgumentError.at("sampling_params.top_k", message)
+        raise InvalidArgumentError.must_be("sampling_params.top_k", "at least 1, or -1 or 0 to keep all", params.top_k)
     _check_stop(params.stop, limits.vocab_size)
 
 
 def _check_stop(stop: sampling_pb2.Stop, vocab_size: int) -> None:
     field = "sampling_params.stop"
     if stop.strings and stop.token_ids:
-        raise InvalidArgumentError.at(field, "has strings and token_ids; allowed is one of the two")
+        raise InvalidArgumentError.must_be(field, "either strings or token_ids", "both")
     for name, stops in (("strings", stop.strings), ("token_ids", stop.token_ids)):
         if len(stops) > MAX_STOPS:
-            raise InvalidArgumentError.at(f"{field}.{name}", f"has {len(stops)} entries; allowed are {MAX_STOPS}")
+            raise InvalidArgumentError.must_be(f"{field}.{name}", f"at most {MAX_STOPS} entries", len(stops))
     for i, text in enumerate(stop.strings):
         if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
-            message = f"has {len(text.encode())} bytes; allowed are 1 to {MAX_STOP_BYTES}"
-            raise InvalidArgumentError.at(f"{field}.strings[{i}]", message)
+            rule = f"from 1 to {MAX_STOP_BYTES} bytes long"
+            raise InvalidArgumentError.must_be(f"{field}.strings[{i}]", rule, len(text.encode()))
     for i, token in enumerate(stop.token_ids):
         check_range(f"{field}.token_ids[{i}]", token, 0, vocab_size - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.core.linears import ADAPTABLE_LINEARS
 from services.gateway.validation.data import check_data, check_loss
 from services.gateway.validation.fields import (
@@ -61,16 +61,16 @@ def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerSta
     for i, name in enumerate(targets):
         field = f"lora_config.target_modules[{i}]"
         if name not in ADAPTABLE_LINEARS:
-            raise InvalidArgumentError.at(field, f"is {name[:100]!r}; allowed are {', '.join(ADAPTABLE_LINEARS)}")
+            raise InvalidArgumentError.must_be(field, f"one of {', '.join(ADAPTABLE_LINEARS)}", quoted(name))
         if name in targets[:i]:
-            raise InvalidArgumentError.at(field, f"is {name!r} a second time; allowed is each once")
+            raise InvalidArgumentError.must_be(field, "different from the entries before it", quoted(name))
     for name in ("train_mlp", "train_attn", "train_unembed"):
         if targets and config.HasField(name):  # type: ignore[arg-type]
-            message = f"is given together with {name}; allowed is one way to say what is adapted"
-            raise InvalidArgumentError.at("lora_config.target_modules", message)
+            rule, got = f"empty if {name} is set", quoted(targets)
+            raise InvalidArgumentError.must_be("lora_config.target_modules", rule, got)
     if not targets and not (config.train_mlp or config.train_attn or config.train_unembed):
-        message = "train_mlp, train_attn and train_unembed are all false; allowed is at least one of them true"
-        raise InvalidArgumentError.at("lora_config", message)
+        rule = "true in at least one of train_mlp, train_attn and train_unembed"
+        raise InvalidArgumentError.must_be("lora_config", rule, "false in all")
 
 
 def check_adam_params(params: training_pb2.AdamParams) -> None:
@@ -79,17 +79,16 @@ def check_adam_params(params: training_pb2.AdamParams) -> None:
     for descriptor in params.DESCRIPTOR.fields:
         field = f"adam_params.{descriptor.name}"
         if descriptor.name not in given:
-            raise InvalidArgumentError.at(field, "is missing; all six parameters are required")
+            raise InvalidArgumentError.at(field, "required, as all six parameters are")
         check_finite(field, getattr(params, descriptor.name))
     for name in ("learning_rate", "weight_decay"):
         if getattr(params, name) < 0:
-            raise InvalidArgumentError.at(f"adam_params.{name}", f"is {getattr(params, name):g}; allowed is 0 or more")
+            raise InvalidArgumentError.must_be(f"adam_params.{name}", "at least 0", getattr(params, name))
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(params, name) < 1:
-            message = f"is {getattr(params, name):g}; allowed are 0 to 1, 1 excluded"
-            raise InvalidArgumentError.at(f"adam_params.{name}", message)
+            raise InvalidArgumentError.must_be(f"adam_params.{name}", "at least 0 and below 1", getattr(params, name))
     if params.eps <= 0:
-        raise InvalidArgumentError.at("adam_params.eps", f"is {params.eps:g}; allowed is more than 0")
+        raise InvalidArgumentError.must_be("adam_params.eps", "above 0", params.eps)
 
 
 def training_path(field: str, path: str) -> TinkerPath:
@@ -100,6 +99,6 @@ def training_path(field: str, path: str) -> TinkerPath:
     """
     parsed = parse_path(field, path)
     if parsed.kind == "sampler_weights":
-        message = f"{path} is a sampler checkpoint, which cannot be loaded for training; allowed is save_state's path"
-        raise InvalidArgumentError.at(field, message, reason="NOT_A_TRAINING_CHECKPOINT")
+        rule, got = "the path of a training checkpoint, as save_state writes it", f"a sampler checkpoint, {path}"
+        raise InvalidArgumentError.must_be(field, rule, got, reason="NOT_A_TRAINING_CHECKPOINT")
     return TinkerPath(parsed.training_run_id, "weights", parsed.name)

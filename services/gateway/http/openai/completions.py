@@ -106,9 +106,9 @@ def _tokens(fields: Completion, text: ModelText) -> list[list[int]]:
     prompts = [text.tokens(prompt) if isinstance(prompt, str) else list(prompt) for prompt in fields.prompts]
     for prompt in prompts:
         if not prompt:
-            raise InvalidArgumentError.at("prompt", "has no tokens; allowed is one and more")
+            raise InvalidArgumentError.must_be("prompt", "at least one token", "none")
         if any(not -(2**31) <= token < 2**31 for token in prompt):
-            raise InvalidArgumentError.at("prompt", "has a token id that is none")
+            raise InvalidArgumentError.must_be("prompt", "token ids of 32 bits")
     return prompts
 
 

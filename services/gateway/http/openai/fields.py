@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.http.body import Fields
 from tinker_proto.v1 import sampling_pb2
 
@@ -78,18 +78,15 @@ class Generation(Fields, ABC):
             InvalidArgumentError: names the parameter.
         """
         if self.stream_options is not None and not self.stream:
-            raise InvalidArgumentError.at("stream_options", "is set without stream; allowed is both or none")
+            raise InvalidArgumentError.at("stream_options", "requires stream=true")
         if not self.stream:
             return
         if self.top_logprobs_wanted:
             field = "top_logprobs" if isinstance(self, Chat) else "logprobs"
-            message = (
-                f"is {self.top_logprobs_wanted} with stream; allowed is 0: a stream has the chosen tokens' own only"
-            )
-            raise InvalidArgumentError.at(field, message)
+            rule = "0 with stream=true, which has the log-probabilities of the chosen tokens only"
+            raise InvalidArgumentError.must_be(field, rule, self.top_logprobs_wanted)
         if self.logprobs_wanted and self.temperature not in (None, 0, 1):
-            message = f"is {self.temperature:g} with stream and logprobs; allowed are 0 and 1"
-            raise InvalidArgumentError.at("temperature", message)
+            raise InvalidArgumentError.must_be("temperature", "0 or 1 with stream=true and logprobs", self.temperature)
 
 
 class Completion(Generation):
@@ -122,11 +119,11 @@ class Completion(Generation):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if not len(self.prompt) >= 1:
-            raise InvalidArgumentError.at("prompt", "is empty; allowed are a text, tokens, or a list of either")
+            raise InvalidArgumentError.must_be("prompt", "a text, token ids, or a list of either", "an empty list")
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         if len(self.prompt) > MAX_PROMPTS:
-            raise InvalidArgumentError.at("prompt", f"has {len(self.prompt)} prompts; allowed are {MAX_PROMPTS}")
+            raise InvalidArgumentError.must_be("prompt", f"at most {MAX_PROMPTS} prompts", len(self.prompt))
         return self.prompt
 
     def check(self) -> None:
@@ -137,11 +134,12 @@ class Completion(Generation):
         """
         self.check_stream()
         if self.best_of not in (None, self.n):
-            raise InvalidArgumentError.at("best_of", f"is {self.best_of}; allowed is n: nothing is drawn and left out")
+            message = f"must equal n (got {quoted(self.best_of)}); extra samples are not supported"
+            raise InvalidArgumentError.at("best_of", message)
         if self.echo and self.stream:
-            raise InvalidArgumentError.at("echo", "is true with stream; allowed is one of the two")
+            raise InvalidArgumentError.must_be("echo", "false with stream=true", "true")
         if self.max_tokens == 0 and not self.echo:
-            raise InvalidArgumentError.at("max_tokens", "is 0; allowed is 1 and more, or 0 with echo to score a prompt")
+            raise InvalidArgumentError.must_be("max_tokens", "at least 1, or 0 with echo=true", self.max_tokens)
 
 
 class TextPart(Fields):
@@ -199,9 +197,7 @@ class Chat(Generation):
         """
         self.check_stream()
         if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidArgumentError.at("top_logprobs", "is set without logprobs; allowed is beside logprobs: true")
+            raise InvalidArgumentError.at("top_logprobs", "requires logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            message = (
-                f"is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; allowed is one value"
-            )
-            raise InvalidArgumentError.at("max_tokens", message)
+            rule = f"equal to max_completion_tokens, {self.max_completion_tokens}, if both are set"
+            raise InvalidArgumentError.must_be("max_tokens", rule, self.max_tokens)

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
-from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, quoted
 from services.gateway.http.front import Front
 from services.gateway.http.openai.text import ModelText
 from services.gateway.validation.fields import parse_path
@@ -79,8 +79,8 @@ class Targets:
             return ""
         path = parse_path("model", name)
         if path.kind is None:
-            message = "leaves open which checkpoint is meant; allowed are .../sampler_weights/... and .../weights/..."
-            raise InvalidArgumentError.at("model", message, reason="BAD_TINKER_PATH")
+            rule = "a path with /sampler_weights/ or /weights/ before the name"
+            raise InvalidArgumentError.must_be("model", rule, quoted(name), reason="BAD_TINKER_PATH")
         return (await self._front.stores.catalog.checkpoints.get(path, tenant)).location
 
     async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:

@@ -53,7 +53,7 @@ class ModelText:
             InvalidArgumentError: the base model has no chat template, or its template refuses the messages.
         """
         if not self._template:
-            message = "the base model has no chat template; use /v1/completions"
+            message = "not supported: the base model has no chat template; use /v1/completions"
             raise InvalidArgumentError.at("messages", message, reason="NO_CHAT_TEMPLATE")
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         special = {name: _content(self._config.get(name)) for name in names}
@@ -61,7 +61,7 @@ class ModelText:
             text = _environment().from_string(self._template)
             rendered = text.render(**{**special, "messages": messages, "add_generation_prompt": True, **options})
         except (TemplateError, TypeError, ValueError) as error:
-            raise InvalidArgumentError.at("messages", f"the chat template refuses them: {error}") from None
+            raise InvalidArgumentError.at("messages", f"refused by the chat template: {str(error)[:500]}") from None
         return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
 
     def text(self, tokens: Sequence[int]) -> str:

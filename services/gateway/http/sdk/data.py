@@ -41,12 +41,12 @@ def fill_loss(request: LossRequest, given: sdk_pb2.ForwardBackwardRequest) -> No
         InvalidArgumentError: something of it has no counterpart here.
     """
     if given.loss_fn in _NEEDS_RECORDS:
-        message = f"{given.loss_fn!r} is not offered: {_NEEDS_RECORDS[given.loss_fn]}"
+        message = f"{given.loss_fn!r} is not supported: {_NEEDS_RECORDS[given.loss_fn]}"
         raise InvalidArgumentError.at("loss_fn", message, reason="UNKNOWN_LOSS")
     request.loss_fn = given.loss_fn
     for name, value in given.loss_fn_config_v2.items():
         if value.WhichOneof("value") != "number":
-            raise InvalidArgumentError.at(f'loss_fn_config["{name[:100]}"]', "is a text; allowed are numbers")
+            raise InvalidArgumentError.must_be(f'loss_fn_config["{name[:100]}"]', "a number", "a text")
         request.loss_fn_config[name] = value.number
     if not given.loss_fn_config_v2:
         request.loss_fn_config.update(given.loss_fn_config)
@@ -63,15 +63,16 @@ def _fill_chunk(filled: data_pb2.Chunk, given: sdk_pb2.Chunk, field: str) -> Non
         case "encoded_text":
             content = given.encoded_text.tokens
             if len(content) % _TOKEN.itemsize:
-                message = f"has {len(content)} bytes, which is no multiple of {_TOKEN.itemsize}"
-                raise InvalidArgumentError.at(f"{field}.tokens", message, reason="BAD_TENSOR")
+                rule = f"{_TOKEN.itemsize} bytes for each token"
+                got = f"{len(content)} bytes"
+                raise InvalidArgumentError.must_be(f"{field}.tokens", rule, got, reason="BAD_TENSOR")
             filled.encoded_text.tokens.extend(np.frombuffer(content, _TOKEN).tolist())
         case "image":
             filled.image.data, filled.image.format = given.image.data, given.image.format
             if given.image.HasField("expected_tokens"):
                 filled.image.expected_tokens = given.image.expected_tokens
         case other:
-            raise InvalidArgumentError.at(field, f"is {other or 'empty'}; allowed are encoded_text and image")
+            raise InvalidArgumentError.must_be(field, "encoded_text or image", other or "an empty chunk")
 
 
 def _fill_tensor(filled: data_pb2.Tensor, given: sdk_pb2.Tensor) -> None:
@@ -128,8 +129,8 @@ class ModelInput(Fields):
                 case ImageChunk():
                     filled.chunks.add().image.CopyFrom(_image(chunk, f"{field}.chunks[{i}].data"))
                 case AssetChunk():
-                    message = "is an image by reference; allowed are encoded_text and image"
-                    raise InvalidArgumentError.at(f"{field}.chunks[{i}]", message)
+                    rule = "encoded_text or image"
+                    raise InvalidArgumentError.must_be(f"{field}.chunks[{i}]", rule, "an image by reference")
         return filled
 
 
@@ -147,5 +148,5 @@ def _image(chunk: ImageChunk, field: str) -> data_pb2.ImageChunk:
     try:
         content = base64.b64decode(chunk.data, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidArgumentError.at(field, "is no base64") from None
+        raise InvalidArgumentError.must_be(field, "base64") from None
     return data_pb2.ImageChunk(data=content, format=chunk.format, expected_tokens=chunk.expected_tokens)

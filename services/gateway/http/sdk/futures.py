@@ -161,8 +161,8 @@ class Futures:
         try:
             content = results.json_result(operation)
         except KeyError:
-            message = f"is a {operation.method}, which the SDK has no result for; allowed are its own requests"
-            raise InvalidArgumentError.at("request_id", message) from None
+            rule = "an operation that the SDK has a result for"
+            raise InvalidArgumentError.must_be("request_id", rule, f"a {operation.method}") from None
         reserved = await self._stores.reserved_samplers.of(str(name))
         if reserved is None or not content.get("path", "").endswith(f"/{unnamed(name.seq_id)}"):
             return content
@@ -181,8 +181,8 @@ class Futures:
             follows = name if reserved.inflight else None
             opened = await self._front.creation.sampling_session(tenant, wanted, follows)
         if opened.model_path != path and not reserved.inflight:
-            message = f"is {seq_id}, which is the number of another sampling session of this session"
-            raise InvalidArgumentError.at("sampling_session_seq_id", message)
+            rule = "unused by other sampling sessions of the session"
+            raise InvalidArgumentError.must_be("sampling_session_seq_id", rule, seq_id)
         return opened.sampling_session_id
 
 

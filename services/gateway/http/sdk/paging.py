@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 
 from services.core.catalog.pages import PageRequest
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.rpc.paging import MAX_PAGE_SIZE
 from services.gateway.validation.fields import check_range
 
@@ -38,14 +38,14 @@ def refuse_foreign_scope(request: Request) -> None:
     """
     scope = request.query_params.get("access_scope", "owned")
     if scope not in _SCOPES:
-        raise InvalidArgumentError.at("access_scope", f"is {scope[:100]!r}; allowed are {', '.join(_SCOPES)}")
+        raise InvalidArgumentError.must_be("access_scope", f"one of {', '.join(_SCOPES)}", quoted(scope))
     if request.query_params.get("project_id"):
-        raise InvalidArgumentError.at("project_id", "is set; this platform has no projects to choose from")
+        raise InvalidArgumentError.at("project_id", "not supported")
 
 
 def _number(request: Request, name: str, default: int, low: int, high: int) -> int:
     text = request.query_params.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) < 12):
-        raise InvalidArgumentError.at(name, f"is {text[:50]!r}; allowed are {low} to {high}")
+        raise InvalidArgumentError.must_be(name, f"from {low} to {high}", quoted(text))
     check_range(name, int(text), low, high)
     return int(text)

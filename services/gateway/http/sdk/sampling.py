@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import ModelInput, TensorFields
@@ -62,14 +62,14 @@ class Sample(SdkFields):
     def message(self) -> sampling_pb2.SampleRequest:
         """The message; raises InvalidArgumentError for what has no counterpart here."""
         if self.prompt_alt_tokens_k:
-            raise InvalidArgumentError.at("prompt_alt_tokens_k", f"is {self.prompt_alt_tokens_k}; allowed is 0")
+            raise InvalidArgumentError.must_be("prompt_alt_tokens_k", "0", self.prompt_alt_tokens_k)
         if self.record_stability_info:
-            raise InvalidArgumentError.at("record_stability_info", "is true; nothing of the kind is recorded here")
+            raise InvalidArgumentError.at("record_stability_info", "not supported")
         for name in ("base_model", "model_path"):
             if getattr(self, name) is not None:
-                raise InvalidArgumentError.at(name, "is set; the sampling session says what is sampled from")
+                raise InvalidArgumentError.at(name, "not supported here: the sampling session determines the model")
         if self.num_samples < 1:
-            raise InvalidArgumentError.at("num_samples", f"is {self.num_samples}; allowed is 1 and more")
+            raise InvalidArgumentError.must_be("num_samples", "at least 1", self.num_samples)
         wanted = sampling_pb2.SampleRequest(
             sampling_session_id=self.sampling_session_id,
             seq_id=self.seq_id,
@@ -123,8 +123,8 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         fields = await read_json(request, CreateSamplingSession)
         sampling = await front.creation.sampling_session(tenant, fields.message())
         if fields.base_model not in (None, sampling.base_model):
-            message = f"is {fields.base_model!r}; allowed is {sampling.base_model!r}, the checkpoint's"
-            raise InvalidArgumentError.at("base_model", message)
+            rule = f"the checkpoint's, {sampling.base_model!r}"
+            raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
         content = {"type": "create_sampling_session", "sampling_session_id": sampling.sampling_session_id}
         return JSONResponse(content)
 
@@ -168,12 +168,12 @@ def _targets(given: TensorFields) -> data_pb2.Tensor:
     """
     field = "target_prompt_logprobs"
     if given.sparse_crow_indices is not None or given.sparse_col_indices is not None:
-        raise InvalidArgumentError.at(field, "is sparse; allowed is a dense array")
+        raise InvalidArgumentError.must_be(field, "a dense array", "a sparse one")
     shape = given.shape or []
     if given.dtype != "int64" or len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != len(given.data):
-        message = f"has dtype {given.dtype}, shape {shape} and {len(given.data)} elements"
-        raise InvalidArgumentError.at(field, f"{message}; allowed is int64 [prompt length - 1, K]", reason="BAD_SHAPE")
+        got = f"{given.dtype} of shape {shape} with {len(given.data)} elements"
+        raise InvalidArgumentError.must_be(field, "int64 of shape [prompt length - 1, K]", got, reason="BAD_SHAPE")
     targets = np.array(given.data, dtype=np.int64).reshape(shape)
     if (targets < 0).any():
-        raise InvalidArgumentError.at(field, "has a negative token; allowed is a token of the vocabulary in each cell")
+        raise InvalidArgumentError.must_be(field, "token ids of the vocabulary", "a negative one")
     return from_array(np.vstack([np.zeros((1, shape[1]), dtype=np.int64), targets]))

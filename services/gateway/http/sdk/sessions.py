@@ -119,7 +119,9 @@ def _labels(fields: CreateSession) -> dict[str, str]:
     own = {TAGS: ",".join(fields.tags), PROJECT: fields.project_id, DISPLAY_NAME: fields.display_name}
     for name, value in own.items():
         if name in labels:
-            raise InvalidArgumentError.at(f'user_metadata["{name}"]', "is a name that the platform uses itself")
+            raise InvalidArgumentError.must_be(
+                f'user_metadata["{name}"]', "under another name: the platform uses this one"
+            )
         if value:
             labels[name] = value
     check_metadata("user_metadata", labels)

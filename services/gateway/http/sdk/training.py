@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.catalog.reserved_samplers import ReservedSampler
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.http.body import read_json, read_protobuf, takes
 from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import LossRequest, fill_loss
@@ -136,8 +136,8 @@ class Training:
         path = training_path("path", fields.path)
         base_model = (await self._front.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
         if fields.base_model not in (None, base_model):
-            message = f"is {fields.base_model!r}; allowed is {base_model!r}, the checkpoint's"
-            raise InvalidArgumentError.at("base_model", message)
+            rule = f"the checkpoint's, {base_model!r}"
+            raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
         return _promise(await self._front.creation.training_run_from_checkpoint(tenant, wanted))
 
     async def _enter(self, tenant: str, wanted: RunRequest, unfit: InvalidArgumentError | None = None) -> Response:

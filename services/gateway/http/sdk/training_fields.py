@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.http.body import Fields
 from services.gateway.http.sdk.fields import Int32, Int64, Metadata, SdkFields, SeqId
 from tinker_proto.v1 import training_pb2
@@ -92,8 +92,8 @@ class OptimStep(SdkFields):
         """Why another optimizer's step cannot be taken."""
         if self.optimizer_params is None:
             return None
-        message = f"is for {self.optimizer_params.type[:100]!r}; allowed is adam_params in its place"
-        return InvalidArgumentError.at("optimizer_params", message)
+        rule = "absent, with adam_params in its place"
+        return InvalidArgumentError.must_be("optimizer_params", rule, f"type {quoted(self.optimizer_params.type)}")
 
 
 class SaveWeights(SdkFields):
@@ -143,12 +143,12 @@ class SaveWeightsForSampler(SdkFields):
     def unfit(self) -> InvalidArgumentError | None:
         """Why it cannot be both or neither."""
         if (self.path is None) == (self.sampling_session_seq_id is None):
-            return InvalidArgumentError.at("path", "allowed is exactly one of path and sampling_session_seq_id")
+            got = "neither" if self.path is None else "both"
+            return InvalidArgumentError.must_be("path", "set exactly if sampling_session_seq_id is not", got)
         if self.path == "":
-            return InvalidArgumentError.at("path", "is empty; allowed are 1 to 200 characters of [A-Za-z0-9._-]")
+            return InvalidArgumentError.must_be("path", "1 to 200 characters of [A-Za-z0-9._-]", quoted(""))
         if self.path is not None and self.kind == "inflight":
-            message = "is 'inflight' with a path; allowed is 'snapshot', or sampling_session_seq_id in place of path"
-            return InvalidArgumentError.at("kind", message)
+            return InvalidArgumentError.must_be("kind", "'snapshot' if path is set", quoted(self.kind))
         return None
 
 
@@ -171,7 +171,7 @@ class SaveExternal(SdkFields):
         """Why it cannot be encrypted."""
         if not self.age_encryption_recipients:
             return None
-        return InvalidArgumentError.at("age_encryption_recipients", "is set; weights are not encrypted here")
+        return InvalidArgumentError.at("age_encryption_recipients", "not supported: weights are not encrypted")
 
 
 class LoadWeights(SdkFields):
@@ -191,7 +191,7 @@ class LoadWeights(SdkFields):
     def message(self) -> training_pb2.LoadStateRequest:
         """The message for a run that exists; raises InvalidArgumentError without its id and a seq_id."""
         if self.model_id is None or self.seq_id is None:
-            raise InvalidArgumentError.at("seq_id", "is missing; allowed is one together with model_id")
+            raise InvalidArgumentError.at("seq_id", "required together with model_id")
         return training_pb2.LoadStateRequest(
             training_run_id=self.model_id, seq_id=self.seq_id, path=self.path, restore_optimizer=self.optimizer
         )
@@ -199,7 +199,7 @@ class LoadWeights(SdkFields):
     def creation(self) -> training_pb2.CreateTrainingRunFromCheckpointRequest:
         """The message for a new run; raises InvalidArgumentError for what cannot be carried out."""
         if self.session_id is None or self.model_seq_id is None or self.seq_id is not None:
-            message = "is missing; allowed are model_id with seq_id, or session_id with model_seq_id"
+            message = "required with seq_id, unless session_id and model_seq_id are set in their place"
             raise InvalidArgumentError.at("model_id", message)
         if self.optimizer_config is not None:
             _check_optimizer("optimizer_config", self.optimizer_config)
@@ -224,16 +224,17 @@ class LoadWeights(SdkFields):
         }
         for name, value in extra.items():
             if value is not None:
-                return InvalidArgumentError.at(name, "is set beside model_id; allowed is one of the two ways to load")
+                return InvalidArgumentError.must_be(name, "absent if model_id is set")
         return self._refused_token()
 
     def _refused_token(self) -> InvalidArgumentError | None:
         if self.weights_access_token is None:
             return None
-        message = "is set; a checkpoint of another tenant can be loaded once its owner has published it"
+        message = "not supported; a checkpoint of another tenant can be loaded once its owner has published it"
         return InvalidArgumentError.at("weights_access_token", message)
 
 
 def _check_optimizer(field: str, given: OtherOptimizer) -> None:
     if given.type != "adamw" or given.model_extra:
-        raise InvalidArgumentError.at(field, f"is {given.type[:100]!r}; allowed is 'adamw' without further fields")
+        got = f"type {quoted(given.type)} and {len(given.model_extra or ())} other fields"
+        raise InvalidArgumentError.must_be(field, "type 'adamw' without other fields", got)
