@@ -11,7 +11,7 @@ from benchmarks.sampler_speed import generate
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from testing.rows import perturbed_adapter, random_tokens
 
@@ -30,7 +30,7 @@ def sampling(report: Report, base: BaseModel, scratch: Path) -> None:
         what = f"generate, {sequences} sequences as one static batch"
         report.add(what, sequences * NEW_TOKENS, taken, best)
     adapters = [written(base, scratch, seed) for seed in range(ADAPTERS)]
-    engine = SamplerEngine(
+    engine = NativeSamplerEngine(
         base, max_sequences=128, max_tokens_per_step=8192, max_cached_tokens=65_536, max_adapters=ADAPTERS
     )
     for sequences, count in CASES:
@@ -47,7 +47,7 @@ def written(base: BaseModel, scratch: Path, seed: int) -> Path:
     return directory
 
 
-def serve(engine: SamplerEngine, prompts: Sequence[Sequence[int]], locations: Sequence[Path | None]) -> None:
+def serve(engine: NativeSamplerEngine, prompts: Sequence[Sequence[int]], locations: Sequence[Path | None]) -> None:
     """Prefill and all steps of one request a prompt, adapters in turn."""
     for index, prompt in enumerate(prompts):
         params = SamplingParams(NEW_TOKENS, seed=index)

@@ -65,7 +65,7 @@ def latency_rows(sampler: Sampler) -> list[Row]:
     sampler.engine.submit(late)
     steps = 1
     sampler.engine.step()
-    while not sampler.engine.take_pieces():
+    while not sampler.engine.take_token_deltas():
         sampler.engine.step()
         steps += 1
     free = sampler.engine.free_sequences

@@ -17,7 +17,7 @@ from services.model.adapter_files import read_adapter
 from services.model.adapters import AdapterConfig
 from services.model.base import load_base_model
 from services.model.manifest import Manifest
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, SamplingParams
 from services.trainer.engine.checkpoint_files import write_checkpoint
 from services.trainer.engine.local import TrainerEngine
@@ -45,7 +45,7 @@ def _parts(model: Path, scratch: Path, rounds: int) -> dict[str, list[float]]:
     config = AdapterConfig(8, seed=1)
     state = trainer.create_run("run", config)
     base = load_base_model(str(model), name=BASE_MODEL, device="cpu")
-    sampler = SamplerEngine(base, max_sequences=8, max_tokens_per_step=64, max_cached_tokens=1024, max_adapters=4)
+    sampler = NativeSamplerEngine(base, max_sequences=8, max_tokens_per_step=64, max_cached_tokens=1024, max_adapters=4)
     times: dict[str, list[float]] = {"export": [], "store (fsync)": [], "load": [], "load and first token": []}
 
     def first_token(directory: Path) -> None:

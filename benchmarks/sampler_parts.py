@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from services.model.base import load_base_model
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from testing.tiny_models import save_tiny_model
 
@@ -59,7 +59,7 @@ class Sampler:
 
     def __init__(self, model: Path, *, deterministic: bool = False) -> None:
         self.base = load_base_model(str(model), name="bench", device="cpu")
-        self.engine = SamplerEngine(
+        self.engine = NativeSamplerEngine(
             self.base,
             max_sequences=32,
             max_tokens_per_step=512,

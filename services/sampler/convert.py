@@ -16,10 +16,10 @@ from services.core.errors import InvalidArgumentError
 from services.sampler.request import (
     GenerationRequest,
     GenerationResult,
-    Piece,
     SampledTokens,
     SamplingParams,
     StopRule,
+    TokenDelta,
     TopkRow,
 )
 from tinker_proto.internal.v1 import job_pb2
@@ -89,14 +89,14 @@ def to_sample_response(result: GenerationResult) -> sampling_pb2.SampleResponse:
     )
 
 
-def to_piece(piece: Piece) -> sampling_pb2.SampledPiece:
+def to_sampled_piece(delta: TokenDelta) -> sampling_pb2.SampledPiece:
     """New tokens of a streamed job."""
     return sampling_pb2.SampledPiece(
-        sequence_index=piece.sequence_index,
-        start=piece.start,
-        tokens=piece.tokens,
-        logprobs=piece.logprobs,
-        stop_reason=_STOP_REASONS[piece.stop_reason] if piece.stop_reason else _UNFINISHED,
+        sequence_index=delta.sequence_index,
+        start=delta.start,
+        tokens=delta.tokens,
+        logprobs=delta.logprobs,
+        stop_reason=_STOP_REASONS[delta.stop_reason] if delta.stop_reason else _UNFINISHED,
     )
 
 

@@ -10,36 +10,38 @@ import threading
 
 import structlog
 
+from services.core.abilities import Ability, missing_ability
 from services.core.errors import AlreadyExistsError, CancelledError, InternalError, PlatformError
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.exports import ExportStore, describe
-from services.model.adapter_files import read_adapter
-from services.model.adapters import AdapterWeights
-from services.model.base import BaseModel
-from services.sampler.engine.merged_model import write_merged
+from services.sampler.engine.interface import SamplerEngine, WeightMerger
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import sampling_pb2
 
 _log = structlog.get_logger(__name__)
 
 
-class Merges:
-    """Carries out merges into one base model."""
+class MergeJobs:
+    """Carries out merges into one engine's base model."""
 
-    def __init__(self, base: BaseModel, checkpoints: CheckpointStore, exports: ExportStore) -> None:
-        self._base = base
+    def __init__(self, engine: SamplerEngine, checkpoints: CheckpointStore, exports: ExportStore) -> None:
+        self._engine = engine
         self._checkpoints = checkpoints
         self._exports = exports
         self._one_at_a_time = asyncio.Lock()
-        self._given_up: dict[str, threading.Event] = {}
-        """Of the merges under way, by operation: set when nobody wants one any more."""
+        self._cancelled: dict[str, threading.Event] = {}
+        """Of the merges under way, by operation: set when the merge is to stop."""
 
     async def run(self, job: job_pb2.Job) -> sampling_pb2.MergeWeightsResponse | PlatformError:
         """Carries out a job; returns what its operation ends with."""
-        given_up = self._given_up[job.operation] = threading.Event()
+        merger = self._engine.merger
+        if merger is None:  # the gateway refuses it, unless another sampler of the base model can merge
+            name = self._engine.info.base_model
+            return missing_ability(Ability.MERGE_WEIGHTS, field="sampling_session_id", base_model=name)
+        cancelled = self._cancelled[job.operation] = threading.Event()
         try:
             async with self._one_at_a_time:
-                return await asyncio.to_thread(self._merge, job, given_up)
+                return await asyncio.to_thread(self._merge, merger, job, cancelled)
         except PlatformError as error:
             return error
         except Exception as error:
@@ -47,30 +49,28 @@ class Merges:
             message = f"operation {job.operation} failed in the sampler, whose log has the details"
             return InternalError(message, reason="OPERATION_FAILED")
         finally:
-            given_up.set()  # also when this process stops: the thread must not keep it
-            del self._given_up[job.operation]
+            cancelled.set()  # also when this process stops: the thread must not keep it
+            del self._cancelled[job.operation]
 
     def cancel(self, operation: str) -> None:
-        """Gives up a merge; nothing happens if there is none of this name."""
-        if operation in self._given_up:
-            self._given_up[operation].set()
+        """Stops a merge; nothing happens if there is none of this name."""
+        if operation in self._cancelled:
+            self._cancelled[operation].set()
 
-    def _merge(self, job: job_pb2.Job, given_up: threading.Event) -> sampling_pb2.MergeWeightsResponse:
-        def go_on() -> None:
-            if given_up.is_set():
-                raise CancelledError(f"operation {job.operation} was given up")
+    def _merge(
+        self, merger: WeightMerger, job: job_pb2.Job, cancelled: threading.Event
+    ) -> sampling_pb2.MergeWeightsResponse:
+        def check_wanted() -> None:
+            if cancelled.is_set():
+                raise CancelledError(f"operation {job.operation} was cancelled")
 
         if not self._exports.exists(job.operation):
-            adapter = self._adapter(job)
+            adapter = self._checkpoints.open(job.checkpoint_location)
             try:
                 with self._exports.write(job.operation) as directory:
-                    write_merged(directory, self._base, adapter, go_on=go_on)
+                    merger.merge(adapter, directory, check_wanted=check_wanted)
                     files = describe(directory)
                 return sampling_pb2.MergeWeightsResponse(files=files)
             except AlreadyExistsError:
                 pass
         return sampling_pb2.MergeWeightsResponse(files=self._exports.files(job.operation))
-
-    def _adapter(self, job: job_pb2.Job) -> AdapterWeights:
-        read = read_adapter(self._checkpoints.open(job.checkpoint_location), self._base)
-        return AdapterWeights(read.config, read.layout, read.flat.cpu())

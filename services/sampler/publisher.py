@@ -1,6 +1,7 @@
-"""Tokens of streamed jobs on their way to whoever listens, so that no step waits for Redis.
+"""The publisher of streamed tokens, apart from the steps, so that no step waits for Redis.
 
-Tokens of several steps go together when Redis is slower than the engine. What is lost on the way is in the result.
+Tokens of several steps go together when Redis is slower than the engine. Tokens that are lost on the way are in the
+result.
 """
 
 from __future__ import annotations
@@ -12,37 +13,37 @@ import structlog
 
 from services.core.queue.connection import TRANSIENT_ERRORS
 from services.core.queue.token_stream import TokenStream
-from services.sampler.convert import to_piece
-from services.sampler.request import Piece
+from services.sampler.convert import to_sampled_piece
+from services.sampler.request import TokenDelta
 from tinker_proto.internal.v1 import job_pb2
 
 _log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Publishes pieces on one token stream."""
+    """Publishes token deltas on one token stream."""
 
     def __init__(self, tokens: TokenStream) -> None:
         self._tokens = tokens
-        self._pieces: list[Piece] = []
-        self._has_pieces = asyncio.Event()
+        self._deltas: list[TokenDelta] = []
+        self._has_deltas = asyncio.Event()
 
-    def add(self, pieces: Iterable[Piece]) -> None:
-        """Leaves pieces to `run`."""
-        self._pieces += pieces
-        if self._pieces:
-            self._has_pieces.set()
+    def add(self, deltas: Iterable[TokenDelta]) -> None:
+        """Leaves token deltas to `run`."""
+        self._deltas += deltas
+        if self._deltas:
+            self._has_deltas.set()
 
     async def run(self) -> None:
-        """Publishes for ever."""
+        """Publishes until cancelled."""
         while True:
-            await self._has_pieces.wait()
-            self._has_pieces.clear()
-            pieces, self._pieces = self._pieces, []
+            await self._has_deltas.wait()
+            self._has_deltas.clear()
+            deltas, self._deltas = self._deltas, []
             tokens = job_pb2.StreamedTokens()
-            for piece in pieces:
-                tokens.operations.add(operation=piece.name, pieces=[to_piece(piece)])
+            for delta in deltas:
+                tokens.operations.add(operation=delta.name, pieces=[to_sampled_piece(delta)])
             try:
                 await self._tokens.publish(tokens)
             except TRANSIENT_ERRORS as error:
-                _log.warning("tokens lost on their way, their results will have them", error=str(error))
+                _log.warning("streamed tokens not published; the results contain them", error=str(error))

@@ -107,7 +107,7 @@ class SampledTokens:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenDelta:
     """Tokens of one sequence that a step has added, `start` tokens into the completion."""
 
     name: str

@@ -12,7 +12,7 @@ from services.core.errors import PlatformError
 from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from testing.rows import perturbed_adapter
 
@@ -31,9 +31,9 @@ def checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, AdapterWeights]]:
     return written
 
 
-def make_engine(base: BaseModel, *, deterministic: bool = False, **limits: int) -> SamplerEngine:
+def make_engine(base: BaseModel, *, deterministic: bool = False, **limits: int) -> NativeSamplerEngine:
     defaults = {"max_sequences": 16, "max_tokens_per_step": 64, "max_cached_tokens": 2048, "max_adapters": 8}
-    return SamplerEngine(base, deterministic=deterministic, **(defaults | limits))
+    return NativeSamplerEngine(base, deterministic=deterministic, **(defaults | limits))
 
 
 def ask(name: str, prompt: Iterable[int], *, num_samples: int = 1, **options: Any) -> GenerationRequest:
@@ -43,7 +43,7 @@ def ask(name: str, prompt: Iterable[int], *, num_samples: int = 1, **options: An
     return GenerationRequest(name, tuple(prompt), num_samples, params, **options)
 
 
-def finish(engine: SamplerEngine, max_steps: int = 2000) -> dict[str, GenerationResult | PlatformError]:
+def finish(engine: NativeSamplerEngine, max_steps: int = 2000) -> dict[str, GenerationResult | PlatformError]:
     """Steps until idle; outcomes by name."""
     outcomes = {}
     for _ in range(max_steps):
@@ -53,7 +53,7 @@ def finish(engine: SamplerEngine, max_steps: int = 2000) -> dict[str, Generation
     raise AssertionError("the engine does not come to an end")
 
 
-def run(engine: SamplerEngine, *requests: GenerationRequest) -> list[GenerationResult]:
+def run(engine: NativeSamplerEngine, *requests: GenerationRequest) -> list[GenerationResult]:
     """Results of requests that run together and succeed, in order."""
     for request in requests:
         engine.submit(request)

@@ -21,7 +21,7 @@ from services.core.errors import (
 )
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationResult, SampledTokens, StopRule
 from testing.rows import random_tokens
 from testing.tiny_models import VOCAB_SIZE
@@ -32,7 +32,7 @@ Checkpoint = Callable[..., tuple[Path, AdapterWeights]]
 PROMPT = [5, 9, 11]
 
 
-def assert_all_is_free(engine: SamplerEngine) -> None:
+def assert_all_is_free(engine: NativeSamplerEngine) -> None:
     assert engine.idle
     assert engine.running_sequences == 0
     assert engine.free_sequences == 16
@@ -43,7 +43,7 @@ def assert_all_is_free(engine: SamplerEngine) -> None:
     assert all(loaded.holders == 0 for loaded in engine._residency._loaded.values())
 
 
-def sample(engine: SamplerEngine, **options: object) -> SampledTokens:
+def sample(engine: NativeSamplerEngine, **options: object) -> SampledTokens:
     (result,) = run(engine, ask("one", PROMPT, seed=6, **options))
     return result.sequences[0]
 
@@ -133,7 +133,7 @@ def test_samples_of_a_request_stop_each_on_their_own(load: Load) -> None:
 def test_the_context_can_be_filled_to_the_last_token(load: Load) -> None:
     base = load()
     engine = make_engine(base, max_cached_tokens=base.max_context_length)
-    assert engine.max_context_length == base.max_context_length == 128
+    assert engine.info.max_context_length == base.max_context_length == 128
     prompt = random_tokens(base, [100])[0]
     (result,) = run(engine, ask("one", prompt, max_tokens=28))
     assert len(result.sequences[0].tokens) == 28
@@ -146,7 +146,7 @@ def test_the_context_can_be_filled_to_the_last_token(load: Load) -> None:
 
 def test_a_store_shorter_than_the_context_bounds_it(load: Load) -> None:
     engine = make_engine(load(), max_cached_tokens=50)
-    assert engine.max_context_length == 50
+    assert engine.info.max_context_length == 50
     with pytest.raises(InvalidArgumentError, match="max_tokens"):
         engine.submit(ask("long", [5] * 40, max_tokens=11))
     run(engine, ask("fits", [5] * 40, max_tokens=10))

@@ -103,7 +103,7 @@ def test_streamed_pieces_are_the_result_in_parts(load: Load) -> None:
     outcomes = []
     while not engine.idle:
         finished = engine.step()
-        for piece in engine.take_pieces():
+        for piece in engine.take_token_deltas():
             assert piece.name == "streamed"
             assert piece.start == len(parts[piece.sequence_index])
             parts[piece.sequence_index] += piece.tokens

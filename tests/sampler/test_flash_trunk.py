@@ -22,7 +22,7 @@ from services.model.base import BaseModel
 from services.model.varlen import Slots, Stretches
 from services.sampler.engine import attention, flash_trunk
 from services.sampler.engine.flash_trunk import FlashTrunk
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.engine.recorded import Call
 from services.sampler.request import GenerationResult
 from testing.rows import random_tokens
@@ -73,12 +73,12 @@ def records() -> Records:
 
 
 @pytest.fixture
-def flash(monkeypatch: pytest.MonkeyPatch, records: Records) -> Callable[..., SamplerEngine]:
+def flash(monkeypatch: pytest.MonkeyPatch, records: Records) -> Callable[..., NativeSamplerEngine]:
     """An engine that runs as on a GPU."""
     monkeypatch.setattr(attention, "varlen_slots", attend)
     monkeypatch.setattr(flash_trunk, "CudaRecord", lambda: records)
 
-    def made(base: BaseModel, **limits: int) -> SamplerEngine:
+    def made(base: BaseModel, **limits: int) -> NativeSamplerEngine:
         with monkeypatch.context() as patch:
             patch.setattr(FlashTrunk, "can_run", staticmethod(lambda base: True))
             # A row that no slot has, as a store on a GPU has one.
@@ -93,7 +93,7 @@ def assert_near(logprobs: Sequence[float], expected: Sequence[float]) -> None:
 
 
 def test_every_kind_of_step_with_any_adapters(
-    load: Load, checkpoint: Checkpoint, flash: Callable[..., SamplerEngine], records: Records
+    load: Load, checkpoint: Checkpoint, flash: Callable[..., NativeSamplerEngine], records: Records
 ) -> None:
     base = load()
     adapters = [None, checkpoint(base, 1)[0], checkpoint(base, 2, rank=7, train_mlp=False)[0], checkpoint(base, 3)[0]]
@@ -119,7 +119,7 @@ def test_every_kind_of_step_with_any_adapters(
 
 
 def test_a_nan_adapter_stays_in_its_rows(
-    load: Load, checkpoint: Checkpoint, flash: Callable[..., SamplerEngine]
+    load: Load, checkpoint: Checkpoint, flash: Callable[..., NativeSamplerEngine]
 ) -> None:
     base = load()
     healthy, sick = checkpoint(base, 1)[0], checkpoint(base, 2)[0]
@@ -140,7 +140,7 @@ def test_a_nan_adapter_stays_in_its_rows(
 
 
 def test_an_adapter_that_there_is_no_memory_for_fails_alone(
-    load: Load, checkpoint: Checkpoint, flash: Callable[..., SamplerEngine], monkeypatch: pytest.MonkeyPatch
+    load: Load, checkpoint: Checkpoint, flash: Callable[..., NativeSamplerEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load()
     small, large = checkpoint(base, 1)[0], checkpoint(base, 2, rank=16)[0]

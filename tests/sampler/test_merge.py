@@ -17,7 +17,7 @@ from services.model.adapter_files import write_adapter
 from services.model.adapters import AdapterConfig, AdapterWeights
 from services.model.base import BaseModel, load_base_model
 from services.sampler.engine.merged_model import INDEX_FILE, write_merged
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from testing.plain_peft import peft_warnings_ignored
 from testing.rows import perturbed_adapter
 from tests.model.fixtures import load, source
@@ -101,7 +101,7 @@ def test_a_model_that_is_being_served_is_merged_unchanged(
 ) -> None:
     fresh, served = load("qwen3"), load("qwen3")
     options = {"max_sequences": 2, "max_tokens_per_step": 64, "max_cached_tokens": 256, "max_adapters": 2}
-    SamplerEngine(served, **options, deterministic=deterministic)
+    NativeSamplerEngine(served, **options, deterministic=deterministic)
     for name, base in (("fresh", fresh), ("served", served)):
         (tmp_path / name).mkdir()
         write_merged(tmp_path / name, base, perturbed_adapter(fresh, AdapterConfig(4, seed=1)))
@@ -113,11 +113,11 @@ def test_a_model_that_is_being_served_is_merged_unchanged(
 def test_a_merge_that_nobody_wants_stops(load: Callable[..., BaseModel], tmp_path: Path) -> None:
     base, calls = load("qwen3"), []
 
-    def go_on() -> None:
+    def check_wanted() -> None:
         calls.append(1)
         if len(calls) == 3:
             raise CancelledError("given up")
 
     with pytest.raises(CancelledError):
-        write_merged(tmp_path, base, perturbed_adapter(base, AdapterConfig(4, seed=1)), go_on=go_on)
+        write_merged(tmp_path, base, perturbed_adapter(base, AdapterConfig(4, seed=1)), check_wanted=check_wanted)
     assert len(calls) == 3

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from services.model.base import BaseModel
-from services.sampler.engine.native import SamplerEngine
+from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import SampledTokens, StopRule
 from testing.tiny_models import VOCAB_SIZE
 from tests.sampler.fixtures import ask, make_engine, run
@@ -24,7 +24,7 @@ TEXT = "\u4f60\U0001f642\u5b57\u8a9e\u6d77"
 BYTES = TEXT.encode()
 
 
-def sampled(engine: SamplerEngine, seed: int, max_tokens: int, string: bytes = b"") -> SampledTokens:
+def sampled(engine: NativeSamplerEngine, seed: int, max_tokens: int, string: bytes = b"") -> SampledTokens:
     stop = StopRule(strings=(string,) if string else ())
     (result,) = run(engine, ask("one", [5, 9, 11], seed=seed, max_tokens=max_tokens, stop=stop))
     return result.sequences[0]

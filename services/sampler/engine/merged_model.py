@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from torch import Tensor
 
-from services.model.adapter_files import write_tensors
+from services.model.adapter_files import read_adapter, write_tensors
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 
@@ -24,12 +24,25 @@ SHARD_BYTES = 4 << 30
 INDEX_FILE = "model.safetensors.index.json"
 
 
+class BaseModelMerger:
+    """Merges adapters into a base model that is being served."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+
+    def merge(self, adapter: Path, directory: Path, *, check_wanted: Callable[[], None]) -> None:
+        """See WeightMerger."""
+        read = read_adapter(adapter, self._base)
+        weights = AdapterWeights(read.config, read.layout, read.flat.cpu())
+        write_merged(directory, self._base, weights, check_wanted=check_wanted)
+
+
 def write_merged(
     directory: Path,
     base: BaseModel,
     adapter: AdapterWeights,
     *,
-    go_on: Callable[[], None] = lambda: None,
+    check_wanted: Callable[[], None] = lambda: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Fills an empty directory with the merged model, its configuration and its tokenizer.
@@ -38,7 +51,7 @@ def write_merged(
         directory: where to.
         base: the base model; only read, from any thread.
         adapter: an adapter of it, on the CPU.
-        go_on: called before each tensor; raises to give up.
+        check_wanted: called before each tensor; raises to end the merge.
         shard_bytes: largest file of weights, unless one tensor is larger.
 
     Raises:
@@ -49,7 +62,7 @@ def write_merged(
     for file, names in split.filename_to_tensors.items():
         shard = {}
         for name in names:
-            go_on()
+            check_wanted()
             shard[name] = _merged(name, weights[name], adapter, dtype)
         write_tensors(shard, directory / file)
     if split.is_sharded:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from services.core.abilities import Ability
 from services.core.errors import AlreadyExistsError
 from services.model.base import BaseModel
 from services.sampler.engine.failures import failure, not_finite
+from services.sampler.engine.interface import EngineInfo
 from services.sampler.engine.kv import KVStore, Slot
+from services.sampler.engine.merged_model import BaseModelMerger
 from services.sampler.engine.placement import Placement
 from services.sampler.engine.residency import Residency
 from services.sampler.engine.runner import Runner
@@ -22,10 +25,10 @@ from services.sampler.engine.scheduler import Chunk, schedule
 from services.sampler.engine.sequence import Group, Sequence
 from services.sampler.engine.stop import StopWatch
 from services.sampler.engine.vocabulary import Vocabulary
-from services.sampler.request import Finished, GenerationRequest, Piece, check_request
+from services.sampler.request import Finished, GenerationRequest, TokenDelta, check_request
 
 
-class SamplerEngine:
+class NativeSamplerEngine:
     """Generates and scores on one base model. Takes the base model over: installs its attention and adapters' linears.
 
     Args:
@@ -55,7 +58,6 @@ class SamplerEngine:
             )
         if max_cached_tokens < 1 or max_adapters < 1:
             raise ValueError("max_cached_tokens and max_adapters must be at least 1")
-        self._base = base
         self._max_sequences = max_sequences
         self._max_tokens_per_step = max_tokens_per_step
         self._store = KVStore(base, max_cached_tokens)
@@ -64,15 +66,20 @@ class SamplerEngine:
         self._runner = Runner(base, self._store, deterministic=deterministic)
         self._residency = Residency(base, max_adapters)
         self._vocabulary = Vocabulary(base.tokenizer)
+        self.info = EngineInfo(
+            base_model=base.name,
+            max_context_length=min(base.max_context_length, self._store.rows),
+            vocab_size=base.vocab_size,
+            eos_token_ids=base.eos_token_ids,
+            max_sequences=max_sequences,
+            tokenizer_files=base.tokenizer_files,
+            abilities=_abilities(self._vocabulary),
+        )
+        self.merger = BaseModelMerger(base)
         self._groups: dict[str, Group] = {}
         """Unfinished requests by name, in order of arrival."""
 
-        self._pieces: list[Piece] = []
-
-    @property
-    def max_context_length(self) -> int:
-        """Most tokens of prompt and completion together."""
-        return min(self._base.max_context_length, self._store.rows)
+        self._token_deltas: list[TokenDelta] = []
 
     @property
     def kv_size_bytes(self) -> int:
@@ -102,7 +109,7 @@ class SamplerEngine:
             InvalidArgumentError: the request is not what the gateway should let through.
             AlreadyExistsError: a request of this name is unfinished.
         """
-        check_request(request, vocab_size=self._base.vocab_size, max_context_length=self.max_context_length)
+        check_request(request, vocab_size=self.info.vocab_size, max_context_length=self.info.max_context_length)
         if request.name in self._groups:
             raise AlreadyExistsError(f"{request.name} is being worked on already")
         if request.params.stop.strings:
@@ -124,13 +131,13 @@ class SamplerEngine:
         chunks = schedule(self._sequences(), self._max_tokens_per_step, aligned=self._deterministic)
         if chunks:
             finished += self._advance(chunks)
-        self._pieces += self._new_pieces()
+        self._token_deltas += self._new_token_deltas()
         return finished + self._retire()
 
-    def take_pieces(self) -> list[Piece]:
+    def take_token_deltas(self) -> list[TokenDelta]:
         """Tokens of streamed requests since the last call."""
-        pieces, self._pieces = self._pieces, []
-        return pieces
+        deltas, self._token_deltas = self._token_deltas, []
+        return deltas
 
     def _admit(self) -> list[Finished]:
         """Starts sequences in order of arrival while there are slots; returns the requests that cannot start."""
@@ -242,16 +249,21 @@ class SamplerEngine:
     def _has_free_sequence(self) -> bool:
         return self.running_sequences < self._max_sequences
 
-    def _new_pieces(self) -> Iterator[Piece]:
+    def _new_token_deltas(self) -> Iterator[TokenDelta]:
         for group in self._groups.values():
             if group.request.streamed:
                 for sequence in group.live:
-                    if (piece := sequence.take_piece()) is not None:
-                        yield piece
+                    if (delta := sequence.take_token_delta()) is not None:
+                        yield delta
 
     def _sequences(self) -> list[Sequence]:
         """Running sequences, oldest first."""
         return [sequence for group in self._groups.values() for sequence in group.live]
+
+
+def _abilities(vocabulary: Vocabulary) -> frozenset[Ability]:
+    """All abilities, but for stop strings with a tokenizer whose text cannot be followed token by token."""
+    return frozenset(Ability) if vocabulary.is_readable else frozenset(Ability) - {Ability.STOP_STRINGS}
 
 
 def _groups_of(chunks: Iterable[Chunk]) -> list[Group]:

@@ -18,9 +18,9 @@ from services.sampler.engine.stop import StopWatch
 from services.sampler.request import (
     GenerationRequest,
     GenerationResult,
-    Piece,
     SampledTokens,
     StopReason,
+    TokenDelta,
     TopkRow,
 )
 
@@ -207,11 +207,11 @@ class Sequence:
             tuple(self.raw_logprobs) if request.include_raw_logprobs else None,
         )
 
-    def take_piece(self) -> Piece | None:
+    def take_token_delta(self) -> TokenDelta | None:
         """What it has generated since this was last asked; None if nothing."""
         start, self.reported = self.reported, len(self.logprobs)
         if start == self.reported:
             return None
         request = self.group.request
         tokens = tuple(self.tokens[len(request.prompt) + start :])
-        return Piece(request.name, self.index, start, tokens, tuple(self.logprobs[start:]), self.stop_reason)
+        return TokenDelta(request.name, self.index, start, tokens, tuple(self.logprobs[start:]), self.stop_reason)

@@ -29,13 +29,18 @@ class Vocabulary:
         self._bytes: dict[int, bytes] = {}
         """Tokens that were asked for so far."""
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether `bytes_of` has an answer: the tokenizer writes its tokens in a way that is known here."""
+        return bool(self._kinds & _PIECE_DECODERS.keys())
+
     def check_readable(self) -> None:
-        """Makes sure that `bytes_of` has an answer.
+        """Refuses stop strings with a tokenizer that is not readable.
 
         Raises:
-            InvalidArgumentError: the tokenizer writes its tokens in a way that is not known here.
+            InvalidArgumentError: it is not.
         """
-        if not self._kinds & _PIECE_DECODERS.keys():
+        if not self.is_readable:
             raise InvalidArgumentError.at(
                 "sampling_params.stop.strings",
                 f"cannot be matched with a tokenizer whose decoder is {sorted(self._kinds) or 'absent'}; use token_ids",

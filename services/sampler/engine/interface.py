@@ -1,0 +1,108 @@
+"""The seam between the sampler and its engine: verbs over the values of services.sampler.request. No torch, no protos.
+
+Another engine is a class with these verbs and a line in the factory. It may keep its model in this process or in
+another one, so nothing here hands out a model, a tensor or a tokenizer, and all but `info` may take time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from services.core.abilities import Ability
+from services.sampler.request import Finished, GenerationRequest, TokenDelta
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Facts about an engine that never change once it is open."""
+
+    base_model: str
+    """The name that clients use and that checkpoints record."""
+
+    max_context_length: int
+    """Most tokens of prompt and completion together."""
+
+    vocab_size: int
+    """Token ids are below it."""
+
+    eos_token_ids: frozenset[int]
+    max_sequences: int
+    """Most sequences that run at once."""
+
+    tokenizer_files: Mapping[str, bytes]
+    """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
+
+    abilities: frozenset[Ability]
+    """What requests may need of it; requests that need something else are refused before they are queued."""
+
+
+class SamplerEngine(Protocol):
+    """Generates and scores on one base model.
+
+    `info` may be read anywhere and at any time. Everything else is called from one thread, one call at a time.
+    """
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts that never change."""
+
+    @property
+    def merger(self) -> WeightMerger | None:
+        """What merges adapters into the base model; None without the ability MERGE_WEIGHTS."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is unfinished."""
+
+    @property
+    def running_sequences(self) -> int:
+        """Sequences that are computed now."""
+
+    @property
+    def free_sequences(self) -> int:
+        """How many more sequences could start, once those that were submitted have."""
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request; a later `step` returns its end.
+
+        With the ability SEEDS the same request gives the same tokens wherever it is submitted again: when a sampler
+        dies, another one starts its requests anew.
+
+        Raises:
+            InvalidArgumentError: the request is not valid, or needs what the engine cannot do; names the field.
+            AlreadyExistsError: a request of this name is unfinished.
+        """
+
+    def cancel(self, name: str) -> bool:
+        """Forgets a request and frees what it holds at once; returns nothing more for it. False if it is unknown."""
+
+    def step(self) -> list[Finished]:
+        """Computes the next tokens of some requests; returns the requests that ended.
+
+        Raises nothing that is one request's fault: such a request ends with a PlatformError and the others go on.
+        """
+
+    def take_token_deltas(self) -> list[TokenDelta]:
+        """New tokens of streamed requests since the last call, at most one delta a sequence and step."""
+
+
+class WeightMerger(Protocol):
+    """Writes full models from the base model and an adapter."""
+
+    def merge(self, adapter: Path, directory: Path, *, check_wanted: Callable[[], None]) -> None:
+        """Fills an empty directory with the merged model, its configuration and its tokenizer.
+
+        Called from a thread of its own, while the engine goes on stepping.
+
+        Args:
+            adapter: directory of a checkpoint.
+            directory: where to write.
+            check_wanted: called again and again while it works; raises to end the merge.
+
+        Raises:
+            PlatformError: the adapter cannot be read, or is not for this base model.
+            OSError: the disk does not take the files.
+        """

@@ -1,0 +1,87 @@
+"""A second engine: it answers a fixed text, one token a step. No model, no torch, few abilities."""
+
+from __future__ import annotations
+
+from services.core.abilities import Ability, missing_ability
+from services.core.errors import InternalError
+from services.sampler.engine.interface import EngineInfo, WeightMerger
+from services.sampler.request import Finished, GenerationRequest, GenerationResult, SampledTokens, TokenDelta
+
+ANSWER = (7, 8, 9, 2)
+LOGPROB = -0.5
+ENDLESS = 99
+"""A prompt that begins with this token gets no end."""
+
+BROKEN = 98
+"""A prompt that begins with this token fails."""
+
+
+class FixedTextEngine:
+    """Answers `ANSWER` to every prompt."""
+
+    def __init__(self, *, base_model: str, max_sequences: int = 2) -> None:
+        self.info = EngineInfo(
+            base_model=base_model,
+            max_context_length=64,
+            vocab_size=100,
+            eos_token_ids=frozenset({2}),
+            max_sequences=max_sequences,
+            tokenizer_files={},
+            abilities=frozenset({Ability.PROMPT_LOGPROBS}),
+        )
+        self.merger: WeightMerger | None = None
+        self._steps: dict[str, int] = {}
+        self._requests: dict[str, GenerationRequest] = {}
+        self._deltas: list[TokenDelta] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self._requests
+
+    @property
+    def running_sequences(self) -> int:
+        return sum(max(request.num_samples, 1) for request in self._requests.values())
+
+    @property
+    def free_sequences(self) -> int:
+        return max(self.info.max_sequences - self.running_sequences, 0)
+
+    def submit(self, request: GenerationRequest) -> None:
+        if request.topk_prompt_logprobs:
+            raise missing_ability(
+                Ability.TOPK_PROMPT_LOGPROBS, field="topk_prompt_logprobs", base_model=self.info.base_model
+            )
+        self._requests[request.name] = request
+        self._steps[request.name] = 0
+
+    def cancel(self, name: str) -> bool:
+        return self._requests.pop(name, None) is not None
+
+    def step(self) -> list[Finished]:
+        finished = []
+        for name, request in list(self._requests.items()):
+            if request.prompt[0] == ENDLESS:
+                continue
+            position = self._steps[name]
+            self._steps[name] = position + 1
+            ends = request.num_samples == 0 or position == len(ANSWER) - 1
+            if request.streamed:
+                reason = "stop" if ends else None
+                for index in range(request.num_samples):
+                    token = ANSWER[position : position + 1]
+                    self._deltas.append(TokenDelta(name, index, position, token, (LOGPROB,), reason))
+            if ends:
+                del self._requests[name]
+                finished.append(Finished(name, self._result(request)))
+        return finished
+
+    def take_token_deltas(self) -> list[TokenDelta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _result(self, request: GenerationRequest) -> GenerationResult | InternalError:
+        if request.prompt[0] == BROKEN:
+            return InternalError("broken", reason="BROKEN")
+        sampled = SampledTokens(ANSWER, (LOGPROB,) * len(ANSWER), "stop")
+        scores = (float("nan"), *[LOGPROB] * (len(request.prompt) - 1)) if request.include_prompt_logprobs else None
+        return GenerationResult((sampled,) * request.num_samples, scores)
