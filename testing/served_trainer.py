@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ async def serving(
     *,
     name: str = "worker",
     dies: bool = False,
+    hesitate: Callable[[float], Awaitable[None]] = asyncio.sleep,
     **settings: Any,
 ) -> AsyncIterator[TrainerWorker]:
     """Serves until the block ends, then stops as a trainer stops; one that `dies` just ends, with its leases."""
     device = DeviceThread()
-    worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection)
+    worker = assemble(Settings(data_dir=data_dir, **settings), name, engine, device, connection, hesitate=hesitate)
     task = asyncio.create_task(worker.run())
     try:
         yield worker

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -63,8 +63,9 @@ class Holdings:
         max_runs: int,
         lease_s: float,
         idle_s: float,
+        hesitate: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`memory_pressure` says how short the device's memory is, from 0 to 1."""
+        """`memory_pressure` says how short the device's memory is, from 0 to 1; `hesitate` lets seconds pass."""
         self._worker = worker
         self._base_model = base_model
         self._connection = connection
@@ -77,6 +78,7 @@ class Holdings:
         self._lease_ms = int(lease_s * 1000)
         self._idle_s = idle_s
         self._memory_pressure = memory_pressure
+        self._hesitate = hesitate
         self.runs: dict[str, HeldRun] = {}
         self._moving: dict[str, Lease] = {}
         """Leases of runs that are being restored or parked."""
@@ -98,7 +100,7 @@ class Holdings:
                     await self._make_room()
                     continue
                 newest = await self._places.newest()
-                await asyncio.sleep(HESITATION_S * max(1 - free / self._max_runs, self._memory_pressure()))
+                await self._hesitate(HESITATION_S * max(1 - free / self._max_runs, self._memory_pressure()))
                 entry = await self._places.take()
                 if entry is not None:
                     await self._take(entry.fields[b"run"].decode(), entry.entry_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -84,9 +85,15 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
 
 
 def assemble(
-    settings: TrainerSettings, worker: str, engine: TrainerEngine, device: DeviceThread, connection: RedisConnection
+    settings: TrainerSettings,
+    worker: str,
+    engine: TrainerEngine,
+    device: DeviceThread,
+    connection: RedisConnection,
+    *,
+    hesitate: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> TrainerWorker:
-    """A worker with all its parts, over one Redis server and one data directory."""
+    """A worker with all its parts, over one Redis server and one data directory; `hesitate` as `Holdings` takes it."""
     storage = open_storage(settings)
     payloads = Payloads(BlobStore(storage))
     logs, uploads = RunLogs(connection, payloads), UploadStore(storage)
@@ -103,6 +110,7 @@ def assemble(
         max_runs=settings.max_runs,
         lease_s=settings.lease_seconds,
         idle_s=settings.idle_seconds,
+        hesitate=hesitate,
     )
     return TrainerWorker(
         worker,

@@ -26,6 +26,6 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        wait_until(lambda: "time.sleep" in " ".join(child.cmdline()), timeout_s=20, what="the child's own program")
+        wait_until(lambda: "time.sleep" in " ".join(child.cmdline()), what="the child's own program")
         parent.kill()
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, timeout_s=20, what="its end")
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="its end")

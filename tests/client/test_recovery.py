@@ -14,6 +14,8 @@ from testing.waiting import wait_until
 from tests.client.loopback import KEY, LoopbackPlatform
 from tests.client.toy_operations import MODEL
 from tinker_client import types
+from tinker_client._address import Address
+from tinker_client._outage import Outage
 
 ADAM = types.AdamParams()
 PROMPT = types.ModelInput.from_ints([1, 2])
@@ -54,7 +56,18 @@ def test_a_platform_that_asks_to_come_back_later_is_asked_again_after_that_time(
     platform.refuse_before["OptimStep"].extend([full, full])
     began = time.monotonic()
     assert training.optim_step(ADAM).result(20)
-    assert 0.6 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.6
+    assert platform.calls["OptimStep"] == 3
+
+
+def test_the_pause_that_a_platform_asks_for_is_kept_and_spread() -> None:
+    status = ResourceExhaustedError("the queue is full", reason="QUEUE_FULL", retry_after_s=20.0).to_status()
+    details = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), details, "the queue is full")
+    outage = Outage(Address.parse("grpc://127.0.0.1:1"), timedelta(seconds=1), first_contact=False)
+    pauses = [outage.pause_after(error) for _ in range(100)]
+    assert 20 <= min(pauses) < 22
+    assert 28 < max(pauses) <= 30
 
 
 def test_waiting_for_a_full_queue_does_not_count_as_an_outage(platform: LoopbackPlatform) -> None:
@@ -195,13 +208,12 @@ def test_a_lost_session_fails_what_is_pending_instead_of_waiting_for_ever(
             future.result(20)
 
 
+@pytest.mark.timeout(60)  # of the ten minutes that a client waits for a platform which has answered before
 def test_nobody_at_the_address_is_reported_soon_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinker_client._transport.FIRST_CONTACT", timedelta(seconds=0.5))
     service = tinker.ServiceClient(base_url="grpc://127.0.0.1:1", api_key=KEY)
-    began = time.monotonic()
     with pytest.raises(tinker.APIConnectionError) as caught:
         service.get_server_capabilities()
-    assert time.monotonic() - began < 5
     for part in ("grpc://127.0.0.1:1", "tinker-platform up", "TINKER_GRPC_URL", "grpcs://"):
         assert part in str(caught.value)
     service.close()

@@ -145,7 +145,7 @@ async def test_no_file_is_open_while_an_upload_waits_for_the_platform(tmp_path: 
     begun = asyncio.Event()
     async with serving(BusyFiles(b"")) as transport:
         uploading = asyncio.create_task(upload(transport, AdapterFiles.find(tmp_path), lambda done, total: begun.set()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await begun.wait()
             while any(Path(file.path).is_relative_to(tmp_path) for file in psutil.Process().open_files()):
                 await asyncio.sleep(0.01)  # a piece is being read

@@ -27,6 +27,10 @@ class Server:
     def monotonic(self) -> float:
         return self.now
 
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
     async def ping(self) -> bool:
         return True
 
@@ -86,27 +90,29 @@ async def test_a_restart_of_the_server_is_an_outage_however_short(kept: Contact,
     assert await is_steady_a_lease_later(kept, server)
 
 
-async def test_contact_with_a_real_server_becomes_steady(connection: RedisConnection) -> None:
-    kept = Contact(connection, 0.5)
-    while not kept.is_steady:
-        await kept.make()
-        await asyncio.sleep(0.05)
+async def test_contact_with_a_real_server_becomes_steady(connection: RedisConnection, server: Server) -> None:
+    kept = Contact(connection, LEASE_S)
+    await kept.make()
+    assert await is_steady_a_lease_later(kept, server)
 
 
 class SlowServer(Server):
     """Answers, but takes its time; never as long as would count as a gap."""
 
     async def ping(self) -> bool:
-        await asyncio.sleep(0.25 * 0.6)
+        self.now += LEASE_S / 4
         return True
 
 
-async def test_contact_with_a_slow_server_becomes_steady() -> None:
-    kept = Contact(cast(RedisConnection, SlowServer()), 0.6)
+async def test_contact_with_a_slow_server_becomes_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowServer()
+    monkeypatch.setattr(liveness, "time", slow)
+    monkeypatch.setattr(liveness, "asyncio", slow)
+    kept, began = Contact(cast(RedisConnection, slow), LEASE_S), slow.now
     keeping = asyncio.create_task(kept.keep())
     try:
-        async with asyncio.timeout(10):
-            while not kept.is_steady:
-                await asyncio.sleep(0.01)
+        while not kept.is_steady:
+            assert slow.now - began < 2 * LEASE_S
+            await asyncio.sleep(0)
     finally:
         keeping.cancel()

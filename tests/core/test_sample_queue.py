@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from services.core.queue import keyspace
 from services.core.queue.sample_queue import SampleEntry
 from tests.core.queue_parts import BASE, SAMPLING, Queues
 from tinker_proto.v1 import operation_pb2, sampling_pb2
+
+HOUR_MS = 3_600_000
 
 
 async def test_each_job_goes_to_one_sampler(queues: Queues) -> None:
@@ -34,12 +37,7 @@ async def test_a_dead_samplers_jobs_go_to_another_and_only_the_first_result_coun
     (lost,) = await queues.take("s1")
     assert await queues.samples.begin("s1", lost)
 
-    async def taken_over() -> SampleEntry:
-        while not (found := await queues.samples.take_over("s2", BASE, idle_ms=50, count=10)):
-            await asyncio.sleep(0.01)
-        return found[0]
-
-    found = await asyncio.wait_for(taken_over(), 5)
+    (found,) = await queues.samples.take_over("s2", BASE, idle_ms=0, count=10)
     assert await queues.samples.begin("s2", found)
     first = await queues.operations.result(sampling_pb2.SampleResponse(prompt_logprobs=[1.0]))
     second = await queues.operations.result(sampling_pb2.SampleResponse(prompt_logprobs=[2.0]))
@@ -52,12 +50,20 @@ async def test_a_dead_samplers_jobs_go_to_another_and_only_the_first_result_coun
     assert await queues.connection.commands.xlen(keyspace.sample_queue(BASE)) == 0
 
 
+async def fall_silent(queues: Queues, worker: str, entries: Sequence[SampleEntry]) -> None:
+    """Makes a sampler's last sign of life an hour old."""
+    stream, ids = keyspace.sample_queue(BASE), [entry.entry_id for entry in entries]
+    await queues.connection.commands.xclaim(stream, keyspace.SAMPLERS_GROUP, worker, 0, ids, idle=HOUR_MS)
+
+
 async def test_a_sampler_that_says_it_is_at_work_keeps_its_jobs(queues: Queues) -> None:
     await queues.enqueue_sample(0)
     entries = await queues.take("s1")
-    for _ in range(20):
-        await queues.samples.keep("s1", BASE, entries)
-        assert await queues.samples.take_over("s2", BASE, idle_ms=1000, count=10) == []
+    await fall_silent(queues, "s1", entries)
+    await queues.samples.keep("s1", BASE, entries)
+    assert await queues.samples.take_over("s2", BASE, idle_ms=HOUR_MS, count=10) == []
+    await fall_silent(queues, "s1", entries)
+    assert await queues.samples.take_over("s2", BASE, idle_ms=HOUR_MS, count=10) == entries
 
 
 async def test_a_running_job_can_be_cancelled_and_its_late_result_is_dropped(queues: Queues) -> None:
@@ -162,16 +168,11 @@ async def test_what_the_adapters_holder_has_no_room_for_goes_to_others(queues: Q
 
 async def test_a_job_that_is_left_to_a_dead_sampler_goes_to_another(queues: Queues) -> None:
     await hold(queues, "s2", "a", 0)
-    await queues.connection.commands.set(keyspace.sampler_room("s2"), 3, px=50)
+    await queues.connection.commands.set(keyspace.sampler_room("s2"), 3)
     await queues.enqueue_sample(1, location="a")
     assert await queues.take("s1") == []
-
-    async def taken() -> list[SampleEntry]:
-        while not (found := await queues.take("s1")):
-            pass
-        return found
-
-    assert len(await asyncio.wait_for(taken(), 5)) == 1
+    await queues.connection.commands.pexpire(keyspace.sampler_room("s2"), 0)
+    assert len(await queues.take("s1")) == 1
 
 
 async def test_a_sampler_takes_no_more_than_it_has_room_for(queues: Queues) -> None:

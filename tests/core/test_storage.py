@@ -97,7 +97,7 @@ def test_a_write_that_fails_is_never_seen(storage: Storage) -> None:
 
 
 def test_of_two_writers_at_once_one_wins_and_the_other_is_told(storage: Storage) -> None:
-    inside, told = threading.Barrier(2, timeout=30), []
+    inside, told = threading.Barrier(2, timeout=60), []
 
     def write(content: bytes) -> None:
         try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from services.core.queue import streams
 from services.core.queue.connection import RedisConnection
 
 GROUP = "workers"
+HOUR_MS = 3_600_000
 
 
 async def test_what_a_dead_consumer_had_is_found_behind_whatever_the_living_have(connection: RedisConnection) -> None:
@@ -19,13 +18,10 @@ async def test_what_a_dead_consumer_had_is_found_behind_whatever_the_living_have
     dead = await streams.read_group(commands, GROUP, "dead", stream, count=50)
     assert len(dead) == 10
 
-    async def taken_over() -> list[streams.StreamEntry]:
-        while True:
-            await streams.keep(commands, GROUP, "living", stream, [entry.entry_id for entry in living])
-            if found := await streams.take_over(commands, GROUP, "other", stream, idle_ms=200, count=1):
-                return found
-            await asyncio.sleep(0.01)
-
-    assert await asyncio.wait_for(taken_over(), 10) == dead[:1]
-    rest = await streams.take_over(commands, GROUP, "other", stream, idle_ms=200, count=20)
+    await commands.xclaim(stream, GROUP, "living", 0, [entry.entry_id for entry in living], idle=HOUR_MS)
+    await commands.xclaim(stream, GROUP, "dead", 0, [entry.entry_id for entry in dead], idle=HOUR_MS)
+    await streams.keep(commands, GROUP, "living", stream, [entry.entry_id for entry in living])
+    first = await streams.take_over(commands, GROUP, "other", stream, idle_ms=HOUR_MS, count=1)
+    assert first == dead[:1]
+    rest = await streams.take_over(commands, GROUP, "other", stream, idle_ms=HOUR_MS, count=20)
     assert rest == dead[1:]

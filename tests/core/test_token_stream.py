@@ -52,13 +52,13 @@ async def test_published_tokens_reach_all_listeners_of_their_operation(connectio
         while not (await connection.commands.pubsub_numsub(keyspace.TOKENS))[0][1]:
             await asyncio.sleep(0.01)
 
-    await asyncio.wait_for(is_read(), 5)
+    await asyncio.wait_for(is_read(), 60)
     with stream.listen("a") as one, stream.listen("a") as two, stream.listen("b") as other:
         await stream.publish(published("nobody", piece(0, 5)))
         await stream.publish(published("a", piece(0, 1)))
         await stream.publish(published("b", piece(0, 7)))
         for listener, token in ((one, 1), (two, 1), (other, 7)):
-            (got,) = await asyncio.wait_for(listener.next_pieces(), 5)
+            (got,) = await asyncio.wait_for(listener.next_pieces(), 60)
             assert list(got.tokens) == [token]
     assert not stream._listeners
     reading.cancel()

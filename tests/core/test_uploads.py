@@ -39,7 +39,7 @@ async def test_a_call_that_ends_while_its_file_is_being_opened_leaves_nothing(tm
     storage = PipeStorage(tmp_path)
     file = checkpoint_pb2.File(name=CONFIG_FILE, size_bytes=2, sha256=hashlib.sha256(b"{}").hexdigest())
     call = asyncio.create_task(UploadStore(storage, max_bytes=100).receive("tenant", file, no_pieces()))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while storage.pipe is None:
             await asyncio.sleep(0.01)
         call.cancel()

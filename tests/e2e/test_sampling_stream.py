@@ -102,7 +102,7 @@ def test_a_stream_that_is_not_read_to_its_end_stays_nowhere(sampling: tinker.Sam
             next(stream)
     assert has_open_calls()
     del stream
-    wait_until(lambda: not has_open_calls(), timeout_s=30, what="the end of three broken streams")
+    wait_until(lambda: not has_open_calls(), what="the end of three broken streams")
 
 
 async def test_a_caller_that_goes_away_cancels_its_stream(platform: Platform) -> None:
@@ -129,7 +129,7 @@ async def test_a_caller_that_goes_away_cancels_its_stream(platform: Platform) ->
             operation = await caller.operations.GetOperation(operation_pb2.GetOperationRequest(name=name))
             return bool(operation.state == operation_pb2.OPERATION_STATE_CANCELLED)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await cancelled():
                 await asyncio.sleep(0.02)
         again = caller.sampling.SampleStream(sampling_pb2.SampleStreamRequest(request=generation))

@@ -35,7 +35,7 @@ def start_another(platform: Platform, model_dir: Path) -> subprocess.Popen[bytes
     with open(platform.data_dir.parent / "second-sampler.log", "wb") as log:
         started = subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log)
     log_file = platform.data_dir.parent / "second-sampler.log"
-    wait_until(lambda: b"serving" in log_file.read_bytes(), timeout_s=60, what="a second sampler")
+    wait_until(lambda: b"serving" in log_file.read_bytes(), what="a second sampler")
     return started
 
 
@@ -50,7 +50,7 @@ def test_requests_of_a_killed_sampler_run_again_with_the_same_tokens(crowded: Pl
             busy = psutil.Process(second.pid)
             before = busy.cpu_times().user
             futures = [sampling.sample(PROMPT, 4, one) for one in params for _ in range(4)]
-            wait_until(lambda: busy.cpu_times().user - before > 0.3, timeout_s=60, what="work at the second sampler")
+            wait_until(lambda: busy.cpu_times().user - before > 0.3, what="work at the second sampler")
             assert not all(future.done() for future in futures)
             busy.kill()
         finally:

@@ -72,7 +72,7 @@ def test_the_whole_demo_then_reinforcement_learning_then_ctrl_c(tmp_path: Path) 
             running.terminate()
             os.close(terminal)
             os.close(stdin)
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+    assert psutil.wait_procs(started, timeout=60)[1] == []
 
 
 def test_a_child_has_ended_when_its_block_is_left_by_an_error() -> None:

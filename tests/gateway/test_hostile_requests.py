@@ -44,12 +44,12 @@ async def send(stub: Any, requests: list[Any], method: MethodDescriptor) -> grpc
     (request, *_) = requests
     try:
         if method.client_streaming:
-            await stub(requests, timeout=10)
+            await stub(requests, timeout=60)
         elif method.server_streaming:
             async for _ in stub(request, timeout=0.2):
                 pass
         else:
-            await stub(request, timeout=10)
+            await stub(request, timeout=60)
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def soon(awaited: Awaitable[T]) -> T:
-    return await asyncio.wait_for(awaited, 10)
+    return await asyncio.wait_for(awaited, 60)
 
 
 async def lease_of(stores: Stores, run: str) -> Lease:
