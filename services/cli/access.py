@@ -1,4 +1,4 @@
-"""What every command of users shares: the options --format, --base-url and --api-key, the client, and how it fails.
+"""Parts that all commands of users share: the options --format, --base-url and --api-key, the client, and errors.
 
 `user_command` registers a function that gets an `Access` as its first argument. The client is opened by the first use,
 after the arguments are known to be right, and closed when the command ends. Every failure becomes a `CommandError`.
@@ -32,20 +32,21 @@ class Format(StrEnum):
     JSON = "json"
 
 
-FormatOption = Annotated[
-    Format | None, typer.Option("--format", "-f", help="A table for people (default), or JSON for programs.")
-]
+FormatOption = Annotated[Format | None, typer.Option("--format", "-f", help="Output format. Default: table.")]
 BaseUrlOption = Annotated[
     str | None,
     typer.Option(
         "--base-url",
         metavar="URL",
-        help="grpc://host:port, or grpcs:// for TLS. Default: TINKER_GRPC_URL, else the platform that `up` runs in "
-        "this directory, else grpc://127.0.0.1:50051.",
+        help="Address of the platform: grpc://host:port, or grpcs:// for TLS. Default: TINKER_GRPC_URL, else the "
+        "platform that `up` runs in this directory, else grpc://127.0.0.1:50051.",
     ),
 ]
 ApiKeyOption = Annotated[
-    str | None, typer.Option("--api-key", metavar="KEY", help="Default: TINKER_API_KEY, which other users cannot see.")
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", help="API key. Prefer TINKER_API_KEY: command lines are visible to other users."
+    ),
 ]
 
 _SHARED = {"output_format": FormatOption, "base_url": BaseUrlOption, "api_key": ApiKeyOption}
@@ -67,7 +68,7 @@ class Access:
             from tinker_client import ServiceClient
 
             if not (self._api_key or os.environ.get("TINKER_API_KEY")):
-                message = "no API key: set TINKER_API_KEY or pass --api-key; `tinker-platform keys create` makes one"
+                message = "no API key: set TINKER_API_KEY or pass --api-key (`tinker-platform keys create` creates one)"
                 raise CommandError(message, ExitCode.NOT_ALLOWED)
             url = self._base_url or os.environ.get("TINKER_GRPC_URL") or running_grpc_url(_data_dir())
             self._service = ServiceClient({"client": "tinker-platform"}, base_url=url, api_key=self._api_key)
@@ -130,7 +131,7 @@ def failing_clearly() -> Iterator[None]:
 
 
 def exit_code_of(error: Exception) -> ExitCode:
-    """What a failure of the client means for a script."""
+    """The exit code for an error of the client."""
     from tinker_client import errors
 
     if isinstance(error, errors.APIConnectionError):

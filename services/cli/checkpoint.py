@@ -1,6 +1,6 @@
-"""`tinker-platform checkpoint`: see, share, keep and delete what training runs have saved.
+"""`tinker-platform checkpoint`: list, show, share, download, import and delete checkpoints.
 
-Deleting, and moving them in and out of the platform, are files of their own.
+`checkpoint_delete` and `checkpoint_transfer` have the commands that delete, download, merge and import.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from services.cli.output import as_json, print_json, print_line
 if TYPE_CHECKING:
     from tinker_client.types import Checkpoint
 
-app = typer.Typer(help="See, share, move and delete your checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, share, download, import and delete checkpoints.", no_args_is_help=True)
 
 
 @user_command(app, "list")
@@ -32,7 +32,7 @@ def list_checkpoints(
     after: After = None,
     limit: Limit = 20,
 ) -> None:
-    """List your checkpoints, newest first: all of them, or those of one run, of one type, or of some time.
+    """List your checkpoints, newest first; options select those of a run, a type or a time.
 
     Example: tinker-platform checkpoint list --run-id $RUN --limit 0
     """
@@ -42,16 +42,16 @@ def list_checkpoints(
         print_json({"checkpoints": checkpoints, "has_more": has_more})
         return
     if not checkpoints:
-        print_line("There is no such checkpoint." if choice.is_narrow else "There is no checkpoint yet.")
+        print_line("No checkpoints match." if choice.is_narrow else "No checkpoints yet.")
         return
     print_checkpoints(checkpoints)
     if has_more:
-        print_line(f"These are the newest {limit}; --limit 0 shows all.")
+        print_line(f"Newest {limit} only; --limit 0 shows all.")
 
 
 @user_command(app, "info")
 def checkpoint_info(access: Access, path: PathArgument) -> None:
-    """Show a checkpoint, yours or a published one.
+    """Show one of your checkpoints, or a published one.
 
     Example: tinker-platform checkpoint info tinker://$RUN/weights/step-100
     """
@@ -64,7 +64,9 @@ def checkpoint_info(access: Access, path: PathArgument) -> None:
 
 @user_command(app, "publish")
 def publish(access: Access, path: PathArgument) -> None:
-    """Let every user of the platform read, load, sample and download a checkpoint. Only you can change it.
+    """Publish a checkpoint: every user of the platform can then load, sample and download it.
+
+    Only you can change or delete it.
 
     Example: tinker-platform checkpoint publish tinker://$RUN/sampler_weights/final
     """
@@ -74,12 +76,14 @@ def publish(access: Access, path: PathArgument) -> None:
 
 @user_command(app, "unpublish")
 def unpublish(access: Access, path: PathArgument) -> None:
-    """Take a publication back. Sampling that has already begun with the checkpoint goes on.
+    """Make a published checkpoint private again.
+
+    Sampling sessions that already use it keep working.
 
     Example: tinker-platform checkpoint unpublish tinker://$RUN/sampler_weights/final
     """
     checkpoint = access.rest.unpublish_checkpoint_from_tinker_path(path).result()
-    _report(access, checkpoint, f"{checkpoint.tinker_path} is yours alone again")
+    _report(access, checkpoint, f"unpublished {checkpoint.tinker_path}")
 
 
 @user_command(app, "set-ttl")
@@ -87,16 +91,16 @@ def set_ttl(
     access: Access,
     path: PathArgument,
     ttl: Annotated[
-        int | None, typer.Option(metavar="SECONDS", help="Delete it so long from now: 3600 to 315360000.")
+        int | None, typer.Option(metavar="SECONDS", help="Seconds until the checkpoint is deleted: 3600 to 315360000.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Keep it for ever.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the expiry: the checkpoint is kept.")] = False,
 ) -> None:
-    """Have a checkpoint delete itself after a time, or keep it for ever.
+    """Set or remove a checkpoint's expiry.
 
     Example: tinker-platform checkpoint set-ttl tinker://$RUN/weights/step-100 --ttl 604800
     """
     if (ttl is None) is not remove:
-        raise typer.BadParameter("give either --ttl SECONDS or --remove")
+        raise typer.BadParameter("exactly one of --ttl and --remove is required")
     checkpoint = access.rest.set_checkpoint_ttl_from_tinker_path(path, ttl).result()
     _report(access, checkpoint, f"{checkpoint.tinker_path} expires: {expiry(checkpoint)}")
 

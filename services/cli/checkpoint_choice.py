@@ -1,4 +1,4 @@
-"""Which checkpoints are meant: those of a run, of a type, of a time; the same options list and delete.
+"""Options that select checkpoints by run, type and time; `checkpoint list` and `checkpoint delete` share them.
 
 Times without a zone are UTC.
 """
@@ -30,20 +30,26 @@ class CheckpointKind(StrEnum):
 PathArgument = Annotated[
     str, typer.Argument(metavar="PATH", help="tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME.")
 ]
-RunId = Annotated[str | None, typer.Option("--run-id", metavar="RUN", help="Only those of this training run.")]
+RunId = Annotated[str | None, typer.Option("--run-id", metavar="RUN", help="Only checkpoints of this training run.")]
 TypeOption = Annotated[
-    CheckpointKind | None, typer.Option("--type", help="Only training checkpoints, or only those for sampling.")
+    CheckpointKind | None,
+    typer.Option(
+        "--type", help="Only training checkpoints (weights), or only checkpoints for sampling (sampler_weights)."
+    ),
 ]
 Before = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Only those made before: 2026-01-31, or 2026-01-31T12:00 (UTC, or with a zone)."),
+    typer.Option(
+        metavar="TIME",
+        help="Only checkpoints created before this time: 2026-01-31, or 2026-01-31T12:00 (UTC unless a zone is given).",
+    ),
 ]
-After = Annotated[str | None, typer.Option(metavar="TIME", help="Only those made at this time or later.")]
+After = Annotated[str | None, typer.Option(metavar="TIME", help="Only checkpoints created at this time or later.")]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A part of a user's checkpoints; None: no restriction."""
+    """A selection of a user's checkpoints; None: no restriction."""
 
     run_id: str | None
     kind: CheckpointKind | None
@@ -52,7 +58,7 @@ class Choice:
 
     @classmethod
     def of(cls, run_id: str | None, kind: CheckpointKind | None, before: str | None, after: str | None) -> Choice:
-        """From the options; a time that is none is a usage error."""
+        """From the options; text that is not a time is a usage error."""
         return cls(run_id, kind, _time("--before", before), _time("--after", after))
 
     @property
@@ -61,7 +67,7 @@ class Choice:
         return self != Choice(None, None, None, None)
 
     def checkpoints(self, rest: RestClient, limit: int) -> Iterator[Checkpoint]:
-        """Those it has, newest first, read as they are taken; `limit` is how many are wanted, 0 for all."""
+        """The selected checkpoints, newest first, read as they are taken; `limit` is how many are needed, 0 for all."""
         return (item for item in self._candidates(rest, limit) if self._has(item))
 
     def _candidates(self, rest: RestClient, limit: int) -> Iterator[Checkpoint]:
@@ -89,6 +95,6 @@ def _time(option: str, text: str | None) -> datetime | None:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is not a time like 2026-01-31 or 2026-01-31T12:00", param_hint=option
+            f"must be a time like 2026-01-31 or 2026-01-31T12:00 (got {text!r})", param_hint=option
         ) from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

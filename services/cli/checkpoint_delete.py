@@ -1,6 +1,6 @@
-"""`tinker-platform checkpoint delete`: one checkpoint or many, asked for once.
+"""`tinker-platform checkpoint delete`: deletes one checkpoint or many, after one question.
 
-Each is deleted by a call of its own, several at a time; the report says of every one whether it is gone.
+Each checkpoint is deleted by its own call, several at a time; the report has a line for each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AT_ONCE = 16
 
 @dataclass
 class Deletions:
-    """What became of each path."""
+    """Paths by the outcome of their deletion."""
 
     deleted: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -35,20 +35,22 @@ class Deletions:
 
 def delete(
     access: Access,
-    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="The checkpoints to delete.")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Checkpoints to delete.")] = None,
     run_id: RunId = None,
     checkpoint_type: TypeOption = None,
     before: Before = None,
     after: After = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete checkpoints, by path or by the options that `checkpoint list` has. It asks once; there is no way back.
+    """Delete checkpoints, named by path or selected by the options of `checkpoint list`.
+
+    The command asks once. Deleted checkpoints cannot be restored.
 
     Example: tinker-platform checkpoint delete --run-id $RUN --before 2026-01-31
     """
     choice = Choice.of(run_id, checkpoint_type, before, after)
     if bool(paths) is choice.is_narrow:
-        raise typer.BadParameter("name the checkpoints either by PATH or by --run-id, --type, --before and --after")
+        raise typer.BadParameter("either PATH, or at least one of --run-id, --type, --before and --after, is required")
     chosen = _by_path(paths) if paths else _by_choice(access, choice, show=not yes)
     if chosen and not yes:
         _ask(chosen)
@@ -77,12 +79,12 @@ def _by_choice(access: Access, choice: Choice, *, show: bool) -> list[str]:
 
 def _ask(chosen: Sequence[str]) -> None:
     what = chosen[0] if len(chosen) == 1 else f"these {len(chosen):,} checkpoints"
-    print(f"Delete {what}? There is no way back. [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"Delete {what}? It cannot be restored. [y/N] ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline().strip().lower()
     if not sys.stdin.isatty():
         print(file=sys.stderr)
     if answer not in ("y", "yes"):
-        raise CommandError("nothing was deleted; -y deletes without asking", ExitCode.FAILED)
+        raise CommandError("nothing was deleted (-y deletes without asking)", ExitCode.FAILED)
 
 
 def _delete(rest: RestClient, paths: Sequence[str]) -> Deletions:
@@ -111,4 +113,4 @@ def _report(access: Access, deletions: Deletions) -> None:
     for path, error in deletions.failed.items():
         print_line(f"not deleted: {path}: {error}", to_stderr=True)
     if not deletions.deleted and not deletions.failed:
-        print_line("There is no such checkpoint.")
+        print_line("No checkpoints match.")

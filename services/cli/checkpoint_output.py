@@ -1,4 +1,4 @@
-"""How a checkpoint looks to a person: a line of a list, or everything about it."""
+"""Checkpoints as text: lines of a list, or all properties of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_checkpoints(checkpoints: list[Checkpoint], *, to_stderr: bool = False) -> None:
-    """A line for each."""
+    """Prints a line for each."""
     now = datetime.now(UTC)
     print_table(
         ("TYPE", "SIZE", "PUBLIC", "CREATED", "EXPIRES", "PATH"),
@@ -32,7 +32,7 @@ def print_checkpoints(checkpoints: list[Checkpoint], *, to_stderr: bool = False)
 
 
 def print_checkpoint(checkpoint: Checkpoint) -> None:
-    """Everything about one."""
+    """Prints all properties of one."""
     print_properties(
         f"Checkpoint {checkpoint.tinker_path}",
         {
@@ -49,7 +49,7 @@ def print_checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def expiry(checkpoint: Checkpoint) -> str:
-    """When it deletes itself."""
+    """The time at which it is deleted, or "never"."""
     return "never" if checkpoint.expires_at is None else moment(checkpoint.expires_at, datetime.now(UTC))
 
 

@@ -1,7 +1,7 @@
-"""`tinker-platform checkpoint download | merge | import`: adapters on their way out of the platform and into it.
+"""`tinker-platform checkpoint download | merge | import`: transfers adapters from and to the platform.
 
-What is fetched is verified; what was interrupted goes on where it stopped; files with other content are left alone
-unless --force is given, and then replaced only once the new ones are whole.
+Downloads are verified, and an interrupted one resumes. Existing files with other content are an error; with --force
+they are replaced once the new files are complete.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from services.cli.progress import ReportBytes, transfer_bar
 
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", file_okay=False, help="Where to. Default: a new directory here."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        file_okay=False,
+        help="Directory to write. Default: named after the run and the checkpoint.",
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there with other content.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files that have other content.")]
 
 
 def download(access: Access, path: PathArgument, output: Output = None, force: Force = False) -> None:
-    """Write a checkpoint's adapter as a PEFT directory, which PeftModel.from_pretrained reads.
+    """Download a checkpoint's adapter as a PEFT directory, which PeftModel.from_pretrained reads.
 
     Example: tinker-platform checkpoint download tinker://$RUN/sampler_weights/final -o final
     """
@@ -40,9 +46,9 @@ def download(access: Access, path: PathArgument, output: Output = None, force: F
 
 
 def merge(access: Access, path: PathArgument, output: Output = None, force: Force = False) -> None:
-    """Merge a checkpoint's adapter into its base model, and write the whole as a Hugging Face model directory.
+    """Merge a checkpoint's adapter into its base model and download the result as a Hugging Face model directory.
 
-    A sampler of the base model does the work.
+    A sampler of the base model computes the merge.
 
     Example: tinker-platform checkpoint merge tinker://$RUN/sampler_weights/final -o final-merged
     """
@@ -66,16 +72,23 @@ def import_checkpoint(
         str | None,
         typer.Option(metavar="NAME", help="A base model of `model list`. Default: the one that the adapter names."),
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="What to call the checkpoint.")] = "imported",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the new checkpoint.")] = "imported",
     rename_base_model: Annotated[
-        bool, typer.Option("--rename-base-model", help="Take it though it names another base model; shapes must fit.")
+        bool,
+        typer.Option(
+            "--rename-base-model",
+            help="Accept an adapter trained on a differently named base model, if its shapes match.",
+        ),
     ] = False,
     ttl: Annotated[
-        int | None, typer.Option(metavar="SECONDS", help="Delete it so long from now: 3600 to 315360000.")
+        int | None, typer.Option(metavar="SECONDS", help="Seconds until the checkpoint is deleted: 3600 to 315360000.")
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label; may be repeated.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Label of the new run and checkpoint. Can be repeated."),
+    ] = None,
 ) -> None:
-    """Make a training run and a checkpoint, with a fresh optimizer, from an adapter in PEFT's format.
+    """Import an adapter in PEFT's format as the checkpoint of a new training run, with a fresh optimizer.
 
     Example: tinker-platform checkpoint import my-adapter --base-model Qwen/Qwen3-0.6B --name start
     """
@@ -133,19 +146,19 @@ def _directory_of(tinker_path: str, suffix: str) -> Path:
 
 def _named_base_model(adapter: Path) -> str:
     if not adapter.is_dir() and adapter.suffix != ".safetensors":
-        raise ValueError(f"{adapter} is neither an adapter's directory nor a .safetensors file")
+        raise ValueError(f"DIR: must be an adapter's directory or a .safetensors file (got {adapter})")
     config = (adapter if adapter.is_dir() else adapter.parent) / "adapter_config.json"
     try:
         named = json.loads(config.read_text())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
         named = None
     if not isinstance(named, str) or not named:
-        raise ValueError(f"{config} names no base model: say which with --base-model")
+        raise ValueError(f"{config} names no base model; pass --base-model")
     return named
 
 
 def _label(text: str) -> tuple[str, str]:
     name, found, value = text.partition("=")
     if not found:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--label")
+        raise typer.BadParameter(f"must be NAME=VALUE (got {text!r})", param_hint="--label")
     return name, value

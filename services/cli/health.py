@@ -1,4 +1,4 @@
-"""Whether a gRPC server is there, and serves."""
+"""Health of a gRPC server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ TIMEOUT_S = 5.0
 
 
 async def check(address: str, service: str) -> None:
-    """Raises UnavailableError unless a server, or one service of it, serves."""
+    """Checks that a server, or one service of it, serves.
+
+    Raises:
+        UnavailableError: it does not answer, or reports another state.
+    """
     try:
         status = await _status(address, service)
     except grpc.aio.AioRpcError as error:
@@ -19,7 +23,7 @@ async def check(address: str, service: str) -> None:
         raise UnavailableError(message) from None
     if status != health_pb2.HealthCheckResponse.SERVING:
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-        raise UnavailableError(f"{address} is up but {name}: it is starting or draining")
+        raise UnavailableError(f"{address} answers but reports {name}: it is starting or stopping")
 
 
 async def is_serving(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""`tinker-platform keys`: makes, lists and revokes API keys."""
+"""`tinker-platform keys`: creates, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -15,30 +15,46 @@ from services.cli.state_file import running_redis_url
 if TYPE_CHECKING:
     from services.core.catalog.api_keys import ApiKeys
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
-RedisUrl = Annotated[str | None, typer.Option(help="Redis of the platform; default: the one of a running `up`.")]
-DataDir = Annotated[Path | None, typer.Option(help="The data directory of a running `up`.")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Redis URL of the platform. Default: TINKER_REDIS_URL, else that of a running `up`."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Data directory of a running `up`. Default: TINKER_DATA_DIR, else tinker-data."),
+]
 
 _T = TypeVar("_T")
 
 
 @app.command()
 def create(
-    tenant: Annotated[str, typer.Option(help="Who the key belongs to; runs and checkpoints belong to tenants.")],
-    label: Annotated[str, typer.Option(help="A note for yourself.")] = "",
+    tenant: Annotated[
+        str, typer.Option(metavar="NAME", help="Tenant that the key belongs to; a tenant owns runs and checkpoints.")
+    ],
+    label: Annotated[str, typer.Option(metavar="TEXT", help="Note that `keys list` shows.")] = "",
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it; it is not shown again."""
+    """Create an API key for a tenant and print it; it is not shown again.
+
+    Example: tinker-platform keys create --tenant alice --label laptop
+    """
     key, made = _with_keys(lambda keys: keys.create(tenant, label), redis_url, data_dir)
     typer.echo(key)
-    typer.echo(f"key {made.key_id} of tenant {tenant}; use it as TINKER_API_KEY. It is not shown again.", err=True)
+    typer.echo(f"created key {made.key_id} of tenant {tenant}: set TINKER_API_KEY to it", err=True)
 
 
 @app.command(name="list")
 def list_keys(redis_url: RedisUrl = None, data_dir: DataDir = None) -> None:
-    """Show all keys, without the keys themselves."""
+    """List all API keys: ids, tenants and labels, but not the keys themselves.
+
+    Example: tinker-platform keys list
+    """
     known = _with_keys(lambda keys: keys.list(), redis_url, data_dir)
     rows = [(key.key_id, key.tenant, f"{key.create_time:%Y-%m-%d %H:%M}", key.label) for key in known]
     print_table(("ID", "TENANT", "CREATED", "LABEL"), rows)
@@ -46,11 +62,14 @@ def list_keys(redis_url: RedisUrl = None, data_dir: DataDir = None) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")],
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `keys list` shows it.")],
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key unusable at once."""
+    """Revoke an API key; calls with it are refused from then on.
+
+    Example: tinker-platform keys revoke $KEY_ID
+    """
     _with_keys(lambda keys: keys.revoke(key_id), redis_url, data_dir)
     typer.echo(f"revoked {key_id}")
 

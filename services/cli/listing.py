@@ -1,4 +1,4 @@
-"""Lists that come in pages: read as far as they are wanted, and no further."""
+"""Lists that come in pages; a page is read only when its items are needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 LARGEST_PAGE = 1000
 
-Limit = Annotated[int, typer.Option(min=0, help="Show at most this many; 0 shows all.")]
+Limit = Annotated[int, typer.Option(min=0, metavar="N", help="Largest number of entries; 0 shows all.")]
 
 FetchPage = Callable[[int, str], tuple[list[T], str]]
 """(page size, page token) → items and the next page's token, empty on the last page."""

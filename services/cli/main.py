@@ -34,8 +34,8 @@ class UsersFirst(TyperGroup):
 app = typer.Typer(
     name="tinker-platform",
     cls=UsersFirst,
-    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 not found, 4 no key or not allowed, 5 no platform answers, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 not found, 4 no API key or not permitted, "
+    "5 no platform answers, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,7 +65,7 @@ def shared_options(context: typer.Context, output_format: FormatOption = None) -
     """Self-hosted LoRA post-training: you write the loop, the platform runs the GPUs."""
     have_it = (*USERS_GROUPS, "settings")
     if output_format is not None and context.invoked_subcommand not in have_it:
-        raise typer.BadParameter(f"only {', '.join(have_it)} have it", param_hint="'--format'")
+        raise typer.BadParameter(f"only {', '.join(have_it)} have this option", param_hint="'--format'")
     context.obj = output_format
 
 

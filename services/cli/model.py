@@ -1,4 +1,4 @@
-"""`tinker-platform model`: the base models that can be trained and sampled at this moment."""
+"""`tinker-platform model`: base models that can be trained or sampled now."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 from services.cli.access import Access, user_command
 from services.cli.output import NOTHING, print_json, print_line, print_table
 
-app = typer.Typer(help="See which base models the platform serves.", no_args_is_help=True)
+app = typer.Typer(help="List the base models that the platform serves.", no_args_is_help=True)
 
 
 @user_command(app, "list")
 def list_models(
-    access: Access, part: Annotated[str, typer.Argument(help="Only models whose name has this in it.")] = ""
+    access: Access,
+    part: Annotated[str, typer.Argument(metavar="TEXT", help="Only models whose name contains this text.")] = "",
 ) -> None:
     """List the base models that live trainers and samplers serve.
 
@@ -41,4 +42,6 @@ def list_models(
             ],
         )
     else:
-        print_line(f"No base model is served{f' whose name has {part!r} in it' if served else ' at this moment'}.")
+        print_line(
+            f"No base model whose name contains {part!r} is served." if served else "No base model is served now."
+        )

@@ -1,4 +1,4 @@
-"""`tinker-platform run`: training runs and how they come along."""
+"""`tinker-platform run`: training runs and their progress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from services.cli.steps import Step, steps
 if TYPE_CHECKING:
     from tinker_client.types import TrainingMetrics, TrainingRun
 
-app = typer.Typer(help="See your training runs and how they come along.", no_args_is_help=True)
+app = typer.Typer(help="List training runs and show their progress.", no_args_is_help=True)
 
 
 @user_command(app, "list")
@@ -48,7 +48,7 @@ def list_runs(access: Access, limit: Limit = 20) -> None:
         print_json({"runs": runs, "has_more": has_more})
         return
     if not runs:
-        print_line("There is no training run yet.")
+        print_line("No training runs yet.")
         return
     now = datetime.now(UTC)
     print_table(
@@ -67,19 +67,19 @@ def list_runs(access: Access, limit: Limit = 20) -> None:
         ],
     )
     if has_more:
-        print_line(f"These are the newest {limit}; --limit 0 shows all.")
+        print_line(f"Newest {limit} only; --limit 0 shows all.")
 
 
 @user_command(app, "info")
 def run_info(
     access: Access,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="From `run list`.")],
-    plot: Annotated[bool, typer.Option("--plot", help="Draw curves of loss, gradient norm and so on.")] = False,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, as `run list` shows it.")],
+    plot: Annotated[bool, typer.Option("--plot", help="Draw curves of the metrics in the terminal.")] = False,
     png: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the curves as a picture.")
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write the curves to a PNG file.")
     ] = None,
 ) -> None:
-    """Show a training run: its adapter, its checkpoints, and what its latest optimizer step measured.
+    """Show a training run: its adapter, its latest checkpoints and the metrics of its latest optimizer step.
 
     Example: tinker-platform run info $RUN --plot
     """
@@ -124,7 +124,7 @@ def _print_run(run: TrainingRun) -> None:
 
 def _print_latest(latest: Step | None) -> None:
     if latest is None:
-        print_line("\nThe run has taken no optimizer step yet.")
+        print_line("\nNo optimizer step yet.")
         return
     print_line("")
     print_properties(
@@ -154,7 +154,7 @@ def _write_png(run: TrainingRun, taken: list[Step], png: Path) -> None:
 
     curves = curves_of(taken)
     if not curves:
-        raise ValueError(f"nothing to draw: {run.training_run_id} has taken no optimizer step yet")
+        raise ValueError(f"nothing to draw: {run.training_run_id} has no optimizer step yet")
     write_png(curves, f"{run.base_model}, {run.training_run_id}", png)
     print_line(f"wrote {png}", to_stderr=True)
 

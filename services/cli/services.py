@@ -76,8 +76,12 @@ def sampler(context: typer.Context, base_model: BaseModel) -> None:
 
 
 def health(
-    address: Annotated[str, typer.Argument(help="host:port of a gRPC server of the platform.")] = "127.0.0.1:50051",
-    service: Annotated[str, typer.Option(help="A gRPC service of that server. Empty: the whole server.")] = "",
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="host:port of a gRPC server of the platform.")
+    ] = "127.0.0.1:50051",
+    service: Annotated[
+        str, typer.Option(metavar="NAME", help="A gRPC service of that server. Empty: the whole server.")
+    ] = "",
 ) -> None:
     """Check whether a gRPC server of the platform serves; exit code 0 means that it does.
 

@@ -1,4 +1,4 @@
-"""`tinker-platform session`: the client processes that have used the platform, and what each has made."""
+"""`tinker-platform session`: client processes that have used the platform, and what each has created."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from services.cli.output import NOTHING, age, labels, moment, print_json, print_
 if TYPE_CHECKING:
     from tinker_client.types import Session
 
-app = typer.Typer(help="See your client processes, and what each has made.", no_args_is_help=True)
+app = typer.Typer(help="List client processes and show what each has created.", no_args_is_help=True)
 
 
 @user_command(app, "list")
 def list_sessions(access: Access, limit: Limit = 20) -> None:
-    """List your sessions, newest first: one for each client process.
+    """List your sessions, one for each client process, newest first.
 
     Example: tinker-platform session list --limit 5
     """
@@ -33,7 +33,7 @@ def list_sessions(access: Access, limit: Limit = 20) -> None:
         print_json({"sessions": sessions, "has_more": has_more})
         return
     if not sessions:
-        print_line("There is no session.")
+        print_line("No sessions yet.")
         return
     now = datetime.now(UTC)
     print_table(
@@ -44,11 +44,14 @@ def list_sessions(access: Access, limit: Limit = 20) -> None:
         ],
     )
     if has_more:
-        print_line(f"These are the newest {limit}; --limit 0 shows all.")
+        print_line(f"Newest {limit} only; --limit 0 shows all.")
 
 
 @user_command(app, "info")
-def session_info(access: Access, session_id: Annotated[str, typer.Argument(help="From `session list`.")]) -> None:
+def session_info(
+    access: Access,
+    session_id: Annotated[str, typer.Argument(metavar="SESSION", help="Id, as `session list` shows it.")],
+) -> None:
     """Show a session with its training runs and sampling sessions.
 
     Example: tinker-platform session info $SESSION
@@ -67,10 +70,13 @@ def session_info(access: Access, session_id: Annotated[str, typer.Argument(help=
             "Labels": labels(session.user_metadata),
         },
     )
-    for title, made in (("runs", session.training_run_ids), ("sampling sessions", session.sampling_session_ids)):
-        if made:
-            print_line(f"\nIts {title}", style="bold")
-        for name in made:
+    for title, names in (
+        ("Training runs", session.training_run_ids),
+        ("Sampling sessions", session.sampling_session_ids),
+    ):
+        if names:
+            print_line(f"\n{title}", style="bold")
+        for name in names:
             print_line(f"  {name}")
 
 

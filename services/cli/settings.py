@@ -30,8 +30,7 @@ class Present:
 def show(context: typer.Context, output_format: FormatOption = None) -> None:
     """List the settings of all services, their values, and whether a variable or the default sets each.
 
-    Credentials in URLs are masked. A variable that is unknown or has a value that is not allowed is an error after
-    the list.
+    Credentials in URLs are masked. Variables that services refuse are an error after the list.
 
     Example: tinker-platform settings -f json
     """

@@ -38,7 +38,7 @@ def lock(data_dir: Path) -> IO[str]:
 
 
 def announce_redis_url(data_dir: Path, url: str) -> None:
-    """Lets other commands find the Redis of this `up`."""
+    """Writes the Redis URL of this `up` for other commands."""
     write_whole(data_dir / _REDIS_URL, url.encode())
 
 
@@ -51,13 +51,13 @@ def running_redis_url(data_dir: Path) -> str:
     try:
         return (data_dir / _REDIS_URL).read_text()
     except FileNotFoundError:
-        message = f"no platform runs in {data_dir}: pass --data-dir of a running `up`, or --redis-url"
+        message = f"no `tinker-platform up` runs in {data_dir}: pass its --data-dir, or --redis-url"
         raise UnavailableError(message, reason="NOT_RUNNING") from None
 
 
 @contextmanager
 def announced_grpc_url(data_dir: Path, host: str, port: int) -> Iterator[None]:
-    """Lets users' commands find the API of this `up`, for as long as it runs."""
+    """Writes the API's address of this `up` for users' commands, for as long as the block runs."""
     write_whole(data_dir / _GRPC_URL, f"grpc://{_EVERY_ADDRESS.get(host, host)}:{port}".encode())
     try:
         yield

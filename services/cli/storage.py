@@ -1,4 +1,4 @@
-"""`tinker-platform storage`: verifies what the platform has stored, and removes what nobody needs."""
+"""`tinker-platform storage`: verifies stored checkpoints, and deletes unreferenced data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,25 @@ if TYPE_CHECKING:
     from services.core.queue.connection import RedisConnection
     from services.core.storage.interface import Storage
 
-app = typer.Typer(help="Verify what is stored, and remove what nobody needs.", no_args_is_help=True)
+app = typer.Typer(help="Verify stored checkpoints and delete unreferenced data.", no_args_is_help=True)
 
-RedisUrl = Annotated[str | None, typer.Option(help="Redis of the platform; default: the one of a running `up`.")]
-DataDir = Annotated[Path | None, typer.Option(help="The data directory of the platform.")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Redis URL of the platform. Default: TINKER_REDIS_URL, else that of a running `up`."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Data directory of the platform. Default: TINKER_DATA_DIR, else tinker-data."),
+]
 StorageUrl = Annotated[
-    str | None, typer.Option(help="file:///directory or s3://bucket/prefix; default: the data directory.")
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Storage of the platform: file:///directory or s3://bucket/prefix. Default: TINKER_STORAGE_URL, else the "
+        "data directory.",
+    ),
 ]
 
 _T = TypeVar("_T")
@@ -31,12 +44,14 @@ _T = TypeVar("_T")
 
 @app.command()
 def verify(
-    paths: Annotated[list[str] | None, typer.Argument(help="tinker:// paths; default: every checkpoint.")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="tinker:// paths. Default: all checkpoints.")
+    ] = None,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     storage_url: StorageUrl = None,
 ) -> None:
-    """Read checkpoints back and compare them with their SHA-256; exit code 1 if something is wrong.
+    """Verify checkpoints: read every file and compare its SHA-256; exit code 1 if one is damaged.
 
     Example: tinker-platform storage verify tinker://$RUN/weights/step-100
     """
@@ -52,7 +67,7 @@ def verify(
     )
     print_table(
         ("checkpoint", "bytes", "state"),
-        [(item.location, str(item.size_bytes), item.problem or "whole") for item in checked],
+        [(item.location, str(item.size_bytes), item.problem or "intact") for item in checked],
     )
     damaged = sum(1 for item in checked if item.problem)
     typer.echo(f"{len(checked)} checkpoints, {damaged} damaged", err=True)
@@ -62,14 +77,16 @@ def verify(
 
 @app.command()
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     storage_url: StorageUrl = None,
 ) -> None:
-    """Remove what nobody needs: unfinished writes, unnamed and unpinned checkpoints, unreferenced payloads.
+    """Delete unreferenced data: partial writes, checkpoints and payloads without references, old uploads and exports.
 
-    Uploads and exports go after a day. Nothing younger than a day is touched, so the platform may be running.
+    Data younger than a day is kept, so the platform can be running.
+
+    Example: tinker-platform storage gc --dry-run
     """
 
     async def collect(connection: RedisConnection, storage: Storage) -> list[Waste]:
@@ -82,7 +99,7 @@ def gc(
     removed = _with_storage(collect, redis_url, data_dir, storage_url)
     print_table(("kind", "bytes", "key"), [(waste.kind, str(waste.size_bytes), waste.key) for waste in removed])
     size_bytes = sum(waste.size_bytes for waste in removed)
-    typer.echo(f"{'would remove' if dry_run else 'removed'} {len(removed)}, {size_bytes} bytes", err=True)
+    typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(removed)}, {size_bytes} bytes", err=True)
 
 
 def _with_storage(

@@ -1,7 +1,7 @@
 """`tinker-platform up`: the whole platform on one machine, as child processes under one supervisor.
 
-Each service is the same process as in production. A child that dies is started again; one that cannot stay up ends the
-platform with a pointer to its log. Ctrl-C and SIGTERM stop the children in order: front first, storage last.
+Each service is the same process as in production. A child that dies is restarted; one that keeps failing stops the
+platform with a message that names its log. Ctrl-C and SIGTERM stop the services first and Redis last.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
     """Runs the platform until SIGTERM or SIGINT.
 
     Raises:
-        PlatformError: it cannot start, or a service cannot stay up; the message says what to do.
+        PlatformError: it cannot start, or a service keeps failing; the message says what to do.
     """
     started = time.monotonic()
     _refuse_taken_ports(settings)
@@ -90,7 +90,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
 
 
 class Supervisor:
-    """Starts children, starts them again when they die, and stops them."""
+    """Starts children, restarts those that die, and stops all of them."""
 
     def __init__(self, settings: Settings, logs: Path) -> None:
         self._settings = settings
@@ -118,7 +118,7 @@ class Supervisor:
         await self._start(service.name, child, log)
 
     async def until_failed(self) -> None:
-        """Waits until a child cannot be kept up.
+        """Waits until a child keeps failing.
 
         Raises:
             UnavailableError: names it and its log.
@@ -149,9 +149,9 @@ class Supervisor:
             code = await self._children[name].wait()
             quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_S else 0
             if quick_deaths == QUICK_DEATHS or code == ExitCode.BAD_REQUEST:
-                message = f"{name} does not stay up (exit code {code}): {_last_line(log)} (more in {log})"
+                message = f"{name} keeps failing (exit code {code}): {_last_line(log)} (log: {log})"
                 raise UnavailableError(message, reason="SERVICE_FAILED")
-            _console.print(f"{name} ended with exit code {code}; starting it again")
+            _console.print(f"{name} ended with exit code {code}; restarting it")
             await asyncio.sleep(0.2)
             self._children[name] = await child()
 
@@ -170,7 +170,7 @@ def _services(base_models: Sequence[str], metrics_port: int) -> list[Service]:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "its log is empty"
 
 
 def _refuse_taken_ports(settings: Settings) -> None:
@@ -180,7 +180,7 @@ def _refuse_taken_ports(settings: Settings) -> None:
             try:
                 probe.bind((settings.host, port))
             except OSError as error:
-                message = f"cannot listen on {settings.host}:{port} ({error.strerror}); choose other ports"
+                message = f"cannot listen on {settings.host}:{port} ({error.strerror}); pass other ports"
                 raise UnavailableError(message, reason="PORT_TAKEN") from None
 
 
@@ -202,7 +202,7 @@ async def _first_key(keys: ApiKeys) -> None:
         with contextlib.suppress(AlreadyExistsError):
             await keys.create(FIRST_TENANT, "from TINKER_API_KEY", given)
     elif not await keys.list():
-        key, _ = await keys.create(FIRST_TENANT, "made by the first start")
+        key, _ = await keys.create(FIRST_TENANT, "created by the first start")
         print(f"API key of tenant {FIRST_TENANT}, not shown again:\n\n  export TINKER_API_KEY={key}\n", flush=True)
 
 
@@ -216,7 +216,7 @@ async def _until_ready(settings: Settings, connection: RedisConnection, base_mod
         if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):
             live.add("gateway")
         for name in sorted(awaited & live):
-            _console.print(f"{name} is up")
+            _console.print(f"{name} is ready")
         awaited -= live
         await asyncio.sleep(0.1)
 
@@ -230,5 +230,5 @@ Try it, in another terminal:
   tinker-platform model list
   python examples/sft.py
   grpcurl -plaintext -H "x-api-key: $TINKER_API_KEY" {address} tinker.v1.CapabilityService/GetServerCapabilities
-Logs: {settings.data_dir}/logs. Ctrl-C stops; the same command goes on where it was."""
+Logs: {settings.data_dir}/logs. Ctrl-C stops the platform; the same command resumes it."""
     )

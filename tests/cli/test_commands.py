@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import tinker_client as tinker
+from services.cli import main
 from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError, PlatformError
 from testing.platform import free_port
 from tests.cli.conftest import Run
@@ -27,7 +31,7 @@ def runs(platform: LoopbackPlatform) -> list[str]:
 def test_runs_newest_first_as_many_as_are_wanted(tinker_platform: Run, runs: list[str]) -> None:
     table = tinker_platform("run", "list", "--limit", "2").out.splitlines()
     assert [line.split()[0] for line in table[1:3]] == runs[:-3:-1]
-    assert table[3] == "These are the newest 2; --limit 0 shows all."
+    assert table[3] == "Newest 2 only; --limit 0 shows all."
     listed = tinker_platform("run", "list", "--limit", "5", "-f", "json").json
     assert [run["training_run_id"] for run in listed["runs"]] == runs[::-1]
     assert listed["has_more"] is False
@@ -50,7 +54,7 @@ def test_a_list_reads_no_page_that_is_not_shown(
 
 
 def test_nothing_yet_is_said_in_words_and_is_an_empty_list_in_json(tinker_platform: Run) -> None:
-    assert tinker_platform("run", "list").out == "There is no training run yet.\n"
+    assert tinker_platform("run", "list").out == "No training runs yet.\n"
     assert tinker_platform("run", "list", "-f", "json").json == {"runs": [], "has_more": False}
 
 
@@ -59,7 +63,7 @@ def test_a_run(tinker_platform: Run, runs: list[str]) -> None:
     assert (told.code, told.err) == (0, "")
     assert runs[0] in told.out
     assert MODEL in told.out
-    assert "no optimizer step yet" in told.out
+    assert "No optimizer step yet." in told.out
     assert tinker_platform("run", "info", runs[0], "-f", "json").json["latest_step"] is None
 
 
@@ -112,7 +116,7 @@ def test_a_lifetime_is_set_or_removed(tinker_platform: Run, platform: LoopbackPl
     assert platform.lifetimes == {PATH: None}
     for options in ([], ["--ttl", "7200", "--remove"]):
         refused = tinker_platform("checkpoint", "set-ttl", PATH, *options)
-        assert (refused.code, "either --ttl" in refused.err) == (2, True)
+        assert (refused.code, "exactly one of --ttl and --remove" in refused.err) == (2, True)
 
 
 def test_deleting_asks_once_and_takes_no_for_an_answer(tinker_platform: Run, platform: LoopbackPlatform) -> None:
@@ -133,9 +137,7 @@ def test_deleting_what_list_shows(tinker_platform: Run, platform: LoopbackPlatfo
     assert [line.split()[-1] for line in shown.err.splitlines()[1:4]] == paths, "shown before it asks"
     assert "3 checkpoints, 369 bytes" in shown.err
     assert sorted(platform.deleted) == sorted(paths)
-    assert (
-        tinker_platform("checkpoint", "delete", "--before", "2020-01-01", "-y").out == "There is no such checkpoint.\n"
-    )
+    assert tinker_platform("checkpoint", "delete", "--before", "2020-01-01", "-y").out == "No checkpoints match.\n"
 
 
 def test_deleting_says_of_every_one_what_became_of_it(tinker_platform: Run, platform: LoopbackPlatform) -> None:
@@ -175,7 +177,7 @@ def test_sessions(tinker_platform: Run, runs: list[str]) -> None:
 def test_models_by_a_part_of_their_name(tinker_platform: Run) -> None:
     assert tinker_platform("model", "list", MODEL[:3].upper()).out.splitlines()[1].split()[0] == MODEL
     assert tinker_platform("model", "list", "-f", "json").json["models"][0]["max_context_length"] == 64
-    assert "whose name has 'zebra' in it" in tinker_platform("model", "list", "zebra").out
+    assert "whose name contains 'zebra'" in tinker_platform("model", "list", "zebra").out
     assert tinker_platform("model", "list", "zebra", "-f", "json").json == {"models": []}
 
 
@@ -232,20 +234,48 @@ def test_a_platform_that_runs_in_this_directory_is_found(
     assert tinker_platform("model", "list").out.splitlines()[1].startswith(MODEL)
 
 
-GROUPS = {
-    "run": ["list", "info"],
-    "checkpoint": [
-        *("list", "info", "publish", "unpublish", "set-ttl", "delete"),
-        *("download", "merge", "import"),
-    ],
-    "session": ["list", "info"],
-    "model": ["list"],
+def commands_below(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_below(command, *path, name)
+        else:
+            yield *path, name
+
+
+COMMANDS = list(commands_below(typer.main.get_command(main.app)))
+OF_USERS = [path for path in COMMANDS if path[0] in main.USERS_GROUPS]
+IMPERATIVES = {
+    *("Check", "Create", "Delete", "Download", "Import", "List", "Make", "Merge", "Publish", "Revoke", "Run", "Set"),
+    *("Show", "Verify"),
 }
 
 
-@pytest.mark.parametrize(("group", "command"), [(group, name) for group, names in GROUPS.items() for name in names])
-def test_help_teaches_with_an_example(tinker_platform: Run, group: str, command: str) -> None:
-    told = tinker_platform(group, command, "--help")
+def test_every_command_is_known_to_these_tests() -> None:
+    assert len(COMMANDS) == len(set(COMMANDS)) == 25
+    assert len(OF_USERS) == 14
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_is_an_imperative_sentence_and_an_example(tinker_platform: Run, path: tuple[str, ...]) -> None:
+    told = tinker_platform(*path, "--help")
     assert told.code == 0
-    assert f"tinker-platform {group} {command}" in told.out.split("Example:")[1]
-    assert "--format" in told.out
+    description, example = told.out.split("Example:", 1)
+    sentence = " ".join(description.partition("Usage:")[2].partition("\n")[2].split())
+    assert sentence.split()[0] in IMPERATIVES
+    assert sentence.endswith(".")
+    assert example.split("\n")[0].strip().startswith(f"tinker-platform {' '.join(path)}")
+
+
+@pytest.mark.parametrize("path", OF_USERS, ids=" ".join)
+def test_commands_of_users_have_the_shared_options(tinker_platform: Run, path: tuple[str, ...]) -> None:
+    told = tinker_platform(*path, "--help")
+    for option in ("--format", "--base-url", "--api-key"):
+        assert option in told.out
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_option_and_argument_is_explained(path: tuple[str, ...]) -> None:
+    command = typer.main.get_command(main.app)
+    for name in path:
+        command = command.commands[name]
+    assert [each.name for each in command.params if not (each.help or "").endswith(".")] == []
