@@ -67,7 +67,7 @@ def example(length: int, seed: int, prefix: Sequence[int] = ()) -> Example:
 
 def plain_peft(base: BaseModel) -> float:
     """Seconds of forward and backward as one writes it: a batch at a time, all logits at once."""
-    config = AdapterConfig(RANK, seed=0).to_peft("base")
+    config = AdapterConfig(RANK, seed=0).to_peft("base", base.family)
     config.inference_mode = False
     model = get_peft_model(base.module, config)
     tokens = torch.randint(3, VOCAB, (8, 1, 1024), device=CUDA)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from services.model.adapters import AdapterConfig
+from services.model.families import SUPPORTED_FAMILIES
 
 
 class NaivePeft:
@@ -26,7 +27,7 @@ class NaivePeft:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft_config = config.to_peft(str(source))
+            peft_config = config.to_peft(str(source), SUPPORTED_FAMILIES[base.config.model_type])
             peft_config.inference_mode = False
             self._model = get_peft_model(base, peft_config, adapter_name="t0")
             for index in range(1, tenants):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.families import SUPPORTED_FAMILIES
 
 
 @contextmanager
@@ -30,7 +31,7 @@ class PlainPeft:
 
     def __init__(self, source: Path, config: AdapterConfig, weights: AdapterWeights | None = None) -> None:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
-        peft_config = config.to_peft(str(source))
+        peft_config = config.to_peft(str(source), SUPPORTED_FAMILIES[base.config.model_type])
         peft_config.inference_mode = False
         with peft_warnings_ignored(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed or 0)

@@ -60,10 +60,10 @@ def check_text(field: str, chunk: data_pb2.Chunk) -> None:
     """
     content = chunk.WhichOneof("content")
     if content == "image":
-        message = "must be encoded_text (got an image); the base model is text-only"
-        raise InvalidArgumentError.at(f"{field}.image", message, reason="IMAGE_NOT_SUPPORTED")
+        rule = "encoded_text, because the base model is text-only"
+        raise InvalidArgumentError.must_be(f"{field}.image", rule, "an image", reason="IMAGE_NOT_SUPPORTED")
     if content is None:
-        raise InvalidArgumentError.at(field, "must be encoded_text (got no content)")
+        raise InvalidArgumentError.must_be(field, "encoded_text", "no content")
 
 
 def text_ids(field: str, model_input: data_pb2.ModelInput) -> ContentIds:

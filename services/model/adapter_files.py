@@ -1,8 +1,8 @@
 """Adapters on disk in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
 Any tool that reads PEFT adapters reads these. They hold LoRA matrices in float32 and nothing else: no weight of the
-base model, also when the unembedding is adapted. What is not supported (DoRA, ranks that differ by layer) is refused
- by the option's name, never approximated.
+base model, also when the unembedding is adapted. Options that are not supported (DoRA, ranks that differ by layer) are
+refused by name, never approximated.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from services.core.errors import DataLossError, InvalidArgumentError
-from services.core.linears import ADAPTABLE_LINEARS
+from services.core.errors import DataLossError, InvalidArgumentError, broken_rule, quoted
 from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
@@ -38,8 +37,8 @@ _FREE_OPTIONS = frozenset(
 
 
 def write_adapter(directory: Path, weights: AdapterWeights, base: BaseModel) -> None:
-    """Writes an adapter's two files into an existing directory."""
-    weights.config.to_peft(base.name).save_pretrained(str(directory))
+    """Writes an adapter's two files into an existing directory; errors as `write_tensors`."""
+    weights.config.to_peft(base.name, base.family).save_pretrained(str(directory))
     write_tensors({name: matrix.cpu() for name, matrix in named_matrices(weights).items()}, directory / WEIGHTS_FILE)
 
 
@@ -56,7 +55,7 @@ def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
     if (directory / MANIFEST_FILE).exists():
         manifest = Manifest.read(directory)
         config_path, weights_path = (manifest.verified(directory, path.name) for path in (config_path, weights_path))
-    config = read_config(config_path, base.name, label=str(config_path))
+    config = read_config(config_path, base, label=str(config_path))
     layout = AdapterLayout.of(base, config)
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
     fill(weights, read_tensors(weights_path), str(weights_path))
@@ -88,12 +87,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes a safetensors file.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # safetensors hides the system's error in its text; whoever writes checkpoints must know a full disk.
+        # safetensors hides the system's error in its text, and callers know a full disk by its number.
         number = _SYSTEM_ERROR.search(str(error))
         if number is None:
             raise
@@ -113,17 +112,18 @@ def fill(weights: AdapterWeights, tensors: Mapping[str, Tensor], label: str) -> 
     for name, matrix in matrices.items():
         shape, needed = tuple(tensors[name].shape), tuple(matrix.shape)
         if shape != needed:
-            raise InvalidArgumentError(f"{label}: {name} has shape {shape}; the base model needs {needed}")
+            raise InvalidArgumentError(f"{label}: {name} must have shape {needed} for this base model (got {shape})")
         matrix.copy_(tensors[name])
 
 
-def read_config(path: Path, base_model: str | None, *, label: str) -> AdapterConfig:
+def read_config(path: Path, base: BaseModel, *, label: str, any_base_model: bool = False) -> AdapterConfig:
     """The adapter that an adapter_config.json describes.
 
     Args:
         path: the file.
-        base_model: the base model that it must be for; None for any.
+        base: the base model.
         label: what errors call the file.
+        any_base_model: take it also where it names another base model.
 
     Raises:
         DataLossError: it is missing or not a PEFT configuration.
@@ -135,20 +135,24 @@ def read_config(path: Path, base_model: str | None, *, label: str) -> AdapterCon
         targets = frozenset([given] if isinstance(given, str) else given)
         trained_on = content["base_model_name_or_path"]
         rank, alpha, rslora = int(content["r"]), int(content["lora_alpha"]), bool(content.get("use_rslora"))
-        is_whole = (rank, alpha) == (content["r"], content["lora_alpha"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataLossError(f"{label} is missing or not a PEFT configuration: {error}") from error
-    if base_model is not None and trained_on != base_model:
-        raise InvalidArgumentError(f"{label}: the adapter is for base model {trained_on!r}, not for {base_model!r}")
-    if not targets or not targets.issubset(ADAPTABLE_LINEARS):
-        allowed = ", ".join(ADAPTABLE_LINEARS)
-        raise InvalidArgumentError(f"{label}: target_modules is {sorted(map(str, targets))}; allowed are {allowed}")
-    if not is_whole or min(rank, alpha) < 1:
-        message = f"r is {content['r']!r} and lora_alpha {content['lora_alpha']!r}; allowed are whole numbers from 1"
-        raise InvalidArgumentError(f"{label}: {message}")
+    if not any_base_model and trained_on != base.name:
+        raise _refusal(label, "base_model_name_or_path", quoted(base.name), trained_on)
+    adaptable = [name for group in base.family.groups.values() for name in group]
+    if not targets or not targets.issubset(adaptable):
+        raise _refusal(label, "target_modules", f"some of {', '.join(adaptable)}", sorted(map(str, targets)))
+    for option, number in (("r", rank), ("lora_alpha", alpha)):
+        if number != content[option] or number < 1:
+            raise _refusal(label, option, "a whole number of at least 1", content[option])
     config = AdapterConfig(rank, alpha, use_rslora=rslora, target_modules=tuple(sorted(targets)))
-    ours: dict[str, Any] = dataclasses.asdict(config.to_peft(trained_on))
+    ours: dict[str, Any] = dataclasses.asdict(config.to_peft(trained_on, base.family))
     for option, value in content.items():
         if option not in _FREE_OPTIONS and value and value != ours.get(option):
-            raise InvalidArgumentError(f"{label}: {option} is {value!r}, which is not supported")
+            rule = quoted(ours[option]) if option in ours else "absent"
+            raise _refusal(label, option, f"{rule}, because nothing else is supported", value)
     return config
+
+
+def _refusal(label: str, option: str, rule: str, got: object) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{label}: {option} {broken_rule(rule, quoted(got))}")

@@ -1,9 +1,9 @@
-"""Adapters that others have trained: files in PEFT's format, checked before anything is taken from them.
+"""Import of adapters that were trained elsewhere: files in PEFT's format, checked before they are used.
 
-Everything that would be computed differently here is refused by name: another base model, rank or module, a shape that
-does not fit, a number that is not finite. bfloat16 and float16 are taken and become float32, which is exact. PEFT adds
-the unembedding's and the embedding's own weights to an adapter of the unembedding; those are taken if they are the base
-model's, and refused if they were changed.
+An adapter that would compute something else here is refused by name: another base model, rank or module, a shape that
+does not fit, a number that is not finite. bfloat16 and float16 are accepted and become float32, which is exact. PEFT
+saves the weights of unembedding and embedding with an adapter of the unembedding; they are accepted, and ignored, if
+they are the base model's own, and refused if they were changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.core.errors import DataLossError, InvalidArgumentError
+from services.core.errors import DataLossError, InvalidArgumentError, broken_rule
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_files import fill, named_matrices, read_config, read_tensors
 from services.model.adapters import AdapterLayout, AdapterWeights
@@ -32,13 +32,13 @@ def import_adapter(
         config_path: adapter_config.json.
         weights_path: adapter_model.safetensors.
         base: the base model.
-        rename_base_model: take it though its configuration names another base model.
+        rename_base_model: accept an adapter whose configuration names another base model.
 
     Raises:
-        InvalidArgumentError: it is damaged, or does not fit this base model; names what.
+        InvalidArgumentError: it is damaged, or does not fit this base model; names the option or the tensor.
     """
     try:
-        config = read_config(config_path, None if rename_base_model else base.name, label=CONFIG_FILE)
+        config = read_config(config_path, base, label=CONFIG_FILE, any_base_model=rename_base_model)
         tensors = read_tensors(weights_path, label=WEIGHTS_FILE)
     except (DataLossError, RecursionError) as error:
         raise InvalidArgumentError(str(error) or f"{CONFIG_FILE} is nested too deeply", reason="BAD_ADAPTER") from error
@@ -53,10 +53,10 @@ def import_adapter(
 
 
 def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
-    """Whether a tensor is a weight of the base model itself, the same as far as the narrower of the two can tell.
+    """Whether a tensor is a weight of the base model itself, equal to it in the narrower of the two dtypes.
 
     Raises:
-        InvalidArgumentError: it is one that was changed.
+        InvalidArgumentError: it has the name of such a weight and another content.
     """
     own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
     weight = base.module.state_dict(keep_vars=True).get(own)
@@ -64,16 +64,20 @@ def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
         return False
     dtype = min(weight.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
     if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu().to(dtype), tensor.to(dtype)):
-        message = f"{WEIGHTS_FILE}: {name} is not the base model's; adapters that change whole weights are not taken"
+        rule = "must be the base model's own weight, because adapters that change whole weights are not supported"
+        message = f"{WEIGHTS_FILE}: {name} {rule}"
         raise InvalidArgumentError(message, reason="BAD_ADAPTER")
     return True
 
 
 def _check_numbers(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in DTYPES:
-        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        given = str(tensor.dtype).removeprefix("torch.")
-        raise InvalidArgumentError(f"{WEIGHTS_FILE}: {name} is {given}; allowed are {allowed}", reason="BAD_ADAPTER")
+        allowed, got = " or ".join(map(_dtype_name, DTYPES)), _dtype_name(tensor.dtype)
+        raise InvalidArgumentError(f"{WEIGHTS_FILE}: {name} {broken_rule(allowed, got)}", reason="BAD_ADAPTER")
     if not torch.isfinite(tensor).all():
-        message = f"{WEIGHTS_FILE}: {name} has NaN or infinite values"
+        message = f"{WEIGHTS_FILE}: {name} {broken_rule('finite', 'NaN or infinite values')}"
         raise InvalidArgumentError(message, reason="BAD_ADAPTER")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

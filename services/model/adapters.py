@@ -16,8 +16,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from services.core.errors import InvalidArgumentError
-from services.core.linears import ADAPTABLE_LINEARS, ATTENTION_LINEARS, MLP_LINEARS, UNEMBED_LINEARS
 from services.model.base import BaseModel
+from services.model.families import Family
 
 _ADAPTER_NAME = "default"
 
@@ -41,53 +41,61 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InvalidArgumentError.at("lora_config.rank", f"is {self.rank}; it must be at least 1")
+            raise InvalidArgumentError.must_be("lora_config.rank", "at least 1", self.rank)
         if self.alpha < 1:
-            raise InvalidArgumentError.at("lora_config.alpha", f"is {self.alpha}; it must be at least 1")
+            raise InvalidArgumentError.must_be("lora_config.alpha", "at least 1", self.alpha)
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if unknown := set(self.target_modules) - set(ADAPTABLE_LINEARS):
-            message = f"has {sorted(unknown)}; allowed are {', '.join(ADAPTABLE_LINEARS)}"
-            raise InvalidArgumentError.at("lora_config.target_modules", message)
-        if not self.targets:
-            raise InvalidArgumentError.at(
-                "lora_config", "adapts nothing; set one of train_attn, train_mlp and train_unembed"
-            )
+        if not (self.target_modules or self.train_attn or self.train_mlp or self.train_unembed):
+            raise _adapts_nothing()
 
     @property
     def scale(self) -> float:
         """Factor on B A."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else."""
+    def targets(self, family: Family) -> tuple[str, ...]:
+        """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else.
+
+        Raises:
+            InvalidArgumentError: a target module is none of the family's, or nothing is adapted.
+        """
+        groups = family.groups
+        adaptable = tuple(name for names in groups.values() for name in names)
+        if unknown := sorted(set(self.target_modules) - set(adaptable)):
+            raise InvalidArgumentError.must_be(
+                "lora_config.target_modules", f"some of {', '.join(adaptable)}", str(unknown)
+            )
         if self.target_modules:
-            return tuple(name for name in ADAPTABLE_LINEARS if name in self.target_modules)
-        groups = (
-            (self.train_attn, ATTENTION_LINEARS),
-            (self.train_mlp, MLP_LINEARS),
-            (self.train_unembed, UNEMBED_LINEARS),
-        )
-        return tuple(name for wanted, names in groups if wanted for name in names)
+            return tuple(name for name in adaptable if name in self.target_modules)
+        flags = {"attention": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
+        targets = tuple(name for group, names in groups.items() if flags[group] for name in names)
+        if not targets:
+            raise _adapts_nothing()
+        return targets
 
-    @property
-    def shape(self) -> dict[str, object]:
+    def shape(self, family: Family) -> dict[str, object]:
         """All that decides what the adapter computes with given weights; two adapters of one shape are exchangeable."""
-        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": self.targets}
+        targets = self.targets(family)
+        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": targets}
 
-    def to_peft(self, base_model: str) -> LoraConfig:
-        """The same adapter in PEFT's words."""
+    def to_peft(self, base_model: str, family: Family) -> LoraConfig:
+        """The same adapter as PEFT describes it, for a base model of a name and a family."""
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             use_rslora=self.use_rslora,
             lora_dropout=0.0,
             bias="none",
-            target_modules=list(self.targets),
+            target_modules=list(self.targets(family)),
             task_type="CAUSAL_LM",
             base_model_name_or_path=base_model,
             inference_mode=True,
         )
+
+
+def _adapts_nothing() -> InvalidArgumentError:
+    rule = "such that it adapts something: set one of train_attn, train_mlp and train_unembed"
+    return InvalidArgumentError.must_be("lora_config", rule)
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,18 @@ class AdapterLayout:
 
     @classmethod
     def of(cls, base: BaseModel, config: AdapterConfig) -> AdapterLayout:
-        """The layout of an adapter on a base model."""
+        """The layout of an adapter on a base model.
+
+        Raises:
+            InvalidArgumentError: it adapts nothing, or a linear that the base model's family does not have.
+        """
+        targets = config.targets(base.family)
         return cls(
             config.rank,
             {
                 name: (linear.in_features, linear.out_features)
                 for name, linear in base.adaptable_linears().items()
-                if name.rpartition(".")[2] in config.targets
+                if name.rpartition(".")[2] in targets
             },
         )
 
@@ -153,12 +166,12 @@ def init_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
     CPU: the same seed gives the same bits on every device, and the cost does not depend on who else trains.
     """
     if config.seed is None:
-        raise InvalidArgumentError.at("lora_config.seed", "is not set; a fresh adapter needs one")
+        raise InvalidArgumentError.at("lora_config.seed", "required: a fresh adapter needs one")
     layout = AdapterLayout.of(base, config)
     skeleton = _skeleton(layout)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        inject_adapter_in_model(config.to_peft(base.name), skeleton, _ADAPTER_NAME)
+        inject_adapter_in_model(config.to_peft(base.name, base.family), skeleton, _ADAPTER_NAME)
     names = [f"{name}.{part}.{_ADAPTER_NAME}.weight" for name in layout.linears for part in ("lora_A", "lora_B")]
     flat = torch.cat([skeleton.get_parameter(name).detach().reshape(-1) for name in names])
     return AdapterWeights(config, layout, flat.to(base.device))

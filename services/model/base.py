@@ -1,4 +1,4 @@
-"""The frozen base model: which families are served, how one is loaded, and which of its linears an adapter may touch.
+"""The frozen base model: how one is loaded, and where its parts are.
 
 Loaded once per process, its weights never change afterwards: evaluation mode, no parameter requires a gradient. float32
 on a CPU, bfloat16 on a GPU. A model of another family is refused by name before any weight is read.
@@ -7,12 +7,13 @@ on a CPU, bfloat16 on a GPU. A model of another family is refused by name before
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,14 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from services.core.errors import InvalidArgumentError
-from services.core.linears import ADAPTABLE_LINEARS
-
-_ATTENTION, _HYBRID = frozenset({"full_attention"}), frozenset({"full_attention", "linear_attention"})
-SUPPORTED_FAMILIES = {"llama": _ATTENTION, "qwen3": _ATTENTION, "qwen3_5": _HYBRID, "qwen3_5_text": _HYBRID}
-"""Kinds of layers by family. Of qwen3_5, which also sees images, the language model is served."""
-
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+from services.core.errors import InvalidArgumentError, broken_rule
+from services.model.families import SUPPORTED_FAMILIES, Family, Keeps, KVShape, check_architecture, kv_shape
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,9 @@ class BaseModel:
 
     name: str
     """The name that clients use and that checkpoints record."""
+
+    family: Family
+    """Where its parts are."""
 
     module: PreTrainedModel
     config: PreTrainedConfig
@@ -62,20 +60,97 @@ class BaseModel:
     @property
     def trunk(self) -> nn.Module:
         """All of the model but the unembedding."""
-        return self.module.get_submodule("model")
+        return self.module.get_submodule(self.family.trunk)
+
+    @property
+    def unembedding(self) -> nn.Module:
+        """The linear from hidden states to logits, or what has taken its place."""
+        return self.module.get_submodule(self.family.unembedding)
+
+    @property
+    def unembedding_weight(self) -> nn.Parameter:
+        """[V, D], in the dtype that the model is served in."""
+        return self.module.get_parameter(f"{self.family.unembedding}.weight")
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether embedding and unembedding are one weight."""
+        return self.trunk.get_parameter(f"{self.family.embedding}.weight") is self.unembedding_weight
+
+    @property
+    def decoder_layers(self) -> list[nn.Module]:
+        """The decoder layers in order."""
+        return list(self.module.get_submodule(self.family.layers_path).children())
+
+    def mixers(self, keeps: Keeps) -> list[nn.Module]:
+        """The modules that mix tokens in the layers whose kind keeps this."""
+        kinds = self.family.layer_kinds(self.config)
+        layers = zip(self.decoder_layers, kinds, strict=True)
+        return [layer.get_submodule(kind.mixer) for layer, kind in layers if kind.keeps == keeps]
 
     @property
     def has_linear_attention(self) -> bool:
         """Whether some layers carry a state along a sequence instead of attending to its tokens."""
-        return "linear_attention" in (getattr(self.config, "layer_types", None) or ())
+        return any(kind.keeps == "state" for kind in self.family.layer_kinds(self.config))
+
+    @property
+    def kv_shape(self) -> KVShape:
+        """Size of the keys and values of a token."""
+        return kv_shape(self.config)
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the MLPs' activation; None where the configuration has none."""
+        name: str | None = getattr(self.config, self.family.activation_field, None)
+        return name
+
+    def hidden_states(self, tokens_T: Tensor, positions_T: Tensor, **sequences: object) -> Tensor:
+        """Hidden states [T, D] of one packed row, as the trunk returns them.
+
+        Args:
+            tokens_T: int64 token ids.
+            positions_T: int64, of each token in its sequence.
+            sequences: what the attention that is set needs to tell the row's sequences apart.
+        """
+        row = {"input_ids": tokens_T[None], "position_ids": positions_T[None], "use_cache": False}
+        hidden_1TD: Tensor = self.trunk(**row, **sequences).last_hidden_state
+        return hidden_1TD[0]
 
     def adaptable_linears(self) -> dict[str, nn.Linear]:
-        """Every linear that an adapter may touch, by full module name, in the model's own order."""
-        return {
+        """Every linear that an adapter may touch, by full module name, in the model's own order.
+
+        Raises:
+            InvalidArgumentError: the model lacks one that its family has.
+        """
+        paths = self.family.linear_paths(self.config)
+        linears = {
             name: module
             for name, module in self.module.named_modules()
-            if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ADAPTABLE_LINEARS
+            if name in paths and isinstance(module, nn.Linear)
         }
+        if missing := sorted(paths - linears.keys()):
+            rule = f"a model with the linears of its family, {self.config.model_type}"
+            raise InvalidArgumentError.must_be("base_model", rule, f"{self.name} without {missing[0]}")
+        return linears
+
+    def replace_activations(self, replacement: Callable[[nn.Module], nn.Module]) -> bool:
+        """Puts another module in place of the activation of every MLP.
+
+        Args:
+            replacement: makes it from the activation.
+
+        Returns:
+            False, and nothing is replaced, where some layer has no MLP whose activation is a module.
+        """
+        mlp = self.family.mlp
+        if mlp is None:
+            return False
+        blocks = [layer.get_submodule(mlp.path) for layer in self.decoder_layers]
+        if not all(isinstance(getattr(block, mlp.activation, None), nn.Module) for block in blocks):
+            return False
+        for block in blocks:
+            setattr(block, mlp.activation, replacement(block.get_submodule(mlp.activation)))
+        return True
 
 
 def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype | None = None) -> BaseModel:
@@ -87,10 +162,8 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
     try:
         config = PreTrainedConfig.get_config_dict(source)[0]
     except OSError as error:
-        message = (
-            f"{source} is neither a directory with a config.json nor a Hugging Face name that can be read: {error}"
-        )
-        raise InvalidArgumentError.at("base_model", message, reason="UNREADABLE_BASE_MODEL") from None
+        rule = broken_rule("a directory with a config.json, or a Hugging Face name that can be read", source)
+        raise InvalidArgumentError.at("base_model", f"{rule}: {error}", reason="UNREADABLE_BASE_MODEL") from None
     check_architecture(config, name)
     placed = torch.device(device)
     if dtype is None:
@@ -98,8 +171,9 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
     module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     nn.Module.to(module.train(False).requires_grad_(False), placed)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    return BaseModel(
+    base = BaseModel(
         name=name,
+        family=SUPPORTED_FAMILIES[config["model_type"]],
         module=module,
         config=module.config,
         device=placed,
@@ -111,40 +185,8 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
         tokenizer=tokenizer,
         tokenizer_files=_tokenizer_files(tokenizer),
     )
-
-
-def check_architecture(config: dict[str, Any], name: str) -> None:
-    """Refuses what would be computed wrongly: other families or kinds of layers, quantized weights, moving frequencies.
-
-    Args:
-        config: content of the model's config.json.
-        name: the model's name, for the error.
-    """
-    family = config.get("model_type")
-    supported = f"supported are full-precision dense models of the families {', '.join(SUPPORTED_FAMILIES)}"
-    if family not in SUPPORTED_FAMILIES:
-        raise InvalidArgumentError.at("base_model", f"{name} is of the family {family!r}; {supported}")
-    language = config.get("text_config") or config
-    layer_types = SUPPORTED_FAMILIES[family]
-    other_layers = sorted(set(language.get("layer_types") or ()) - layer_types)
-    if language.get("use_sliding_window") or other_layers:
-        kinds = ", ".join(other_layers) or "sliding_attention"
-        message = (
-            f"{name} has layers of the kind {kinds}; {supported}, {family} with {' and '.join(sorted(layer_types))}"
-        )
-        raise InvalidArgumentError.at("base_model", message)
-    rope_type = _rope_type(language)
-    if rope_type in _BATCH_DEPENDENT_ROPE:
-        message = f"{name} has rope_type {rope_type!r}, whose frequencies depend on the longest sequence of a batch"
-        raise InvalidArgumentError.at("base_model", f"{message}; {supported} with fixed frequencies")
-    if config.get("quantization_config"):
-        raise InvalidArgumentError.at("base_model", f"{name} has quantized weights; {supported}")
-
-
-def _rope_type(config: dict[str, Any]) -> str | None:
-    """How rotary frequencies are scaled, by either of the names that configurations use."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return rope.get("rope_type", rope.get("type"))
+    base.adaptable_linears()  # refuses here, not with the first run, where one is missing
+    return base
 
 
 def _stored_dtype(config: dict[str, Any]) -> torch.dtype:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.core.linears import UNEMBED_LINEARS
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
 
@@ -29,7 +28,7 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 def grouped_linears(base: BaseModel) -> dict[str, nn.Linear]:
     """What adapters may touch in the trunk; the unembedding has products of its own."""
     linears = base.adaptable_linears()
-    return {name: linear for name, linear in linears.items() if name not in UNEMBED_LINEARS}
+    return {name: linear for name, linear in linears.items() if name != base.family.unembedding}
 
 
 def has_grouped_products(base: BaseModel) -> bool:

@@ -23,10 +23,8 @@ CHUNK = 64
 
 def keep_sequences_apart(base: BaseModel) -> None:
     """Gives the linear-attention layers of a base model the sequences of a packed row apart. Call it once."""
-    for layer in base.trunk.get_submodule("layers").children():
-        mixer = getattr(layer, "linear_attn", None)
-        if mixer is not None:
-            mixer.forward = _apart(mixer.forward)
+    for mixer in base.mixers("state"):
+        mixer.forward = _apart(mixer.forward)
 
 
 def _apart(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

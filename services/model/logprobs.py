@@ -26,7 +26,6 @@ from services.model.rowwise import Product, addmm_rows_, aligned_rows
 LossGradient = Callable[[slice, Tensor], Tensor]
 """(rows of the part, their logprobs [C, K]) -> dL/dlogprobs [C, K]."""
 
-_UNEMBED = "lm_head"
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
@@ -52,7 +51,7 @@ def unembed(base: BaseModel, hidden_TD: Tensor, segments: Sequence[Segment]) -> 
     """Logits as float32 [T, V], each segment's rows through its own adapter."""
     logits_TV = _to_logits(base)(hidden_TD)
     for segment in segments:
-        _add_adapter_(logits_TV, hidden_TD, slice(segment.start, segment.end), segment.adapter)
+        _add_adapter_(base, logits_TV, hidden_TD, slice(segment.start, segment.end), segment.adapter)
     return logits_TV
 
 
@@ -143,7 +142,7 @@ def _run_chunk(base: BaseModel, hidden_CD: Tensor, pieces: Sequence[_Piece], d_h
     """
     buffer_CV = _to_logits(base)(hidden_CD)
     for piece in pieces:
-        _add_adapter_(buffer_CV, hidden_CD, piece.place, piece.part.adapter)
+        _add_adapter_(base, buffer_CV, hidden_CD, piece.place, piece.part.adapter)
     buffer_CV.sub_(buffer_CV.amax(dim=1, keepdim=True))
     chosen = [buffer_CV[piece.place].gather(1, piece.targets) for piece in pieces]
     sum_C1 = _sum_of_rows(buffer_CV.exp_())
@@ -176,12 +175,13 @@ def _backward(
     base: BaseModel, hidden_CD: Tensor, d_logits_CV: Tensor, parts: Sequence[tuple[HeadPart, slice]]
 ) -> Tensor:
     """dL/dhidden [C, D]; adds the gradients of the unembedding's adapters."""
+    unembedding = base.family.unembedding
     d_hidden_CD = _from_logits(base, hidden_CD.dtype)(d_logits_CV)
     for part, rows in parts:
-        if part.adapter is None or part.gradient is None or _UNEMBED not in part.adapter.linears:
+        if part.adapter is None or part.gradient is None or unembedding not in part.adapter.linears:
             continue
-        scale, (a_RD, b_VR) = part.adapter.scale, part.adapter.linears[_UNEMBED]
-        d_a_RD, d_b_VR = part.gradient.linears[_UNEMBED]
+        scale, (a_RD, b_VR) = part.adapter.scale, part.adapter.linears[unembedding]
+        d_a_RD, d_b_VR = part.gradient.linears[unembedding]
         d_logits_MV, hidden_MD = aligned_rows(d_logits_CV, rows), aligned_rows(hidden_CD, rows).float()
         d_projected_MR = d_logits_MV @ b_VR
         d_b_VR.addmm_(d_logits_MV.t(), hidden_MD @ a_RD.t(), alpha=scale)
@@ -190,27 +190,29 @@ def _backward(
     return d_hidden_CD
 
 
-def _add_adapter_(logits_CV: Tensor, hidden_CD: Tensor, rows: slice, adapter: AdapterWeights | None) -> None:
+def _add_adapter_(
+    base: BaseModel, logits_CV: Tensor, hidden_CD: Tensor, rows: slice, adapter: AdapterWeights | None
+) -> None:
     """Adds the unembedding's adapter to rows of logits in place."""
-    if adapter is not None and _UNEMBED in adapter.linears:
-        a_RD, b_VR = adapter.linears[_UNEMBED]
+    if adapter is not None and (pair := adapter.linears.get(base.family.unembedding)) is not None:
+        a_RD, b_VR = pair
         projected_MR = aligned_rows(hidden_CD, rows).float() @ a_RD.t()
         addmm_rows_(logits_CV, rows, projected_MR, b_VR.t(), scale=adapter.scale)
 
 
 def _to_logits(base: BaseModel) -> Product:
     """From hidden states [C, D] to float32 [C, V]."""
-    linear = base.module.get_submodule(_UNEMBED)
+    linear = base.unembedding
     if isinstance(linear, MultiLoraLinear) and base.dtype == torch.float32:
         return linear.products.forward
-    weight_VD = base.module.get_parameter(f"{_UNEMBED}.weight")
+    weight_VD = base.unembedding_weight
     return lambda hidden_CD: matmul_fp32(hidden_CD, weight_VD.t())
 
 
 def _from_logits(base: BaseModel, dtype: torch.dtype) -> Product:
     """From dL/dlogits [C, V] to dL/dhidden [C, D] in a dtype."""
-    linear = base.module.get_submodule(_UNEMBED)
+    linear = base.unembedding
     if isinstance(linear, MultiLoraLinear) and base.dtype == torch.float32:
         return linear.products.backward
-    weight_VD = base.module.get_parameter(f"{_UNEMBED}.weight")
+    weight_VD = base.unembedding_weight
     return lambda d_logits_CV: d_logits_CV.to(dtype) @ weight_VD

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.frozen_linear import FrozenLinear
 from services.model.grouped import ALIGNMENT, AdapterGroup, has_grouped_products
 from services.model.precision import addmm_fp32_
 from services.model.rowwise import FrozenProducts, RowwiseSiLU, addmm_rows_, aligned_rows, frozen_products, is_rowwise
@@ -89,28 +90,25 @@ class LoraContext:
             and len(set(backward)) == 1
             and all(segment.start == start for segment, start in zip(segments, starts, strict=False))
             and adapters[0].config.rank % ALIGNMENT == 0
-            and all(adapter.config.shape == adapters[0].config.shape for adapter in adapters)
+            and all((adapter.scale, adapter.layout) == (adapters[0].scale, adapters[0].layout) for adapter in adapters)
         ):
             return None
         return AdapterGroup(adapters, starts[1:], self._dtype, backward=backward[0])
 
 
-class MultiLoraLinear(nn.Linear):
-    """A frozen linear that adds each segment's adapter. Shares the weight of the linear that it replaces."""
+class MultiLoraLinear(FrozenLinear):
+    """A frozen linear that adds each segment's adapter."""
 
     def __init__(self, linear: nn.Linear, name: str, context: LoraContext, products: FrozenProducts) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
+        super().__init__(linear, name)
         self.products = products
-        self._name = name
         self._context = context
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., T, I] to [..., T, O]; leading dimensions are 1 while segments are set."""
-        if (group := self._context.group) is not None and self._name in group.factors:
+        if (group := self._context.group) is not None and self.name in group.factors:
             return self._grouped(input, group)
-        parts = [part for segment in self._context.current if (part := _part(segment, self._name))]
+        parts = [part for segment in self._context.current if (part := _part(segment, self.name))]
         input_TI = input.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and (input.requires_grad or any(part.gradient for part in parts)):
             anchor = self._context.anchor
@@ -123,7 +121,7 @@ class MultiLoraLinear(nn.Linear):
     def _grouped(self, input: Tensor, group: AdapterGroup) -> Tensor:
         anchor = self._context.anchor if group.gradients is not None else self._context.anchor.detach()
         input_TI = input.reshape(-1, self.in_features)
-        output_TO = cast(Tensor, _Grouped.apply(input_TI, anchor, self.products, group, self._name))  # type: ignore[no-untyped-call]
+        output_TO = cast(Tensor, _Grouped.apply(input_TI, anchor, self.products, group, self.name))  # type: ignore[no-untyped-call]
         return output_TO.view(*input.shape[:-1], self.out_features)
 
 
@@ -142,11 +140,9 @@ def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bo
     """Whether the base model can be row-wise throughout; then its activations are, too."""
     linears = base.adaptable_linears()
     one_of_each = {linear.weight.shape: (linear, products[name]) for name, linear in linears.items()}
-    if base.config.hidden_act != "silu" or not all(is_rowwise(*pair) for pair in one_of_each.values()):
+    if base.activation != "silu" or not all(is_rowwise(*pair) for pair in one_of_each.values()):
         return False
-    for layer in base.trunk.get_submodule("layers").children():
-        layer.get_submodule("mlp").act_fn = RowwiseSiLU()
-    return True
+    return base.replace_activations(lambda _: RowwiseSiLU())
 
 
 class _Part(NamedTuple):

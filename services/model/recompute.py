@@ -21,7 +21,7 @@ class Recompute:
 
     def __init__(self, base: BaseModel) -> None:
         self.on = False
-        for layer in base.trunk.get_submodule("layers").children():
+        for layer in base.decoder_layers:
             layer.forward = self._switched(layer.forward)
 
     def _switched(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

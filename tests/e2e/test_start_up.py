@@ -21,7 +21,8 @@ def up(tmp_path: Path, base_model: str, port: int) -> subprocess.CompletedProces
 def test_a_base_model_that_is_not_there(tmp_path: Path) -> None:
     failed = up(tmp_path, f"x={tmp_path / 'nowhere'}", free_port())
     assert failed.returncode == 1
-    assert "nowhere is neither a directory" in failed.stderr
+    assert "must be a directory with a config.json" in failed.stderr
+    assert "nowhere)" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

@@ -74,12 +74,14 @@ def test_flags_choose_the_linears(load: Callable[..., BaseModel], flags: dict[st
 
 
 def test_explicit_targets_take_the_place_of_the_flags(load: Callable[..., BaseModel]) -> None:
-    config = AdapterConfig(2, seed=0, target_modules=("down_proj", "q_proj"))
-    weights = init_adapter(load(), config)
+    base, config = load(), AdapterConfig(2, seed=0, target_modules=("down_proj", "q_proj"))
+    weights = init_adapter(base, config)
     assert {name.rpartition(".")[2] for name in weights.linears} == {"q_proj", "down_proj"}
-    assert config.shape == AdapterConfig(2, seed=9, target_modules=("q_proj", "down_proj")).shape
+    same = AdapterConfig(2, seed=9, target_modules=("q_proj", "down_proj"))
+    assert config.shape(base.family) == same.shape(base.family)
     attention = AdapterConfig(2, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
-    assert attention.shape == AdapterConfig(2, train_mlp=False, train_unembed=False).shape
+    flags = AdapterConfig(2, train_mlp=False, train_unembed=False)
+    assert attention.shape(base.family) == flags.shape(base.family)
 
 
 def test_scale_is_alpha_over_rank_or_its_root() -> None:
@@ -89,14 +91,14 @@ def test_scale_is_alpha_over_rank_or_its_root() -> None:
 
 
 def test_nonsense_is_refused_by_field(load: Callable[..., BaseModel]) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"lora_config\.rank: is 0"):
+    with pytest.raises(InvalidArgumentError, match=r"lora_config\.rank: must be at least 1 \(got 0\)"):
         AdapterConfig(0)
-    with pytest.raises(InvalidArgumentError, match=r"lora_config\.alpha: is 0"):
+    with pytest.raises(InvalidArgumentError, match=r"lora_config\.alpha: must be at least 1 \(got 0\)"):
         AdapterConfig(4, alpha=0)
     with pytest.raises(
-        InvalidArgumentError, match=r"lora_config\.target_modules: has \['router'\]; allowed are q_proj"
+        InvalidArgumentError, match=r"lora_config\.target_modules: must be some of q_proj, .* \(got \['router'\]\)"
     ):
-        AdapterConfig(4, target_modules=("q_proj", "router"))
+        init_adapter(load(), AdapterConfig(4, target_modules=("q_proj", "router"), seed=0))
     with pytest.raises(InvalidArgumentError, match="train_attn, train_mlp and train_unembed"):
         AdapterConfig(4, train_attn=False, train_mlp=False, train_unembed=False)
     with pytest.raises(InvalidArgumentError, match=r"lora_config\.seed"):

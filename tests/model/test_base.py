@@ -74,7 +74,7 @@ def test_of_a_model_that_also_sees_images_the_language_model_is_loaded(tmp_path:
         ({"model_type": "qwen3", "use_sliding_window": True}, "layers of the kind sliding_attention"),
         ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "kind sliding_attention"),
         ({"model_type": "qwen3", "layer_types": ["linear_attention", "full_attention"]}, "kind linear_attention"),
-        ({"model_type": "qwen3_5", "text_config": {"layer_types": ["conv"]}}, "kind conv.*linear_attention"),
+        ({"model_type": "qwen3_5", "text_config": {"layer_types": ["conv"]}}, "linear_attention.*kind conv"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
         ({"model_type": "qwen3", "rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}, "quantized"),

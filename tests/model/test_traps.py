@@ -16,6 +16,7 @@ from torch import nn
 
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
+from services.model.families import SUPPORTED_FAMILIES
 from services.model.lora import Segment, install_lora
 from services.trainer.engine.local import TrainerEngine
 from testing.plain_peft import largest_difference
@@ -60,7 +61,7 @@ def adapted(config: LoraConfig) -> set[str]:
 
 
 def test_a_router_is_never_adapted() -> None:
-    assert adapted(AdapterConfig(2, seed=0).to_peft("any")) == {"mlp.gate_proj"}
+    assert adapted(AdapterConfig(2, seed=0).to_peft("any", SUPPORTED_FAMILIES["llama"])) == {"mlp.gate_proj"}
     everything = adapted(LoraConfig(r=2, target_modules="all-linear"))
     assert "mlp.gate" in everything, "the short way to say it would"
 

@@ -104,7 +104,7 @@ def test_another_shape_is_refused_by_name(
 def test_another_base_model_is_refused_by_name(load: Callable[..., BaseModel], tmp_path: Path) -> None:
     engine = TrainerEngine(load("llama"))
     engine.create_run("run", CONFIG)
-    with pytest.raises(InvalidArgumentError, match="'tiny-llama', not for 'tiny-qwen3'"):
+    with pytest.raises(InvalidArgumentError, match=r"must be 'tiny-qwen3' \(got 'tiny-llama'\)"):
         read_training_checkpoint(_write(engine, "run", tmp_path), load("qwen3"))
 
 

@@ -104,7 +104,8 @@ def test_alpha_rslora_and_explicit_targets_reach_the_adapter_and_its_checkpoints
     assert (run.lora_config.alpha, run.lora_config.use_rslora) == (6, True)
     assert list(run.lora_config.target_modules) == ["v_proj", "lm_head"]
     assert not run.lora_config.HasField("train_mlp")
-    assert trainer.engine.run("s:train:1").config.shape == state.config.shape
+    family = trainer.engine.base.family
+    assert trainer.engine.run("s:train:1").config.shape(family) == state.config.shape(family)
     trainer.create(2)
     other = training_pb2.LoadStateRequest(training_run_id="s:train:2", path=f"tinker://{RUN}/weights/one")
     with pytest.raises(InvalidArgumentError, match="the checkpoint's alpha is 6; the run's is 32"):

@@ -81,7 +81,7 @@ def test_a_refused_adapter_leaves_neither_run_nor_files(
     name = next(iter(tensors))
     tensors[name][0, 0] = float("nan")
     save_file(tensors, uploads[1])
-    with pytest.raises(InvalidArgumentError, match=f"{name} has NaN"):
+    with pytest.raises(InvalidArgumentError, match=f"{name} must be finite .*NaN"):
         execute(engine, checkpoints, job(), Locations(target=TARGET, uploads=uploads))
     assert not checkpoints.exists(TARGET)
     with pytest.raises(NotFoundError):

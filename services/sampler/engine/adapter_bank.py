@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.frozen_linear import FrozenLinear
 from services.model.grouped import ALIGNMENT, Factors, grouped_linears
 
 
@@ -112,14 +113,11 @@ class AdapterBank:
         self._places[adapter] = place
 
 
-class BankedLinear(nn.Linear):
-    """A frozen linear that adds each place's adapter to its rows. Shares the weight of the linear that it replaces."""
+class BankedLinear(FrozenLinear):
+    """A frozen linear that adds each place's adapter to its rows."""
 
     def __init__(self, linear: nn.Linear, name: str, bank: AdapterBank) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self._name = name
+        super().__init__(linear, name)
         self._bank = bank
 
     def forward(self, input: Tensor) -> Tensor:
@@ -127,7 +125,7 @@ class BankedLinear(nn.Linear):
         input_NI = input.reshape(-1, self.in_features)
         output_NO = F.linear(input_NI, self.weight, self.bias)
         if (ends := self._bank.ends) is not None:
-            a_PRI, b_POR = self._bank.factors[self._name]
+            a_PRI, b_POR = self._bank.factors[self.name]
             projected_NR = F.grouped_mm(input_NI, a_PRI.transpose(1, 2), offs=ends)
             output_NO.add_(F.grouped_mm(projected_NR, b_POR.transpose(1, 2), offs=ends))
         return output_NO.view(*input.shape[:-1], self.out_features)

@@ -137,16 +137,10 @@ class FlashTrunk:
         tokens_T, positions_T, rows_T = numbers
         self._bank.ends = ends
         try:
-            output = self._base.trunk(
-                input_ids=tokens_T[None],
-                position_ids=positions_T[None],
-                use_cache=False,
-                step=PackedStep(self._store, (), rows_T, (queries, slots)),
-            )
+            step = PackedStep(self._store, (), rows_T, (queries, slots))
+            return self._base.hidden_states(tokens_T, positions_T, step=step)
         finally:
             self._bank.ends = None
-        hidden_TD: Tensor = output.last_hidden_state[0]
-        return hidden_TD
 
     def _ends(self, packed: PackedChunks, rows: int) -> Tensor | None:
         """Where each adapter's rows end, if any row has one."""

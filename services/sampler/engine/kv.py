@@ -81,8 +81,7 @@ class KVStore:
         if base.has_linear_attention:
             message = f"{base.name} has layers of the kind linear_attention, whose state a sampler does not keep yet"
             raise InvalidArgumentError.at("base_model", f"{message}; it can be trained, but not sampled from")
-        config = base.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = base.kv_shape
         self.rows = rows
         """Tokens that it can hold."""
 
@@ -90,7 +89,7 @@ class KVStore:
         """On a GPU, a row that no slot has."""
 
         stored = rows + spare_rows(base.device)
-        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, stored, head_dim)
+        shape = (size.layers, 1, size.heads, stored, size.head_dim)
         self.keys_L1GRD = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.values_L1GRD = torch.zeros_like(self.keys_L1GRD)
         self._ranges = Ranges(rows)

@@ -68,7 +68,8 @@ def write_merged(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    _write_configuration(directory, base, dtype, is_tied=_is_tied(base) and "lm_head" not in adapter.linears)
+    is_tied = base.is_tied and base.family.unembedding not in adapter.linears
+    _write_configuration(directory, base, dtype, is_tied=is_tied)
     for name, content in base.tokenizer_files.items():
         (directory / name).write_bytes(content)
 
@@ -105,10 +106,6 @@ def _merged(name: str, weight: Tensor, adapter: AdapterWeights, dtype: torch.dty
         a_RI, b_OR = pair
         weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=adapter.scale)
     return weight.to(dtype).contiguous() if weight.is_floating_point() else weight
-
-
-def _is_tied(base: BaseModel) -> bool:
-    return bool(getattr(base.config, "tie_word_embeddings", False))
 
 
 def _write_configuration(directory: Path, base: BaseModel, dtype: torch.dtype, *, is_tied: bool) -> None:

@@ -15,8 +15,10 @@ from weakref import WeakKeyDictionary
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.core.errors import FailedPreconditionError
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.frozen_linear import FrozenLinear
 from services.model.lora import Segment
 from services.model.rowwise import Product, pack
 
@@ -57,14 +59,11 @@ class Routes:
         return self._prepared[adapter]
 
 
-class RoutedLinear(nn.Linear):
-    """A frozen linear that adds each segment's adapter. Shares the weight of the linear that it replaces."""
+class RoutedLinear(FrozenLinear):
+    """A frozen linear that adds each segment's adapter."""
 
     def __init__(self, linear: nn.Linear, name: str, routes: Routes, product: Product | None) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self._name = name
+        super().__init__(linear, name)
         self._routes = routes
         self._product = product
 
@@ -73,7 +72,7 @@ class RoutedLinear(nn.Linear):
         input_NI = input.reshape(-1, self.in_features)
         output_NO = F.linear(input_NI, self.weight, self.bias) if self._product is None else self._product(input_NI)
         for rows, additions in self._routes.current:
-            if (addition := additions.get(self._name)) is not None:
+            if (addition := additions.get(self.name)) is not None:
                 addition(output_NO[rows], input_NI[rows])
         return output_NO.view(*input.shape[:-1], self.out_features)
 
@@ -82,16 +81,15 @@ def install_linears(base: BaseModel, *, deterministic: bool) -> Routes:
     """Puts the linear in place of every adaptable linear of a float32 base model on a CPU.
 
     Raises:
-        FailedPreconditionError: `deterministic`, and this torch cannot do that.
+        FailedPreconditionError: `deterministic`, and this torch or this base model cannot do that.
     """
     routes = Routes(deterministic=deterministic)
     for name, linear in base.adaptable_linears().items():
         product = pack(linear.weight, linear.bias) if deterministic else None
         base.module.set_submodule(name, RoutedLinear(linear, name, routes, product))
-    if deterministic:
-        for layer in base.trunk.get_submodule("layers").children():
-            feed_forward = layer.get_submodule("mlp")
-            feed_forward.act_fn = _PaddedActivation(feed_forward.get_submodule("act_fn"))
+    if deterministic and not base.replace_activations(_PaddedActivation):
+        message = f"the deterministic mode needs dense MLPs in every layer, and {base.name} has others"
+        raise FailedPreconditionError(message, reason="NOT_DETERMINISTIC")
     return routes
 
 

@@ -109,21 +109,15 @@ class LoopTrunk:
         tokens_T, positions_T, rows_T = torch.tensor(numbers, device=self._base.device)
         spans = _aligned(packed.spans) if self._deterministic else join_spans(packed.spans)
         with self._lora.segments(segments_of(packed.adapters)):
-            output = self._base.trunk(
-                input_ids=tokens_T[None],
-                position_ids=positions_T[None],
-                use_cache=False,
-                step=PackedStep(self._store, tuple(spans), rows_T),
-            )
-        hidden_TD: Tensor = output.last_hidden_state[0]
-        return hidden_TD
+            step = PackedStep(self._store, tuple(spans), rows_T)
+            return self._base.hidden_states(tokens_T, positions_T, step=step)
 
     def logits(self, hidden_ND: Tensor, adapters: Sequence[AdapterRange]) -> Tensor:
         """See Trunk."""
         if not self._plain:
             return unembed(self._base, hidden_ND, segments_of(adapters))
         with self._lora.segments(segments_of(adapters)):
-            logits_NV: Tensor = self._base.module.get_submodule("lm_head")(hidden_ND)
+            logits_NV: Tensor = self._base.unembedding(hidden_ND)
         return logits_NV
 
 

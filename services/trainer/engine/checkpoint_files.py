@@ -56,7 +56,7 @@ def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
     if manifest.kind != "training":
         raise InvalidArgumentError.at("path", f"is a {manifest.kind} checkpoint; allowed are training checkpoints")
     weights = read_adapter(directory, base)
-    if manifest.adapter.shape != weights.config.shape:
+    if manifest.adapter.shape(base.family) != weights.config.shape(base.family):
         raise DataLossError(f"{directory}: checkpoint.json and adapter_config.json describe different adapters")
     state = RunState(AdapterWeights(manifest.adapter, weights.layout, weights.flat))
     path = manifest.verified(directory, OPTIMIZER_FILE)

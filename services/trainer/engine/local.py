@@ -95,8 +95,8 @@ class TrainerEngine:
             InvalidArgumentError: its adapter has another rank, alpha, scaling or target modules than the run's.
         """
         run = self.run(training_run_id)
-        for name, ours in run.config.shape.items():
-            theirs = source.config.shape[name]
+        shapes = run.config.shape(self.base.family), source.config.shape(self.base.family)
+        for (name, ours), theirs in zip(shapes[0].items(), shapes[1].values(), strict=True):
             if theirs != ours:
                 raise InvalidArgumentError.at("path", f"the checkpoint's {name} is {theirs}; the run's is {ours}")
         run.load(source, restore_optimizer=restore_optimizer)
@@ -156,15 +156,11 @@ class TrainerEngine:
             for part, batch, end in zip(row, batches, ends, strict=True)
         ]
         with self._lora.segments(segments), torch.set_grad_enabled(any(part.job.scratch for part in row)):
-            hidden_TD = self.base.trunk(
-                input_ids=torch.cat([batch.tokens for batch in batches])[None],
-                position_ids=packed.position_ids,
-                use_cache=False,
-                sequences=packed,
-            ).last_hidden_state[0]
+            tokens_T = torch.cat([batch.tokens for batch in batches])
+            hidden_TD = self.base.hidden_states(tokens_T, packed.position_ids[0], sequences=packed)
             d_hidden_TD = self._run_head(hidden_TD.detach(), row, batches)
             if hidden_TD.requires_grad:
-                hidden_TD.backward(d_hidden_TD)
+                hidden_TD.backward(d_hidden_TD)  # type: ignore[no-untyped-call]
 
     def _run_head(self, hidden_TD: Tensor, row: Sequence[Part], batches: Sequence[Batch]) -> Tensor:
         """Gives each job the log-probabilities of its part; returns dL/dhidden, zero for a job without a gradient."""

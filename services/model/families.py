@@ -1,0 +1,230 @@
+"""Families of base models that are served: a row each, and the check that a model is of one of them.
+
+A row says where transformers keeps the parts of a family's models and which configuration fields are understood. No
+other file names a module of theirs; the rest of the services asks the row, mostly through `BaseModel`. A dense family
+with other module names needs a row here and nothing else. A family with a mixer of its own also needs that mixer's
+forward over packed rows (see services.model.linear_attention).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from services.core.errors import InvalidArgumentError, quoted
+from services.core.linears import ATTENTION_LINEARS, MLP_LINEARS
+
+Keeps = Literal["keys and values", "state"]
+"""What a mixer keeps of the tokens before: keys and values of each, or one state that every token changes."""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A kind of decoder layer: the module that mixes its tokens."""
+
+    mixer: str
+    """Path in the layer."""
+
+    linears: tuple[str, ...]
+    """Paths in the mixer of what `train_attn` adapts."""
+
+    keeps: Keeps = "keys and values"
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The MLP of a decoder layer."""
+
+    path: str
+    """Path in the layer."""
+
+    linears: tuple[str, ...]
+    """Paths in the MLP of what `train_mlp` adapts."""
+
+    activation: str
+    """Attribute of the MLP: the module of its elementwise activation."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row. Paths are dotted, as `get_submodule` takes them.
+
+    Raises:
+        ValueError: two groups of linears share a last name; PEFT tells linears apart by it.
+    """
+
+    architectures: tuple[str, ...]
+    """Names in config.json, as transformers spells them, of models with an unembedding."""
+
+    kinds: Mapping[str, LayerKind]
+    """By the name that `layer_types` in config.json has for them."""
+
+    understood: frozenset[str]
+    """Fields of the language model's configuration whose effect is computed, or that have none here."""
+
+    trunk: str = "model"
+    """All of the model but the unembedding."""
+
+    layers: str = "layers"
+    """The list of decoder layers, in the trunk."""
+
+    embedding: str = "embed_tokens"
+    """In the trunk."""
+
+    unembedding: str = "lm_head"
+    """What `train_unembed` adapts."""
+
+    mlp: FeedForward | None = FeedForward("mlp", MLP_LINEARS, "act_fn")
+    """None: the layers have no dense MLP; adapters leave it, and results are not promised bit by bit."""
+
+    activation_field: str = "hidden_act"
+    """Field of the configuration that names the MLP's activation."""
+
+    def __post_init__(self) -> None:
+        names = [name for group in self.groups.values() for name in group]
+        if len(names) != len(set(names)):
+            raise ValueError(f"the last names of adaptable linears must differ between groups (got {names})")
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Last names of the adaptable linears: of `attention`, `mlp` and `unembed`."""
+        attention = dict.fromkeys(_last(path) for kind in self.kinds.values() for path in kind.linears)
+        mlp = tuple(map(_last, self.mlp.linears)) if self.mlp is not None else ()
+        return {"attention": tuple(attention), "mlp": mlp, "unembed": (_last(self.unembedding),)}
+
+    @property
+    def layers_path(self) -> str:
+        """Path of the list of decoder layers in the whole model."""
+        return f"{self.trunk}.{self.layers}"
+
+    def layer_kinds(self, config: PreTrainedConfig) -> tuple[LayerKind, ...]:
+        """The kind of each decoder layer; without `layer_types` all have full attention."""
+        names = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        return tuple(self.kinds[name] for name in names)
+
+    def linear_paths(self, config: PreTrainedConfig) -> frozenset[str]:
+        """Paths in the whole model of every linear that an adapter may touch."""
+        paths = {self.unembedding}
+        for index, kind in enumerate(self.layer_kinds(config)):
+            layer = f"{self.layers_path}.{index}"
+            paths.update(f"{layer}.{kind.mixer}.{linear}" for linear in kind.linears)
+            if self.mlp is not None:
+                paths.update(f"{layer}.{self.mlp.path}.{linear}" for linear in self.mlp.linears)
+        return frozenset(paths)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+_FULL_ATTENTION = {"full_attention": LayerKind("self_attn", ATTENTION_LINEARS)}
+_HYBRID = {**_FULL_ATTENTION, "linear_attention": LayerKind("linear_attn", (), keeps="state")}
+
+_UNDERSTOOD = frozenset(
+    {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "layer_types"}
+    | {"num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "attention_dropout"}
+    | {"hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings", "initializer_range", "use_cache"}
+    | {"pad_token_id", "bos_token_id", "eos_token_id"}
+)
+_LLAMA = _UNDERSTOOD | {"mlp_bias", "pretraining_tp"}
+_QWEN3 = _UNDERSTOOD | {"use_sliding_window", "sliding_window", "max_window_layers"}
+_QWEN3_5 = _UNDERSTOOD | {"linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"}
+_QWEN3_5 |= {"linear_num_key_heads", "linear_num_value_heads"}
+
+SUPPORTED_FAMILIES: dict[str, Family] = {
+    "llama": Family(("LlamaForCausalLM",), _FULL_ATTENTION, _LLAMA),
+    "qwen3": Family(("Qwen3ForCausalLM",), _FULL_ATTENTION, _QWEN3),
+    "qwen3_5": Family(("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), _HYBRID, _QWEN3_5),
+    "qwen3_5_text": Family(("Qwen3_5ForCausalLM",), _HYBRID, _QWEN3_5),
+}
+"""By `model_type` of config.json. Of qwen3_5, which also sees images, the language model is served."""
+
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Size of what the attention layers of a model keep of a token."""
+
+    layers: int
+    heads: int
+    """Of the keys, and of the values."""
+
+    head_dim: int
+
+
+def kv_shape(config: PreTrainedConfig) -> KVShape:
+    """What the layers of a model with full attention keep of a token."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
+
+
+def check_architecture(config: dict[str, Any], name: str) -> None:
+    """Refuses what would be computed wrongly: other families, kinds of layers or fields, quantized weights, moving
+    rotary frequencies.
+
+    Args:
+        config: content of the model's config.json.
+        name: the model's name, for the error.
+
+    Raises:
+        InvalidArgumentError: names what is not supported.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in SUPPORTED_FAMILIES:
+        raise _refusal(name, f"of the family {model_type!r}")
+    family = SUPPORTED_FAMILIES[model_type]
+    other = [
+        architecture for architecture in config.get("architectures") or () if architecture not in family.architectures
+    ]
+    if other:
+        rule = f"; of {model_type} {' and '.join(family.architectures)}"
+        raise _refusal(name, f"with the architecture {other[0]}", rule)
+    language = config.get("text_config") or config
+    kinds = sorted(set(language.get("layer_types") or ()) - family.kinds.keys())
+    if language.get("use_sliding_window") and not kinds:
+        kinds = ["sliding_attention"]
+    if kinds:
+        rule = f"; of {model_type} layers with {' and '.join(sorted(family.kinds))}"
+        raise _refusal(name, f"with layers of the kind {', '.join(kinds)}", rule)
+    rope_type = _rope_type(language)
+    if rope_type in _BATCH_DEPENDENT_ROPE:
+        rule = ", with rotary frequencies that do not depend on the longest sequence of a batch"
+        raise _refusal(name, f"with rope_type {rope_type!r}", rule)
+    if config.get("quantization_config"):
+        raise _refusal(name, "with quantized weights")
+    if fields := _other_fields(language, language.get("model_type", model_type), family):
+        described = ", ".join(f"{field} = {quoted(language[field])}" for field in fields)
+        raise _refusal(name, f"with {described}", ", without options that are not understood here")
+
+
+def _refusal(name: str, got: str, rule: str = "") -> InvalidArgumentError:
+    families = ", ".join(SUPPORTED_FAMILIES)
+    rule = f"a full-precision dense model of the families {families}{rule}"
+    return InvalidArgumentError.must_be("base_model", rule, f"{name} {got}")
+
+
+def _rope_type(config: dict[str, Any]) -> str | None:
+    """How rotary frequencies are scaled, by either of the names that configurations use."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return rope.get("rope_type", rope.get("type"))
+
+
+def _other_fields(language: dict[str, Any], model_type: str, family: Family) -> list[str]:
+    """Fields that transformers reads in a language model's configuration, not understood here and not at their default.
+
+    Fields that transformers does not declare for the family change nothing there either.
+    """
+    if model_type not in CONFIG_MAPPING:
+        return []
+    common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    declared = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    return [
+        field
+        for field in sorted(declared.keys() - common - family.understood)
+        if language.get(field, declared[field]) not in (None, declared[field])
+    ]
