@@ -18,6 +18,7 @@ from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
 from services.gateway.stores import Stores
+from services.gateway.validation.abilities import SamplingRequest, check_abilities
 from services.gateway.validation.fields import check_seq_id
 from services.gateway.validation.sampling import check_compute_logprobs, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
@@ -25,7 +26,6 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2, training_pb2
 
-SamplingRequest = sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRequest | sampling_pb2.MergeWeightsRequest
 CreateRequest = training_pb2.CreateTrainingRunRequest | training_pb2.CreateTrainingRunFromCheckpointRequest
 
 _JOB_FIELDS = {
@@ -110,6 +110,7 @@ class Submission:
         check_seq_id("seq_id", request.seq_id, 0)
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
+        check_abilities(request, has_checkpoint=bool(location), limits=limits)
         if isinstance(request, sampling_pb2.SampleRequest):
             check_sample(request, limits)
             if not request.sampling_params.HasField("seed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from services.core.abilities import announcement
 from services.core.config import SamplerSettings, parse_base_model
 from services.core.process.presence import Presence, worker_name
 from services.core.process.server import until_stopped
@@ -42,6 +43,7 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
             slots=engine.info.max_sequences,
             slots_used=serving.sequences_used,
             tokenizer_blob=tokenizer_blob,
+            abilities=announcement(engine.info.abilities),
         )
 
     presence = Presence(settings, WorkerDirectory(connection), status)

@@ -18,18 +18,26 @@ from tinker_proto.internal.v1 import job_pb2
 
 
 @pytest.fixture
-async def stores(connection: RedisConnection, data_dir: Path) -> AsyncIterator[Stores]:
-    opened = Stores.open(Settings(data_dir=data_dir), connection)
-    tokenizer = job_pb2.TokenizerFiles(files={"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"})
-    blob = await opened.blobs.put_once("tokenizers", tokenizer.SerializeToString())
-    limits = {"base_model": BASE, "max_context_length": 32, "vocab_size": 100, "tokenizer_blob": blob}
-    workers = [
+def workers() -> list[job_pb2.WorkerStatus]:
+    """A trainer and a sampler of one base model; a test may change what they announce."""
+    limits = {"base_model": BASE, "max_context_length": 32, "vocab_size": 100}
+    return [
         job_pb2.WorkerStatus(
             worker="w1", kind=job_pb2.WORKER_KIND_TRAINER, max_lora_rank=16, loss_fns=["cross_entropy"], **limits
         ),
         job_pb2.WorkerStatus(worker="w2", kind=job_pb2.WORKER_KIND_SAMPLER, **limits),
     ]
+
+
+@pytest.fixture
+async def stores(
+    connection: RedisConnection, data_dir: Path, workers: list[job_pb2.WorkerStatus]
+) -> AsyncIterator[Stores]:
+    opened = Stores.open(Settings(data_dir=data_dir), connection)
+    tokenizer = job_pb2.TokenizerFiles(files={"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"})
+    blob = await opened.blobs.put_once("tokenizers", tokenizer.SerializeToString())
     for status in workers:
+        status.tokenizer_blob = blob
         await opened.workers.announce(status)
     announcing = asyncio.create_task(_announce(opened, workers))
     yield opened

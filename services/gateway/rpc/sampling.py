@@ -14,7 +14,8 @@ from services.core.queue.token_stream import TokenListener
 from services.gateway.creation import Creation
 from services.gateway.rpc.auth import Authenticator
 from services.gateway.stores import Stores
-from services.gateway.submission import SamplingRequest, Submission
+from services.gateway.submission import Submission
+from services.gateway.validation.abilities import SamplingRequest
 from tinker_proto.v1 import operation_pb2, sampling_pb2, sampling_pb2_grpc
 
 

@@ -27,6 +27,9 @@ _PARAMS = {
     "prompt": "prompt",
     "topk_prompt_logprobs": "logprobs",
     "topk_sample_logprobs": "logprobs",
+    "include_raw_logprobs": "logprobs",
+    "include_prompt_logprobs": "echo",
+    "stop.strings": "stop",
     "model_path": "model",
     "base_model": "model",
 }
