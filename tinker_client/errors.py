@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+from tinker_proto.fault import fault_of
 from tinker_proto.v1 import operation_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -120,10 +121,6 @@ _BY_CODE: dict[grpc.StatusCode, type[APIStatusError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: RateLimitError,
 }
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
-_SERVER_CODES = frozenset(
-    {"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "ABORTED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
-)
-_UNKNOWN_CODES = frozenset({"UNKNOWN", "UNIMPLEMENTED"})
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> APIStatusError:
@@ -141,17 +138,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> APIStatusError:
 
 def from_operation_error(name: str, error: operation_pb2.OperationError) -> RequestFailedError:
     """The exception for operation `name` that finished with an error."""
-    code = _CODE_NAMES.get(error.code, "UNKNOWN")
-    category: Literal["user", "server", "unknown"] = "user"
-    if code in _SERVER_CODES:
-        category = "server"
-    elif code in _UNKNOWN_CODES:
-        category = "unknown"
     return RequestFailedError(
         error.message,
         request_id=name,
-        category=category,
-        code=code,
+        category=fault_of(error.code),
+        code=_CODE_NAMES.get(error.code, "UNKNOWN"),
         reason=error.reason,
         field_violations=tuple(FieldViolation(item.field, item.description) for item in error.field_violations),
     )

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from google.rpc import code_pb2
 from starlette.responses import JSONResponse, Response
 
+from tinker_proto.fault import fault_of
 from tinker_proto.sdk.v1 import sdk_pb2
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import data_pb2, operation_pb2, sampling_pb2, training_pb2
@@ -17,7 +17,6 @@ from tinker_proto.v1 import data_pb2, operation_pb2, sampling_pb2, training_pb2
 PROTOBUF = "application/x-protobuf"
 NO_LOGPROB = -99999.0
 _OUTPUT_TYPE = "ArrayRecord"
-_FAULTS_OF_THE_PLATFORM = (code_pb2.INTERNAL, code_pb2.DATA_LOSS, code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED)
 _STOP_REASONS = {
     sampling_pb2.STOP_REASON_STOP: sdk_pb2.STOP_REASON_STOP,
     sampling_pb2.STOP_REASON_LENGTH: sdk_pb2.STOP_REASON_LENGTH,
@@ -28,8 +27,7 @@ LossResponse = training_pb2.ForwardBackwardResponse | training_pb2.ForwardRespon
 
 def error_result(error: operation_pb2.OperationError) -> Response:
     """The result of an operation that failed: whose fault it was decides what the SDK says about it."""
-    category = "server" if error.code in _FAULTS_OF_THE_PLATFORM else "user"
-    return JSONResponse({"error": error.message, "category": category})
+    return JSONResponse({"error": error.message, "category": fault_of(error.code)})
 
 
 def json_result(operation: operation_pb2.Operation) -> dict[str, Any]:
