@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from services.core.errors import InvalidArgumentError, PlatformError
+from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS
 
 StopReason = Literal["stop", "length"]
-
-MAX_SAMPLES = 1024
-MAX_TOPK_LOGPROBS = 100
 
 
 @dataclass(frozen=True)

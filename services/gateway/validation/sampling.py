@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from services.core.errors import InvalidArgumentError
+from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS
 from services.gateway.validation.data import check_model_input, check_tensor, check_vocabulary
 from services.gateway.validation.fields import check_range
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import data_pb2, sampling_pb2
 
-MAX_SAMPLES = 1024
-MAX_TOPK_LOGPROBS = 100
 MAX_TARGETS = 1024
 MAX_STOPS = 64
 MAX_STOP_BYTES = 256

@@ -11,10 +11,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from services.core.errors import InvalidArgumentError, quoted
+from services.core.sampling_limits import MAX_TOPK_LOGPROBS
 from services.gateway.http.body import Fields
 from tinker_proto.v1 import sampling_pb2
 
 MAX_PROMPTS = 64
+MAX_CHOICES = 128
+"""OpenAI's own limit of `n`."""
+
 DEFAULT_COMPLETION_TOKENS = 16
 
 
@@ -34,7 +38,7 @@ class Generation(Fields, ABC):
     """What both endpoints take."""
 
     model: str = Field(min_length=1, max_length=1000)
-    n: int = Field(default=1, ge=1, le=128)
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = None
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
@@ -94,7 +98,7 @@ class Completion(Generation):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0, lt=2**31)
-    logprobs: int | None = Field(default=None, ge=0, le=100)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOPK_LOGPROBS)
     echo: bool = False
     best_of: int | None = None
     suffix: Literal[""] | None = None
@@ -170,7 +174,7 @@ class Chat(Generation):
     max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=100)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOPK_LOGPROBS)
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
