@@ -12,6 +12,7 @@ from services.core.errors import UnavailableError, from_operation_error
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.queue.token_stream import TokenListener
 from services.gateway.http.front import Front
+from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
 
@@ -48,7 +49,7 @@ class Generations:
 
         async def one(name: OperationName, request: sampling_pb2.SampleRequest) -> sampling_pb2.SampleResponse:
             await self._submission.sample(tenant, request)
-            operation = await self._finished(name, tenant)
+            operation = await self._until_done(name, tenant)
             unfinished.discard(name)
             return _response(operation)
 
@@ -72,7 +73,7 @@ class Generations:
                 await self._submission.sample(tenant, request, streamed=True)
                 relaying = asyncio.create_task(_relay(index, tokens, news))
                 try:
-                    operation = await self._finished(name, tenant)
+                    operation = await self._until_done(name, tenant)
                 finally:
                     relaying.cancel()
                 unfinished.discard(name)
@@ -93,21 +94,16 @@ class Generations:
             work.cancel()
             self._cancel(unfinished)
 
-    async def _finished(self, name: OperationName, tenant: str) -> operation_pb2.Operation:
+    async def _until_done(self, name: OperationName, tenant: str) -> operation_pb2.Operation:
         """The operation once it is done.
 
         Raises:
             UnavailableError: this gateway is about to stop.
         """
-        with self._stores.events.expect(str(name)) as news:
-            while True:
-                news.clear()
-                operation = await self._stores.operations.get(str(name), tenant)
-                if operation.done:
-                    return operation
-                if self._stores.events.is_shut:
-                    raise UnavailableError("this gateway is about to stop; send the request again")
-                await news.wait()
+        operation = await until_done(self._stores, name, tenant)
+        if not operation.done:
+            raise UnavailableError("this gateway is about to stop; send the request again")
+        return operation
 
     def _cancel(self, names: set[OperationName]) -> None:
         for name in names:

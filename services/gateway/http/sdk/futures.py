@@ -25,6 +25,7 @@ from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
 from services.gateway.submission import unnamed
+from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
 REQUEST_TYPE = "x-tinker-request-type"
@@ -83,8 +84,11 @@ class Futures:
         """A result as soon as there is one."""
         tenant = await self._front.tenant(request)
         name = OperationName.parse((await read_json(request, Retrieve)).request_id)
-        operation = await self._when_done(name, tenant)
+        deadline = asyncio.get_running_loop().time() + HOLD_S
+        operation = await until_done(self._stores, name, tenant, deadline)
         if not operation.done:
+            if self._stores.events.is_shut:  # the SDK asks again after the pause and meets a closed port
+                await asyncio.sleep(PAUSE_S)
             operation = await self._stores.operations.get_with_place(str(name), tenant)
             return JSONResponse(_pending(operation), status_code=408)
         if operation.HasField("error"):
@@ -138,24 +142,6 @@ class Futures:
         await self._stores.operations.get(str(name), tenant)
         await self._stores.operations.cancel(name)
         return JSONResponse({"request_id": str(name)})
-
-    async def _when_done(self, name: OperationName, tenant: str) -> operation_pb2.Operation:
-        """An operation once it is done, or as it is after `HOLD_S`."""
-        deadline = asyncio.get_running_loop().time() + HOLD_S
-        with self._stores.events.expect(str(name)) as news:
-            while True:
-                news.clear()
-                operation = await self._stores.operations.get(str(name), tenant)
-                if operation.done:
-                    return operation
-                if self._stores.events.is_shut:  # whoever asks again after the pause meets a closed port
-                    await asyncio.sleep(PAUSE_S)
-                    return operation
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await news.wait()
-                except TimeoutError:
-                    return operation
 
     async def _json(self, name: OperationName, operation: operation_pb2.Operation, tenant: str) -> dict[str, Any]:
         try:
