@@ -161,6 +161,11 @@ class UnavailableError(PlatformError):
     code = code_pb2.UNAVAILABLE
     default_reason = "UNAVAILABLE"
 
+    @classmethod
+    def of_queue(cls) -> UnavailableError:
+        """The error of a call during which Redis does not answer."""
+        return cls("the queue cannot be reached at the moment; try again", reason="QUEUE_UNAVAILABLE")
+
 
 class DeadlineExceededError(PlatformError):
     """The caller was too slow; the same call may be repeated."""
@@ -198,6 +203,11 @@ class InternalError(PlatformError):
 
     code = code_pb2.INTERNAL
     default_reason = "INTERNAL"
+
+    @classmethod
+    def of_request(cls) -> InternalError:
+        """The error of a request whose handling raised anything but a PlatformError; says nothing of the cause."""
+        return cls("the platform failed at this request; its log has the details")
 
 
 def from_operation_error(error: operation_pb2.OperationError) -> PlatformError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -33,22 +34,32 @@ Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log.
-
-    What is no message of the method's type is INVALID_ARGUMENT.
-    """
+class MethodInterceptor(grpc.aio.ServerInterceptor, ABC):
+    """An interceptor that puts a handler of its own around that of every method; an unknown method has none."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps the method that is about to be called; see grpc.aio.ServerInterceptor."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return handler
-        method, parse, packed = handler_call_details.method, handler.request_deserializer, handler.response_serializer
+        """The handler of the method that is about to be called; see grpc.aio.ServerInterceptor."""
+        handler = await continuation(handler_call_details)
+        return None if handler is None else self.around(handler_call_details.method, handler)
+
+    @abstractmethod
+    def around(self, method: str, handler: Any) -> Any:
+        """The handler that is called in place of `handler`."""
+
+
+class ErrorInterceptor(MethodInterceptor):
+    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log.
+
+    What is no message of the method's type is INVALID_ARGUMENT.
+    """
+
+    def around(self, method: str, handler: Any) -> Any:
+        """As in MethodInterceptor."""
+        parse, packed = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary:
             call = _guarded_call(method, _parsing(parse, handler.unary_unary))
             return grpc.unary_unary_rpc_method_handler(call, None, packed)
@@ -125,10 +136,10 @@ def _refusal(method: str, error: Exception) -> grpc.Status:
     if isinstance(error, PlatformError):
         known = error
     elif isinstance(error, TRANSIENT_ERRORS):
-        known = UnavailableError("the queue cannot be reached at the moment; try again", reason="QUEUE_UNAVAILABLE")
+        known = UnavailableError.of_queue()
     else:
         _log.error("call failed", method=method, exc_info=error)
-        known = InternalError("the platform failed at this call; its log has the details")
+        known = InternalError.of_request()
     CALLS.labels(method, known.reason).inc()
     status: grpc.Status = rpc_status.to_status(known.to_status())
     return status

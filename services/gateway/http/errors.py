@@ -78,13 +78,12 @@ def exception_handlers() -> Mapping[type[Exception], ExceptionHandler]:
 
     async def queue_away(request: Request, error: Exception) -> Response:
         await asyncio.sleep(PAUSE_S)
-        message = "the queue cannot be reached at the moment; try again"
-        return error_response(UnavailableError(message, reason="QUEUE_UNAVAILABLE"))
+        return error_response(UnavailableError.of_queue())
 
     async def failed(request: Request, error: Exception) -> Response:
         _log.error("request failed", path=request.url.path, exc_info=error)
         await asyncio.sleep(PAUSE_S)
-        return error_response(InternalError("the platform failed at this request; its log has the details"))
+        return error_response(InternalError.of_request())
 
     return {
         PlatformError: refused,

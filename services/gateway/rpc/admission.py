@@ -14,7 +14,7 @@ import grpc
 
 from services.core.config import GatewaySettings
 from services.core.errors import DeadlineExceededError, InvalidArgumentError
-from services.core.process.server import Context
+from services.core.process.server import Context, MethodInterceptor
 from services.gateway.request_memory import RequestMemory
 from services.gateway.rpc.auth import Authenticator
 
@@ -22,7 +22,7 @@ _HEALTH = "/grpc.health."
 _REFLECTION = "/grpc.reflection."
 
 
-class AdmissionInterceptor(grpc.aio.ServerInterceptor):
+class AdmissionInterceptor(MethodInterceptor):
     """Reads the requests of all methods itself, each when there is room for it.
 
     A call keeps the room of its request until it answers. One that sends a stream of requests has the room of the
@@ -36,16 +36,9 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
         self._arrival_s = settings.arrival_seconds
         self._open = (_HEALTH, _REFLECTION) if settings.reflection == "open" else (_HEALTH,)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Stands in for the method that is about to be called; see grpc.aio.ServerInterceptor."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return handler
-        method, parse, packed = handler_call_details.method, handler.request_deserializer, handler.response_serializer
+    def around(self, method: str, handler: Any) -> Any:
+        """As in MethodInterceptor."""
+        parse, packed = handler.request_deserializer, handler.response_serializer
 
         def sized(raw: bytes) -> tuple[Any, int]:
             return parse(raw), len(raw)

@@ -67,11 +67,10 @@ def answering_errors(endpoint: Endpoint) -> Endpoint:
         except CallerGoneError:
             return Response(status_code=CALLER_GONE)
         except TRANSIENT_ERRORS:
-            message = "the queue cannot be reached at the moment; try again"
-            return error_response(UnavailableError(message, reason="QUEUE_UNAVAILABLE"))
+            return error_response(UnavailableError.of_queue())
         except Exception as error:
             _log.error("request failed", path=request.url.path, exc_info=error)
-            return error_response(InternalError("the platform failed at this request; its log has the details"))
+            return error_response(InternalError.of_request())
 
     return answer
 
