@@ -41,7 +41,7 @@ async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> 
         pipeline.zcard(keyspace.sample_waiting(base_model))
         pipeline.xlen(keyspace.sample_queue(base_model))
         pipeline.zrange(keyspace.sample_waiting(base_model), 0, 0)
-        pipeline.xrange(keyspace.place(base_model))
+        pipeline.xrange(keyspace.waiting_runs(base_model))
         waiting, taken, following, placed = await pipeline.execute()
         runs = [fields[b"run"].decode() for _, fields in placed]
         SAMPLES_WAITING.labels(base_model).set(waiting + taken)

@@ -1,9 +1,9 @@
 """Which runs a trainer holds: takes those that want one, keeps their leases and snapshots, and parks them.
 
 Runs spread by themselves: a trainer takes one run at a time and hesitates the longer the fuller it is, so that an
-emptier one is there first. A run that is parked has its state in a snapshot; nothing waits for it, and its next
-operation places it again. `boundary` is held while operations are carried out: whoever has it finds every run between
-two operations, each with its result.
+emptier one is there first. A run that is parked has its state in a snapshot and no operations left; its next operation
+puts it among the waiting runs again. `boundary` is held while operations are carried out: whoever has it finds every
+run between two operations, each with its result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from services.core.queue import keyspace
 from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import FencedError, Lease, RunLogs
-from services.core.queue.waiting_runs import Places
+from services.core.queue.waiting_runs import WaitingRuns
 from services.trainer.held_run import HeldRun
 from services.trainer.snapshot_policy import SnapshotPolicy
 from services.trainer.snapshots import Snapshots
@@ -53,7 +53,7 @@ class Holdings:
         worker: str,
         base_model: str,
         connection: RedisConnection,
-        places: Places,
+        waiting: WaitingRuns,
         logs: RunLogs,
         sessions: Sessions,
         snapshots: Snapshots,
@@ -69,7 +69,7 @@ class Holdings:
         self._worker = worker
         self._base_model = base_model
         self._connection = connection
-        self._places = places
+        self._waiting = waiting
         self._logs = logs
         self._sessions = sessions
         self._snapshots = snapshots
@@ -92,27 +92,27 @@ class Holdings:
 
     async def take_runs(self) -> None:
         """Takes runs for ever, one at a time."""
-        await self._places.open()
+        await self._waiting.open()
         while True:
             try:
                 free = self._max_runs - len(self.runs) - len(self._moving)
                 if free <= 0:
                     await self._make_room()
                     continue
-                newest = await self._places.newest()
+                newest = await self._waiting.newest()
                 await self._hesitate(HESITATION_S * max(1 - free / self._max_runs, self._memory_pressure()))
-                entry = await self._places.take()
+                entry = await self._waiting.take()
                 if entry is not None:
                     await self._take(entry.fields[b"run"].decode(), entry.entry_id)
                 else:
-                    await self._places.wait(newest)
+                    await self._waiting.wait(newest)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.2)
 
     async def keep_contact(self) -> None:
         """Stays in touch with the queue for ever, so that a dead trainer is told from a silent one."""
-        await self._places.keep_contact()
+        await self._waiting.keep_contact()
 
     async def keep_leases(self) -> None:
         """Renews the leases for ever; a run whose lease is lost is forgotten."""
@@ -121,7 +121,7 @@ class Holdings:
             leases = [*(held.lease for held in self.runs.values()), *self._moving.values()]
             try:
                 kept = await self._logs.renew(leases, self._lease_ms)
-                await self._places.keep(kept)
+                await self._waiting.keep(kept)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 continue
@@ -222,10 +222,10 @@ class Holdings:
         task.add_done_callback(self._steps.discard)
         return await asyncio.shield(task)
 
-    async def _take(self, run: str, place_entry: str) -> None:
+    async def _take(self, run: str, waiting_entry: str) -> None:
         if run in self.runs or run in self._moving:
             return
-        lease = await self._logs.claim(self._worker, run, place_entry, self._lease_ms)
+        lease = await self._logs.claim(self._worker, run, waiting_entry, self._lease_ms)
         if lease is None:
             return
         self._moving[run] = lease
@@ -242,7 +242,7 @@ class Holdings:
         idle = [held for held in self.runs.values() if not held.entries_here]
         oldest = min(idle, key=lambda held: held.used_at, default=None)
         is_ripe = oldest is not None and time.monotonic() - oldest.used_at > MAKE_ROOM_AFTER_S
-        if oldest is None or not is_ripe or not await self._places.has_waiting():
+        if oldest is None or not is_ripe or not await self._waiting.has_waiting():
             await asyncio.sleep(0.2)
         else:
             await self._park(oldest.lease.run)

@@ -23,7 +23,7 @@ from services.core.queue.operations import OperationStore
 from services.core.queue.payloads import Payloads
 from services.core.queue.run_log import RunLogs
 from services.core.queue.run_past import RunPasts
-from services.core.queue.waiting_runs import Places
+from services.core.queue.waiting_runs import WaitingRuns
 from services.core.storage.blobs import BlobStore
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.open import open_storage
@@ -101,7 +101,7 @@ def assemble(
         worker,
         engine.base.name,
         connection,
-        Places(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
+        WaitingRuns(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
         logs,
         Sessions(connection),
         Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),

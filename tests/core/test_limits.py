@@ -109,7 +109,7 @@ async def test_however_an_operation_ends_it_counts_no_longer(queues: Queues) -> 
 
 
 async def place(operations: OperationStore, name: str) -> tuple[int, bool] | None:
-    operation = await operations.get_with_place(name, "alice")
+    operation = await operations.get_with_position(name, "alice")
     if not operation.HasField("queue_place"):
         return None
     return operation.queue_place.operations_ahead, operation.queue_place.HasField("estimated_wait")
@@ -128,7 +128,7 @@ async def test_an_operation_that_waits_says_how_many_are_before_it_and_about_how
     assert await place(queues.operations, f"{RUN}:3") == (1, True)
     assert await place(queues.operations, f"{RUN}:5") == (3, False), "it waits for its turn to come"
     await queues.connection.commands.hset(keyspace.run_meta(RUN), mapping={"busy": 6000, "ended": 3})
-    waiting = await queues.operations.get_with_place(f"{RUN}:3", "alice")
+    waiting = await queues.operations.get_with_position(f"{RUN}:3", "alice")
     assert waiting.queue_place.estimated_wait.ToMilliseconds() == 2000
     assert await place(queues.operations, f"{RUN}:1") is None
 

@@ -162,29 +162,29 @@ async def test_epochs_grow_over_a_release(queues: Queues) -> None:
     assert await queues.logs.renew([first], LEASE_MS) == []
 
 
-async def test_a_run_is_placed_once_and_again_by_its_next_operation_after_a_release(queues: Queues) -> None:
-    place = keyspace.place(BASE)
+async def test_a_run_waits_once_and_again_from_its_next_operation_after_a_release(queues: Queues) -> None:
+    waiting = keyspace.waiting_runs(BASE)
     commands = queues.connection.commands
     await queues.enqueue(0)
     await queues.enqueue(1)
-    ((entry_id, _),) = await commands.xrange(place)
+    ((entry_id, _),) = await commands.xrange(waiting)
     lease = await queues.logs.claim("w1", RUN, entry_id.decode(), LEASE_MS)
     assert lease is not None
     await queues.finish(lease, 0)
     await queues.finish(lease, 1)
     await queues.logs.release(lease, BASE)
-    assert await commands.xlen(place) == 0
+    assert await commands.xlen(waiting) == 0
     await queues.enqueue(2)
-    assert await commands.xlen(place) == 1
+    assert await commands.xlen(waiting) == 1
 
 
-async def test_a_released_run_with_work_is_placed_at_once(queues: Queues) -> None:
+async def test_a_released_run_with_work_waits_again_at_once(queues: Queues) -> None:
     await queues.enqueue(0)
-    ((entry_id, _),) = await queues.connection.commands.xrange(keyspace.place(BASE))
+    ((entry_id, _),) = await queues.connection.commands.xrange(keyspace.waiting_runs(BASE))
     lease = await queues.logs.claim("w1", RUN, entry_id.decode(), LEASE_MS)
     assert lease is not None
     await queues.logs.release(lease, BASE)
-    ((again, fields),) = await queues.connection.commands.xrange(keyspace.place(BASE))
+    ((again, fields),) = await queues.connection.commands.xrange(keyspace.waiting_runs(BASE))
     assert again != entry_id
     assert fields == {b"run": RUN.encode()}
 

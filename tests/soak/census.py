@@ -25,7 +25,7 @@ STREAMS = {
     "events": keyspace.EVENTS,
     "dead": keyspace.DEAD,
     "cancelled": keyspace.CANCELLED,
-    "place": keyspace.place(BASE_MODEL),
+    "place": keyspace.waiting_runs(BASE_MODEL),
     "sample": keyspace.sample_queue(BASE_MODEL),
 }
 

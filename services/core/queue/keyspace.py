@@ -74,8 +74,8 @@ def run_own(run: str) -> str:
     return f"{PREFIX}own:{run}"
 
 
-def place(base_model: str) -> str:
-    """Stream of runs of a base model that want a trainer."""
+def waiting_runs(base_model: str) -> str:
+    """Stream of the runs of a base model that wait for a trainer, or that a trainer holds."""
     return f"{PREFIX}place:{base_model}"
 
 

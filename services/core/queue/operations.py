@@ -18,7 +18,7 @@ from services.core.names import OperationName
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
-from services.core.queue.queue_position import WAITING, QueuePlaces
+from services.core.queue.queue_position import WAITING, QueuePositions
 from services.core.queue.retry import until_reached
 from services.core.retention import KEEP_FINISHED, KEEP_FINISHED_MS
 from tinker_proto.v1 import operation_pb2
@@ -55,7 +55,7 @@ class OperationStore:
     def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
         self._connection = connection
         self._payloads = payloads
-        self._places = QueuePlaces(connection)
+        self._positions = QueuePositions(connection)
 
     async def result(self, outcome: Message | PlatformError) -> Result:
         """Packs an outcome; a large response goes to the blob store, however long that takes."""
@@ -96,12 +96,12 @@ class OperationStore:
             raise NotFoundError(message, reason="OPERATION_NOT_FOUND")
         return found[0]
 
-    async def get_with_place(self, name: str, tenant: str) -> operation_pb2.Operation:
-        """One operation, with its place in the queue while it waits; raises as `get`."""
+    async def get_with_position(self, name: str, tenant: str) -> operation_pb2.Operation:
+        """One operation, with its position in the queue while it waits; raises as `get`."""
         operation = await self.get(name, tenant)
-        place = await self._places.of(operation) if operation.state in WAITING else None
-        if place is not None:
-            operation.queue_place.CopyFrom(place)
+        position = await self._positions.of(operation) if operation.state in WAITING else None
+        if position is not None:
+            operation.queue_place.CopyFrom(position)
         return operation
 
     async def cancel(self, name: OperationName) -> bool:

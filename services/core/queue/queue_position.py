@@ -1,7 +1,6 @@
-"""Where an operation stands that has not begun, and about how long that will take.
+"""Queue position of an operation that has not begun, and an estimate of its wait.
 
-Nothing is kept for this but each queue's pace, which the scripts note when an operation ends; the rest is read off the
-queue as it is now.
+Only each queue's pace is stored, which the scripts update when an operation ends; the rest is read from the queue.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from tinker_proto.v1 import operation_pb2
 WAITING = frozenset({operation_pb2.OPERATION_STATE_PARKED, operation_pb2.OPERATION_STATE_QUEUED})
 
 
-class QueuePlaces:
-    """Reads places in the queues of one Redis server."""
+class QueuePositions:
+    """Reads positions in the queues of one Redis server."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._commands = connection.commands
 
     async def of(self, operation: operation_pb2.Operation) -> operation_pb2.QueuePlace | None:
-        """The place of an operation; None if it has just got its turn."""
+        """The queue position of an operation; None if a sampler has just taken it."""
         name = OperationName.parse(operation.name)
         if name.trains:
             queue = keyspace.run_meta(name.scope)
@@ -34,8 +33,9 @@ class QueuePlaces:
             if rank is None:
                 return None
             ahead = rank
-        place = operation_pb2.QueuePlace(operations_ahead=max(ahead, 0))
+        position = operation_pb2.QueuePlace(operations_ahead=max(ahead, 0))
         busy_ms, ended = await self._commands.hmget(queue, "busy", "ended")
         if ended is not None and operation.state == operation_pb2.OPERATION_STATE_QUEUED:
-            place.estimated_wait.FromMilliseconds(round(place.operations_ahead * float(busy_ms) / float(ended)))
-        return place
+            wait_ms = position.operations_ahead * float(busy_ms) / float(ended)
+            position.estimated_wait.FromMilliseconds(round(wait_ms))
+        return position

@@ -31,12 +31,12 @@ class Lease:
 
     run: str
     epoch: int
-    place_entry: str
+    waiting_entry: str
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One job in a run's log; `packed_job` is empty in the place of an operation that was refused."""
+    """One job in a run's log; `packed_job` is empty for an operation that was refused."""
 
     seq_id: int
     packed_job: bytes
@@ -85,7 +85,7 @@ class RunLogs:
         limits: LoadLimits,
         refusal: PlatformError | None = None,
     ) -> operation_pb2.Operation | None:
-        """Accepts a job, or records why it is refused in its place; returns None if it was known already.
+        """Accepts a job, or records its refusal at its seq_id; returns None if the operation is known already.
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
@@ -103,7 +103,7 @@ class RunLogs:
             keyspace.run_meta(run),
             keyspace.run_early(run),
             keyspace.run_skipped(run),
-            keyspace.place(base_model),
+            keyspace.waiting_runs(base_model),
             keyspace.EVENTS,
         ]
         arguments: list[str | bytes | int] = [name.seq_id, job.operation, run, packed, digest, method, job.tenant]
@@ -115,10 +115,10 @@ class RunLogs:
         raise_if_refused(reply, job.operation)
         return None
 
-    async def claim(self, worker: str, run: str, place_entry: str, lease_ms: int) -> Lease | None:
+    async def claim(self, worker: str, run: str, waiting_entry: str, lease_ms: int) -> Lease | None:
         """Takes a run's lease; None if another worker holds it."""
         epoch = await self._connection.run("claim_run", [keyspace.run_own(run)], [worker, lease_ms])
-        return Lease(run, int(epoch), place_entry) if epoch else None
+        return Lease(run, int(epoch), waiting_entry) if epoch else None
 
     async def renew(self, leases: Sequence[Lease], lease_ms: int) -> list[Lease]:
         """Extends leases; returns those that are still held."""
@@ -129,9 +129,9 @@ class RunLogs:
         return [lease for lease, kept in zip(leases, held, strict=True) if kept]
 
     async def release(self, lease: Lease, base_model: str) -> None:
-        """Gives a lease back; a run with work waiting is placed again at once."""
-        keys = [keyspace.run_own(lease.run), keyspace.run_meta(lease.run), keyspace.place(base_model)]
-        arguments: list[str | bytes | int] = [lease.epoch, keyspace.TRAINERS_GROUP, lease.place_entry, lease.run]
+        """Gives a lease back; a run with operations left becomes a waiting run at once."""
+        keys = [keyspace.run_own(lease.run), keyspace.run_meta(lease.run), keyspace.waiting_runs(base_model)]
+        arguments: list[str | bytes | int] = [lease.epoch, keyspace.TRAINERS_GROUP, lease.waiting_entry, lease.run]
         await self._connection.run("release_run", keys, arguments)
 
     async def entries(self, run: str, after: int, count: int) -> list[LogEntry]:
@@ -217,7 +217,7 @@ class RunLogs:
 
 
 def entry_position(seq_id: int) -> str:
-    """The id of a run's log entry, or the place before the first for -1. Redis has no entry 0-0, hence the 1."""
+    """The id of a run's log entry, or the position before the first for -1. Redis has no entry 0-0, hence the 1."""
     return f"{seq_id}-1" if seq_id >= 0 else "0-0"
 
 

@@ -1,7 +1,7 @@
-"""Runs of one base model that want a trainer: a stream whose entries stay with the trainer that has the run.
+"""Waiting runs of one base model: a stream with one entry a run, which stays with the trainer that holds the run.
 
-An entry that its trainer has not touched for the time of a lease is anybody's again. Who has a run is decided by the
-lease alone; this is how trainers hear of runs.
+An entry that its trainer has not renewed for the time of a lease can be taken by any trainer. The lease alone decides
+which trainer holds a run; the stream only tells trainers which runs there are.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from services.core.queue.streams import StreamEntry
 _GROUP = keyspace.TRAINERS_GROUP
 
 
-class Places:
-    """The runs of one base model, as one worker sees them."""
+class WaitingRuns:
+    """The waiting runs of one base model, as one trainer sees them."""
 
     def __init__(self, connection: RedisConnection, base_model: str, worker: str, lease_ms: int) -> None:
         self._connection = connection
         self._contact = Contact(connection, lease_ms / 1000)
-        self._stream = keyspace.place(base_model)
+        self._stream = keyspace.waiting_runs(base_model)
         self._worker = worker
         self._lease_ms = lease_ms
 
     async def open(self) -> None:
-        """Makes the stream, however long that takes."""
+        """Creates the stream; retries until Redis answers."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
 
     async def keep_contact(self) -> None:
@@ -37,17 +37,17 @@ class Places:
         await self._contact.keep()
 
     async def newest(self) -> str:
-        """Where the stream is now."""
+        """Id of the newest entry."""
         return await streams.last_id(self._connection.commands, self._stream)
 
     async def wait(self, position: str) -> None:
-        """Waits for a run that comes behind a position, a second at most."""
+        """Waits up to a second for an entry after `position`."""
         await streams.read(self._connection.blocking, {self._stream: position}, count=1, block_ms=1000)
 
     async def take(self) -> StreamEntry | None:
-        """Takes the entry of a run that no living trainer has; None if there is none."""
+        """Takes the entry of a run that no live trainer holds; None if there is none."""
         connection, found = self._connection, list[StreamEntry]()
-        if self._contact.is_steady:  # it may not be any more when a command is sent again
+        if self._contact.is_steady:  # a retried command could come after the link broke, and `blocking` does not retry
             found = await streams.take_over(
                 connection.blocking, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
             )
@@ -55,10 +55,10 @@ class Places:
         return found[0] if found else None
 
     async def keep(self, leases: Sequence[Lease]) -> None:
-        """Says that these runs are still here; called every third of a lease."""
-        entries = [lease.place_entry for lease in leases]
+        """Renews the entries of held runs; called every third of a lease."""
+        entries = [lease.waiting_entry for lease in leases]
         await streams.keep(self._connection.commands, _GROUP, self._worker, self._stream, entries)
 
     async def has_waiting(self) -> bool:
-        """Whether there is a run that no living trainer has."""
+        """Whether there is a run that no live trainer holds."""
         return await streams.has_waiting(self._connection.commands, _GROUP, self._stream, idle_ms=self._lease_ms)

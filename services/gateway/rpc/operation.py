@@ -31,7 +31,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
     ) -> operation_pb2.Operation:
         """An operation as it is now."""
         tenant = await self._auth.tenant(context)
-        return await self._stores.operations.get_with_place(str(OperationName.parse(request.name)), tenant)
+        return await self._stores.operations.get_with_position(str(OperationName.parse(request.name)), tenant)
 
     async def CancelOperation(
         self, request: operation_pb2.CancelOperationRequest, context: Context

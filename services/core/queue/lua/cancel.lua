@@ -1,8 +1,8 @@
--- Ends an operation that has not begun (a sampling one also while it runs). It keeps its place in its run's order.
+-- Cancels an operation that has not begun (a sampling one also while it runs). Its seq_id stays used in its run's order.
 -- KEYS  1 operation  2 events  3 skipped  4 cancelled (stream that samplers read)
 -- ARGV  1 operation name  2 seq_id  3 error  4 ms to keep a finished operation  5 'trains' | 'samples'
 --       6 waiting  7 jobs of a base model's sampling (prefixes of keys)
--- Returns nil, or if it was cancelled now its entry, '' if that stays where it is
+-- Returns nil if nothing was cancelled, else the operation's entry; '' if the entry stays in its log or queue
 local operation, events, skipped, cancelled = unpack(KEYS)
 local trains = ARGV[5] == 'trains'
 local state = redis.call('HGET', operation, 'state')

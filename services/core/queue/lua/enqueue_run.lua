@@ -1,11 +1,11 @@
 -- Accepts one operation of a training run: appends it to the run's log if it is next, parks it if it is early.
--- A refused operation (error given) takes its place in the order, finished.
--- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 place  7 events
+-- A refused operation (error given) keeps its position in the order and is finished at once.
+-- KEYS  1 operation  2 log  3 meta  4 early  5 skipped  6 waiting runs  7 events
 -- ARGV  1 seq_id  2 operation name  3 run  4 entry (job or its blob)  5 digest  6 method  7 tenant
 --       8 error or ''  9 ms to keep a finished operation  10 bytes of the job  11 most operations of one run waiting
 --       12.. limits (see `overload`)
 -- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'expired'} | {'full', ...}
-local operation, log, meta, early, skipped, place, events = unpack(KEYS)
+local operation, log, meta, early, skipped, waiting_runs, events = unpack(KEYS)
 local seq = tonumber(ARGV[1])
 local name, run, entry, digest, method, tenant = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local failure, keep_ms, bytes, most = ARGV[8], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -21,7 +21,7 @@ local done_seq = tonumber(redis.call('HGET', meta, 'done_seq') or '-1')
 local parked = redis.call('HLEN', early)
 local waiting = next_seq - done_seq - 1 + parked
 if waiting >= most or seq - next_seq >= most then return {'full', run, 'operations', waiting, most} end
--- What the run's parked operations wait for is let in, or they would keep it out and themselves waiting.
+-- The operation that parked ones wait for is accepted over a limit: they count against it and could never run otherwise.
 local closes_gap = seq == next_seq and parked > 0
 if failure == '' and not closes_gap then
   local full = overload(prefix_of(operation, name), tenant, 'operations', bytes, {unpack(ARGV, 12)})
@@ -59,6 +59,6 @@ while entry do
 end
 redis.call('HSET', meta, 'next_seq', seq)
 if redis.call('HSETNX', meta, 'placed', 1) == 1 then
-  redis.call('XADD', place, '*', 'run', run)
+  redis.call('XADD', waiting_runs, '*', 'run', run)
 end
 return {'accepted', state, now}

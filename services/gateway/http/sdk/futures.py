@@ -89,7 +89,7 @@ class Futures:
         if not operation.done:
             if self._stores.events.is_shut:  # the SDK asks again after the pause and meets a closed port
                 await asyncio.sleep(PAUSE_S)
-            operation = await self._stores.operations.get_with_place(str(name), tenant)
+            operation = await self._stores.operations.get_with_position(str(name), tenant)
             return JSONResponse(_pending(operation), status_code=408)
         if operation.HasField("error"):
             return results.error_result(operation.error)
