@@ -27,7 +27,7 @@ from services.core.process.device_thread import DeviceThread
 from services.core.process.telemetry import configure_logging
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
-from services.core.queue.run_past import RunPasts
+from services.core.queue.recovery_state import RecoveryStates
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotStore
@@ -120,8 +120,8 @@ async def one_snapshot(connection: RedisConnection, base: BaseModel, ranks: tupl
         engine = TrainerEngine(base)
         with tempfile.TemporaryDirectory() as directory:
             storage = LocalStorage(Path(directory))
-            pasts = RunPasts(connection, Payloads(BlobStore(storage)))
-            snapshots = Snapshots(engine, device, SnapshotStore(storage), pasts)
+            recovery_states = RecoveryStates(connection, Payloads(BlobStore(storage)))
+            snapshots = Snapshots(engine, device, SnapshotStore(storage), recovery_states)
             queue, run = open_queue(connection, base, Path(directory)), f"r{rank}:train:0"
             await queue.create(run, "t", rank=rank)
             lease = await queue.logs.claim("w", run, "0-1", 10**6)

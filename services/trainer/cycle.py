@@ -108,7 +108,7 @@ async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
     if item.replay:
         await _replay(held, item, jobs)
     elif not await until_reached(lambda: reports.logs.begin(lease, seq_id)):
-        await until_reached(lambda: reports.logs.pass_over(lease, seq_id))
+        await until_reached(lambda: reports.logs.skip(lease, seq_id))
         held.carried_out(item, changed=False)
     elif held.lost is not None:
         await reports.complete(held, [(item, (held.lost, ()))])
@@ -125,7 +125,7 @@ async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
     try:
         if not isinstance(item.job, job_pb2.Job):
             raise item.job or DataLossError("its job is missing")
-        await jobs.replay(item.job, held.past.sources.get(item.seq_id, ""))
+        await jobs.replay(item.job, held.recovery.sources.get(item.seq_id, ""))
         held.carried_out(item, changed=True)
     except PlatformError as error:
         message = f"the run cannot be rebuilt: operation {item.seq_id} of its log failed: {error.message}"

@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from services.core.errors import PlatformError
+from services.core.queue.recovery_state import RecoveryState
 from services.core.queue.run_log import Lease, LogEntry
-from services.core.queue.run_past import RunPast
 from services.core.storage.snapshot_store import SnapshotName
 from services.trainer.operation_kinds import PASSES, WITHOUT_EFFECT, token_count
 from services.trainer.planner import Waiting
@@ -49,7 +49,7 @@ class HeldRun:
     """A run whose lease this worker holds."""
 
     lease: Lease
-    past: RunPast
+    recovery: RecoveryState
 
     position: int
     """seq_id of the newest entry that has been read; at first that of the snapshot which the run was restored from."""
@@ -73,7 +73,7 @@ class HeldRun:
     """Whether the reader has left this run's log out because enough of it waits here."""
 
     lost: PlatformError | None = None
-    """Why its past cannot be rebuilt; its operations fail with this."""
+    """Why its state cannot be rebuilt; its operations fail with this."""
 
     saved_at: float = field(default_factory=time.monotonic)
     """When the newest snapshot was taken, or the run if there is none of this holder's."""
@@ -82,16 +82,16 @@ class HeldRun:
     """When the last operation was carried out."""
 
     @classmethod
-    def at(cls, lease: Lease, past: RunPast, snapshots: tuple[SnapshotName, ...]) -> HeldRun:
+    def at(cls, lease: Lease, recovery: RecoveryState, snapshots: tuple[SnapshotName, ...]) -> HeldRun:
         """A run in the state of the first of these snapshots, or in none."""
         begin = Progress(snapshots[0].seq_id if snapshots else -1)
-        return cls(lease, past, begin.seq_id, begin, begin, snapshots)
+        return cls(lease, recovery, begin.seq_id, begin, begin, snapshots)
 
     @classmethod
-    def beyond_rescue(cls, lease: Lease, past: RunPast, lost: PlatformError) -> HeldRun:
-        """A run whose past cannot be rebuilt: what comes next fails with `lost`."""
-        begin = Progress(past.done_seq_id)
-        return cls(lease, past, past.done_seq_id, begin, begin, lost=lost)
+    def beyond_rescue(cls, lease: Lease, recovery: RecoveryState, lost: PlatformError) -> HeldRun:
+        """A run whose state cannot be rebuilt: its next operations fail with `lost`."""
+        begin = Progress(recovery.done_seq_id)
+        return cls(lease, recovery, recovery.done_seq_id, begin, begin, lost=lost)
 
     @property
     def has_unsaved_changes(self) -> bool:
@@ -108,10 +108,10 @@ class HeldRun:
         return bool(self.unread) and (not self.ready or sum(item.waiting.cost for item in self.ready) < budget)
 
     def add_job(self, entry: LogEntry, job: job_pb2.Job | PlatformError | None) -> None:
-        """Puts an entry's job behind those that are ready; one without effect in a past that is done is dropped."""
-        replay = entry.seq_id <= self.past.done_seq_id
+        """Puts an entry's job behind those that are ready; in a replay, one without effect is dropped."""
+        replay = entry.seq_id <= self.recovery.done_seq_id
         kind = job.WhichOneof("request") if isinstance(job, job_pb2.Job) else None
-        if replay and (entry.seq_id in self.past.skipped or kind in WITHOUT_EFFECT):
+        if replay and (entry.seq_id in self.recovery.skipped or kind in WITHOUT_EFFECT):
             return
         cost = 0
         if isinstance(job, job_pb2.Job) and kind in PASSES:

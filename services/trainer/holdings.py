@@ -234,7 +234,7 @@ class Holdings:
             await self._snapshots.drop(run)
             return
         self.runs[run] = held
-        _log.info("run taken", run=run, epoch=lease.epoch, restored=held.position, done=held.past.done_seq_id)
+        _log.info("run taken", run=run, epoch=lease.epoch, restored=held.position, done=held.recovery.done_seq_id)
         await self.wake_reader()
 
     async def _make_room(self) -> None:

@@ -22,7 +22,7 @@ from services.core.names import OperationName
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.queue.connection import Write
-from services.core.queue.run_past import source_write
+from services.core.queue.recovery_state import source_write
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.trainer.engine.execute import Locations

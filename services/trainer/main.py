@@ -21,8 +21,8 @@ from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.core.queue.operations import OperationStore
 from services.core.queue.payloads import Payloads
+from services.core.queue.recovery_state import RecoveryStates
 from services.core.queue.run_log import RunLogs
-from services.core.queue.run_past import RunPasts
 from services.core.queue.waiting_runs import WaitingRuns
 from services.core.storage.blobs import BlobStore
 from services.core.storage.checkpoint_store import CheckpointStore
@@ -104,7 +104,7 @@ def assemble(
         WaitingRuns(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
         logs,
         Sessions(connection),
-        Snapshots(engine, device, SnapshotStore(storage), RunPasts(connection, payloads)),
+        Snapshots(engine, device, SnapshotStore(storage), RecoveryStates(connection, payloads)),
         SnapshotPolicy.of(settings),
         partial(memory_pressure, engine.base.device),
         max_runs=settings.max_runs,

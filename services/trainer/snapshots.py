@@ -18,9 +18,9 @@ from services.core.errors import DataLossError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import SNAPSHOT_SECONDS
+from services.core.queue.recovery_state import RecoveryStates
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import FencedError, Lease
-from services.core.queue.run_past import RunPasts
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
 from services.model.manifest import Manifest
 from services.trainer.engine.local import TrainerEngine
@@ -45,11 +45,13 @@ class RunCopy:
 class Snapshots:
     """Takes snapshots of runs and restores runs from them."""
 
-    def __init__(self, engine: TrainerEngine, device: DeviceThread, store: SnapshotStore, pasts: RunPasts) -> None:
+    def __init__(
+        self, engine: TrainerEngine, device: DeviceThread, store: SnapshotStore, recovery_states: RecoveryStates
+    ) -> None:
         self._engine = engine
         self._device = device
         self._store = store
-        self._pasts = pasts
+        self._recovery_states = recovery_states
 
     async def copy(self, held: HeldRun) -> RunCopy | None:
         """Copies the state of a run that nothing is being done with; None if it has none: its creation has failed."""
@@ -75,10 +77,10 @@ class Snapshots:
             return False
         kept = (name, *held.snapshots)[:_KEPT]
         try:
-            await until_reached(lambda: self._pasts.record_snapshots(lease, kept))
+            await until_reached(lambda: self._recovery_states.record_snapshots(lease, kept))
             held.snapshots, held.saved = kept, copy.progress
             if len(kept) == _KEPT:
-                await until_reached(lambda: self._pasts.trim(lease, kept[-1].seq_id))
+                await until_reached(lambda: self._recovery_states.trim(lease, kept[-1].seq_id))
         except FencedError:
             await self._keep_only(lease, held.snapshots)
             raise
@@ -88,10 +90,10 @@ class Snapshots:
     async def restore(self, lease: Lease) -> HeldRun:
         """Puts the newest good snapshot of a run into the engine; what came after it is left to the replay."""
         run = lease.run
-        past = await until_reached(lambda: self._pasts.read(run))
-        await self._keep_only(lease, past.snapshots)
+        recovery = await until_reached(lambda: self._recovery_states.read(run))
+        await self._keep_only(lease, recovery.snapshots)
         damage = []
-        for index, name in enumerate(past.snapshots):
+        for index, name in enumerate(recovery.snapshots):
             try:
                 state = await until_reached(partial(asyncio.to_thread, self._read, run, name))
             except PlatformError as error:
@@ -99,11 +101,11 @@ class Snapshots:
                 damage.append(error.message)
                 continue
             await self._device.run(_put, self._engine, run, state)
-            return HeldRun.at(lease, past, past.snapshots[index:])
-        if past.first_seq_id > 0 and past.done_seq_id >= 0:
+            return HeldRun.at(lease, recovery, recovery.snapshots[index:])
+        if recovery.first_seq_id > 0 and recovery.done_seq_id >= 0:
             message = f"the run cannot be rebuilt: {'; '.join(damage) or 'it has no snapshot'}"
-            return HeldRun.beyond_rescue(lease, past, DataLossError(message, reason="RUN_LOST"))
-        return HeldRun.at(lease, past, ())
+            return HeldRun.beyond_rescue(lease, recovery, DataLossError(message, reason="RUN_LOST"))
+        return HeldRun.at(lease, recovery, ())
 
     async def drop(self, run: str) -> None:
         """Frees a run's memory; nothing happens if it has none."""

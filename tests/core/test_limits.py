@@ -25,11 +25,20 @@ async def load(queues: Queues, tenant: str | None = None) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (replace(LIMITS, operations_of_run=2), f"2 operations of {RUN} are waiting already, and allowed are 2"),
-        (replace(LIMITS, operations_of_tenant=2), "2 operations of alice are waiting already, and allowed are 2"),
-        (replace(LIMITS, operations=2), "2 operations are waiting already, and allowed are 2"),
-        (replace(LIMITS, request_bytes_of_tenant=2500), "bytes of requests of alice are waiting already, and allowed"),
-        (replace(LIMITS, request_bytes=2500), "bytes of requests are waiting already, and allowed are 2500"),
+        (
+            replace(LIMITS, operations_of_run=2),
+            rf"training run {RUN} already has 2 queued operations \(limit 2\); retry later",
+        ),
+        (
+            replace(LIMITS, operations_of_tenant=2),
+            r"tenant alice already has 2 queued operations \(limit 2\); retry later",
+        ),
+        (replace(LIMITS, operations=2), r"the platform already has 2 queued operations \(limit 2\); retry later"),
+        (
+            replace(LIMITS, request_bytes_of_tenant=2500),
+            r"tenant alice already has \d+ queued request bytes \(limit 2500\)",
+        ),
+        (replace(LIMITS, request_bytes=2500), r"the platform already has \d+ queued request bytes \(limit 2500\)"),
     ],
     ids=["run", "tenant", "all", "tenant-bytes", "all-bytes"],
 )
@@ -55,7 +64,7 @@ async def test_another_tenant_is_not_refused_for_it(queues: Queues) -> None:
     await queues.enqueue_sample(0)
     assert await queues.enqueue(0, run=OTHER, tenant="bob")
     assert await queues.enqueue_sample(1, tenant="bob")
-    with pytest.raises(ResourceExhaustedError, match="1 sampling requests of bob"):
+    with pytest.raises(ResourceExhaustedError, match=r"tenant bob already has 1 queued sampling requests \(limit 1\)"):
         await queues.enqueue_sample(2, tenant="bob")
 
 
@@ -93,8 +102,8 @@ async def test_however_an_operation_ends_it_counts_no_longer(queues: Queues) -> 
     for _ in range(2):
         await queues.finish(lease, 0)
     await queues.operations.cancel(OperationName(RUN, 1))
-    await queues.logs.pass_over(lease, 1)
-    await queues.logs.pass_over(lease, 2)
+    await queues.logs.skip(lease, 1)
+    await queues.logs.skip(lease, 2)
     for begins in (True, True, False):
         lease = await queues.logs.claim("w1", RUN, "0-1", LEASE_MS)
         assert lease is not None

@@ -55,7 +55,7 @@ async def test_a_resend_is_the_same_operation_and_is_logged_once(queues: Queues)
 
 async def test_a_used_seq_id_refuses_another_request(queues: Queues) -> None:
     await queues.enqueue(0)
-    with pytest.raises(AlreadyExistsError, match="seq_id has been used"):
+    with pytest.raises(AlreadyExistsError, match="already exists with a different request; use a new seq_id"):
         await queues.enqueue(0, digest="another")
 
 
@@ -208,13 +208,14 @@ async def test_a_cancelled_early_operation_does_not_run_when_its_turn_comes(queu
     assert [await queues.logs.begin(lease, seq_id) for seq_id in range(2)] == [True, False]
 
 
-async def test_a_job_that_kills_its_workers_is_given_up_by_name(queues: Queues) -> None:
+async def test_a_job_that_kills_its_workers_fails_by_name(queues: Queues) -> None:
     await queues.enqueue(0)
     for _ in range(2):
         assert await queues.logs.begin(await lease_of(queues), 0)
     assert not await queues.logs.begin(await lease_of(queues), 0)
     operation = await queues.operations.get(f"{RUN}:0", "alice")
     assert operation.error.reason == "WORKER_DIED"
+    assert operation.error.message == f"operation {RUN}:0 failed: its worker crashed 2 times while running it"
     assert await queues.connection.commands.xlen(keyspace.DEAD) == 1
 
 

@@ -96,7 +96,7 @@ async def test_samplers_hear_of_what_is_cancelled_while_it_runs_and_of_nothing_e
     assert await queues.operations.cancelled_position() == later
 
 
-async def test_a_job_that_kills_its_samplers_is_given_up_by_name(queues: Queues) -> None:
+async def test_a_job_that_kills_its_samplers_fails_by_name(queues: Queues) -> None:
     await queues.enqueue_sample(0)
     (entry,) = await queues.take("s1")
     workers = ["s1", "s1", "s2", "s2", "s3"]  # a call is repeated when its reply is lost

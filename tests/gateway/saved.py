@@ -79,6 +79,6 @@ async def enter(
     done = await stores.run_logs.next_seq_id(run)
     for earlier in range(done):
         if earlier != seq_id:
-            await stores.run_logs.pass_over(lease, earlier)
+            await stores.run_logs.skip(lease, earlier)
     await stores.run_logs.complete(lease, seq_id, result, writes)
     return str(path)

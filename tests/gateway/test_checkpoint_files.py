@@ -202,7 +202,7 @@ async def test_an_import_wants_its_own_uploads_of_the_right_files(
     first = await alice.checkpoints.ImportCheckpoint(request())
     assert first.name == f"{session}:train:0:0"
     assert (await alice.checkpoints.ImportCheckpoint(request())).name == first.name
-    with pytest.raises(grpc.aio.AioRpcError, match="seq_id has been used"):
+    with pytest.raises(grpc.aio.AioRpcError, match="already exists with a different request; use a new seq_id"):
         await alice.checkpoints.ImportCheckpoint(request(name="b"))
 
 

@@ -13,8 +13,8 @@ from services.core.errors import DataLossError
 from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
+from services.core.queue.recovery_state import RecoveryState, RecoveryStates
 from services.core.queue.run_log import FencedError
-from services.core.queue.run_past import RunPast, RunPasts
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
@@ -47,8 +47,8 @@ def queue(connection: RedisConnection, new_engine: Callable[[], WatchedEngine], 
 
 
 @pytest.fixture
-def pasts(connection: RedisConnection, data_dir: Path) -> RunPasts:
-    return RunPasts(connection, Payloads(BlobStore(LocalStorage(data_dir))))
+def recovery_states(connection: RedisConnection, data_dir: Path) -> RecoveryStates:
+    return RecoveryStates(connection, Payloads(BlobStore(LocalStorage(data_dir))))
 
 
 async def train(queue: Queue, run: str, steps: int) -> None:
@@ -77,15 +77,15 @@ def assert_same(state: RunState, other: RunState) -> None:
         assert torch.equal(vector, other.optimizer_vectors()[name]), name
 
 
-async def snapshots_at(pasts: RunPasts, seq_id: int) -> RunPast:
-    """The run's past once its newest snapshot has an operation."""
+async def snapshots_at(recovery_states: RecoveryStates, seq_id: int) -> RecoveryState:
+    """The run's recovery state once its newest snapshot has an operation."""
 
     async def is_there() -> bool:
-        kept = (await pasts.read(RUN)).snapshots
+        kept = (await recovery_states.read(RUN)).snapshots
         return bool(kept) and kept[0].seq_id >= seq_id
 
     await until_true(is_there)
-    return await pasts.read(RUN)
+    return await recovery_states.read(RUN)
 
 
 def damage(data_dir: Path, name: SnapshotName) -> Path:
@@ -115,12 +115,12 @@ async def test_a_new_holder_starts_from_the_snapshot_and_replays_what_came_after
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     await queue.create(RUN, "t")
     async with serving(connection, new_engine(), queue, data_dir, name="first", dies=True, **OFTEN):
         await train(queue, RUN, 4)
-        newest = (await snapshots_at(pasts, 4)).snapshots[0].seq_id
+        newest = (await snapshots_at(recovery_states, 4)).snapshots[0].seq_id
         await queue.result(await queue.forward_backward(RUN, "t", (5,)), "t")
     engine = new_engine()
     async with serving(connection, engine, queue, data_dir, name="second", **NEVER):
@@ -141,23 +141,25 @@ async def test_the_log_is_trimmed_behind_the_older_of_two_snapshots_only(
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     await queue.create(RUN, "t")
     async with serving(connection, new_engine(), queue, data_dir, dies=True, **OFTEN):
         await train(queue, RUN, 2)
-        past = await snapshots_at(pasts, 4)
-        while len(past.snapshots) < 2:
-            assert past.first_seq_id == 0, "one snapshot is not enough to forget anything"
+        recovery = await snapshots_at(recovery_states, 4)
+        while len(recovery.snapshots) < 2:
+            assert recovery.first_seq_id == 0, "one snapshot is not enough to forget anything"
             await train(queue, RUN, 2)
-            past = await snapshots_at(pasts, past.snapshots[0].seq_id + 1)
+            recovery = await snapshots_at(recovery_states, recovery.snapshots[0].seq_id + 1)
         await train(queue, RUN, 6)
 
         async def is_trimmed() -> bool:
-            nonlocal past
-            past = await pasts.read(RUN)
+            nonlocal recovery
+            recovery = await recovery_states.read(RUN)
             kept = {path.name for path in (data_dir / "snapshots" / RUN).iterdir()}
-            return past.first_seq_id == past.snapshots[1].seq_id + 1 and kept == set(map(str, past.snapshots))
+            return recovery.first_seq_id == recovery.snapshots[1].seq_id + 1 and kept == set(
+                map(str, recovery.snapshots)
+            )
 
         await until_true(is_trimmed)
 
@@ -167,15 +169,15 @@ async def test_damage_to_the_newest_snapshot_costs_a_longer_replay_and_nothing_e
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     calm = await calm_state(connection, new_engine(), queue, data_dir, 9)
     await queue.create(RUN, "t")
     async with serving(connection, new_engine(), queue, data_dir, name="first", **OFTEN):
         await train(queue, RUN, 4)
-        await snapshots_at(pasts, 4)
+        await snapshots_at(recovery_states, 4)
         await train(queue, RUN, 4)
-    newest, older = (await pasts.read(RUN)).snapshots
+    newest, older = (await recovery_states.read(RUN)).snapshots
     assert newest.seq_id == 16, "a trainer that stops leaves nothing to replay"
     damage(data_dir, newest)
     engine = new_engine()
@@ -185,7 +187,7 @@ async def test_damage_to_the_newest_snapshot_costs_a_longer_replay_and_nothing_e
         assert_same(engine.run(RUN), calm)
 
         async def is_replaced() -> bool:
-            return newest not in (await pasts.read(RUN)).snapshots
+            return newest not in (await recovery_states.read(RUN)).snapshots
 
         await until_true(is_replaced)
 
@@ -195,16 +197,16 @@ async def test_a_run_whose_snapshots_are_all_damaged_is_lost_by_name_and_alone(
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     for run in (RUN, CALM):
         await queue.create(run, "t")
     async with serving(connection, new_engine(), queue, data_dir, name="first", **OFTEN):
         await train(queue, RUN, 4)
-        await snapshots_at(pasts, 4)
+        await snapshots_at(recovery_states, 4)
         await train(queue, RUN, 4)
         await train(queue, CALM, 2)
-    paths = [damage(data_dir, name) for name in (await pasts.read(RUN)).snapshots]
+    paths = [damage(data_dir, name) for name in (await recovery_states.read(RUN)).snapshots]
     assert len(paths) == 2
     async with serving(connection, new_engine(), queue, data_dir, name="second", **OFTEN):
         for name in (await queue.forward_backward(RUN, "t"), await queue.optim_step(RUN, "t")):
@@ -219,19 +221,19 @@ async def test_a_run_that_has_not_changed_gets_no_new_snapshot(
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     await queue.create(RUN, "t")
     async with serving(connection, new_engine(), queue, data_dir, name="first", **NEVER):
         await train(queue, RUN, 1)
-    before = (await pasts.read(RUN)).snapshots
+    before = (await recovery_states.read(RUN)).snapshots
     engine = new_engine()
     async with serving(connection, engine, queue, data_dir, name="second", **NEVER):
         await queue.result(await queue.optim_step("s9:train:0", "t"), "t")
         failed = await queue.load_state(RUN, "t", f"tinker://{RUN}/weights/none")
         assert (await queue.result(failed, "t")).error.reason == "CHECKPOINT_NOT_FOUND"
         assert not engine.passes, "nothing had to be replayed"
-    assert (await pasts.read(RUN)).snapshots == before != ()
+    assert (await recovery_states.read(RUN)).snapshots == before != ()
 
 
 async def test_a_replay_loads_the_files_that_were_loaded_also_if_the_path_names_others_now(
@@ -264,11 +266,11 @@ async def test_an_owner_whose_lease_has_moved_makes_no_snapshot_current(
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
     data_dir: Path,
-    pasts: RunPasts,
+    recovery_states: RecoveryStates,
 ) -> None:
     engine, device = new_engine(), DeviceThread()
     await queue.create(RUN, "t")
-    snapshots = Snapshots(engine, device, SnapshotStore(LocalStorage(data_dir)), pasts)
+    snapshots = Snapshots(engine, device, SnapshotStore(LocalStorage(data_dir)), recovery_states)
     old = await queue.logs.claim("w", RUN, "0-1", 60_000)
     assert old is not None
     held = await snapshots.restore(old)
@@ -279,7 +281,7 @@ async def test_an_owner_whose_lease_has_moved_makes_no_snapshot_current(
     assert await queue.logs.claim("w", RUN, "0-1", 60_000)
     with pytest.raises(FencedError):
         await snapshots.save(held, copy)
-    assert (await pasts.read(RUN)).snapshots == ()
+    assert (await recovery_states.read(RUN)).snapshots == ()
     assert not [path for path in (data_dir / "snapshots").rglob("*") if path.is_file()]
     device.close()
 

@@ -53,9 +53,9 @@ class Sessions:
         arguments += [GRACE // timedelta(milliseconds=1), *self._limits]
         reply = await self._connection.run("open_session", keys, arguments)
         if reply[0] == b"full":
-            owned = f" of {tenant}" if reply[1] else ""
+            owner = f"tenant {tenant}" if reply[1] else "the platform"
             message = (
-                f"{int(reply[2])} sessions{owned} are alive, and allowed are {int(reply[3])}; end one, or try later"
+                f"{owner} already has {int(reply[2])} open sessions (limit {int(reply[3])}); end one, or retry later"
             )
             raise ResourceExhaustedError(message, reason="TOO_MANY_SESSIONS", retry_after_s=RETRY_AFTER_S)
         return await self.get(session_id, tenant)

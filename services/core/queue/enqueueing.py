@@ -1,4 +1,4 @@
-"""What both queues answer alike: a resend, a reused seq_id, a full queue, and a job that kills its workers."""
+"""Rules that both queues share: resends, reused seq_ids, full queues, and jobs that crash their workers."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from services.core.errors import (
 )
 
 MAX_ATTEMPTS = 2
-_UNITS = {"operations": "operations", "samples": "sampling requests", "bytes": "bytes of requests"}
+_UNITS = {"operations": "operations", "samples": "sampling requests", "bytes": "request bytes"}
 
 
 def request_digest(request: Message) -> str:
-    """Tells a resend from a different request under the same seq_id, of another method with equal fields too."""
+    """Digest of a request with its type: two requests under one seq_id are the same exactly if their digests are."""
     content = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def raise_if_refused(reply: Sequence[Any], operation: str) -> None:
-    """Turns the enqueue scripts' refusals into errors.
+    """Raises the error of an enqueue script's refusal.
 
     Raises:
         AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as `RunLogs.enqueue` says.
     """
     if reply[0] == b"conflict":
-        message = f"operation {operation} exists with another request: its seq_id has been used"
+        message = f"operation {operation} already exists with a different request; use a new seq_id"
         raise AlreadyExistsError(message, reason="SEQ_ID_USED")
     if reply[0] == b"expired":
-        message = f"operation {operation} was carried out so long ago that its result is gone"
+        message = f"operation {operation} finished so long ago that its result is gone"
         raise FailedPreconditionError(message, reason="RESULT_EXPIRED")
     if reply[0] == b"full":
-        whose, what = reply[1].decode(), reply[2].decode()
-        waiting = f"{int(reply[3])} {_UNITS[what]} {f'of {whose} ' if whose else ''}are waiting already"
-        message = f"{waiting}, and allowed are {int(reply[4])}; send operation {operation} again later"
+        owner, unit = reply[1].decode(), _UNITS[reply[2].decode()]
+        # A run's name has colons, a tenant's has none.
+        scope = "the platform" if not owner else f"training run {owner}" if ":" in owner else f"tenant {owner}"
+        message = f"{scope} already has {int(reply[3])} queued {unit} (limit {int(reply[4])}); retry later"
         raise ResourceExhaustedError(message, reason="QUEUE_FULL", retry_after_s=1.0)
 
 
-def death_notice(operation: str) -> bytes:
-    """The stored error of an operation whose workers died at it `MAX_ATTEMPTS` times."""
-    message = f"operation {operation} was given up: its worker died {MAX_ATTEMPTS} times while carrying it out"
+def worker_died_error(operation: str) -> bytes:
+    """The stored error of an operation whose worker crashed `MAX_ATTEMPTS` times while running it."""
+    message = f"operation {operation} failed: its worker crashed {MAX_ATTEMPTS} times while running it"
     return InternalError(message, reason="WORKER_DIED").to_operation_error().SerializeToString()

@@ -15,7 +15,7 @@ from services.core.errors import PlatformError
 from services.core.names import OperationName
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection, Write
-from services.core.queue.enqueueing import MAX_ATTEMPTS, death_notice, raise_if_refused
+from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, worker_died_error
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import Result, accepted_operation
 from services.core.queue.payloads import Payloads
@@ -164,7 +164,7 @@ class RunLogs:
             keyspace.EVENTS,
         ]
         arguments: list[str | bytes | int] = [lease.epoch, str(name), seq_id, MAX_ATTEMPTS]
-        arguments += [death_notice(str(name)), KEEP_FINISHED_MS]
+        arguments += [worker_died_error(str(name)), KEEP_FINISHED_MS]
         reply = await self._connection.run("begin_operation", keys, arguments)
         if reply == b"fenced":
             raise FencedError(lease.run)
@@ -186,8 +186,8 @@ class RunLogs:
             raise FencedError(lease.run)
         return Beginning(reply.decode())
 
-    async def pass_over(self, lease: Lease, seq_id: int) -> None:
-        """Moves the log's mark behind an operation that has its result already.
+    async def skip(self, lease: Lease, seq_id: int) -> None:
+        """Advances the log past an operation that has its result already.
 
         Raises:
             FencedError: the lease has moved.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
-from services.core.queue.enqueueing import MAX_ATTEMPTS, death_notice, raise_if_refused
+from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, worker_died_error
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import Result, accepted_operation
 from services.core.queue.payloads import Payloads
@@ -135,7 +135,7 @@ class SampleQueues:
         arguments: list[str | bytes | int] = [
             entry.operation,
             MAX_ATTEMPTS,
-            death_notice(entry.operation),
+            worker_died_error(entry.operation),
             KEEP_FINISHED_MS,
             worker,
             entry.location,

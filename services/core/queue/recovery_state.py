@@ -1,8 +1,8 @@
-"""What a run's log does not say by itself about its past: how far it is done, and where the past begins.
+"""Recovery state of a training run: what a new lease holder needs, beside the log, to rebuild the run.
 
-A run's state is its newest snapshot and the log behind it. A snapshot counts from the moment that its holder records it
-here, after its files are on the disk. Two are kept; the log is trimmed only behind the older one, so that a damaged
-newest snapshot costs a longer replay and nothing else.
+A run is rebuilt from its newest snapshot and the log after it. A snapshot counts once its holder has recorded it here,
+after its files are on the disk. Two are kept; the log is trimmed only up to the older one, so that a damaged newest
+snapshot costs a longer replay and nothing else.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ _TRIMMED_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
-class RunPast:
-    """What a run's new holder has to know."""
+class RecoveryState:
+    """Recovery state of one run."""
 
     done_seq_id: int
-    """Everything up to here has its result; -1 before the first."""
+    """Last operation that has its result; -1 before the first."""
 
     first_seq_id: int
-    """Where the log begins; behind `done_seq_id` if nothing of the past is left of it."""
+    """First entry of the log; above `done_seq_id` if only entries without a result are left."""
 
     snapshots: tuple[SnapshotName, ...]
-    """Those that are kept, newest first."""
+    """Kept snapshots, newest first."""
 
     skipped: frozenset[int]
-    """Operations that changed nothing and are left out of a replay."""
+    """Operations that changed nothing; a replay leaves them out."""
 
     sources: Mapping[int, str]
-    """Where the checkpoints were that operations have loaded: their paths may name others by now, or nothing."""
+    """Locations of checkpoints that operations have loaded, by seq_id: a path may name another one by now."""
 
 
-class RunPasts:
-    """The pasts of all runs of one Redis server."""
+class RecoveryStates:
+    """Recovery states of all runs of one Redis server."""
 
     def __init__(self, connection: RedisConnection, payloads: Payloads) -> None:
         self._connection = connection
         self._payloads = payloads
 
-    async def read(self, run: str) -> RunPast:
-        """A run's past."""
+    async def read(self, run: str) -> RecoveryState:
+        """The recovery state of a run."""
         pipeline = self._connection.commands.pipeline(transaction=True)
         pipeline.hmget(keyspace.run_meta(run), "done_seq", "snapshots")
         pipeline.xrange(keyspace.run_log(run), count=1)
@@ -55,7 +55,7 @@ class RunPasts:
         pipeline.hgetall(keyspace.run_sources(run))
         (done, snapshots), first, skipped, sources = await pipeline.execute()
         done_seq_id = -1 if done is None else int(done)
-        return RunPast(
+        return RecoveryState(
             done_seq_id,
             int(first[0][0].partition(b"-")[0]) if first else done_seq_id + 1,
             tuple(SnapshotName.parse(name) for name in (snapshots or b"").decode().split()),
@@ -64,7 +64,7 @@ class RunPasts:
         )
 
     async def record_snapshots(self, lease: Lease, kept: Sequence[SnapshotName]) -> None:
-        """Says which snapshots are kept, newest first.
+        """Records which snapshots are kept, newest first.
 
         Raises:
             FencedError: the lease has moved.
@@ -74,7 +74,7 @@ class RunPasts:
             raise FencedError(lease.run)
 
     async def trim(self, lease: Lease, last: int) -> None:
-        """Forgets a run's log up to seq_id `last`, with the jobs that lie in the blob store.
+        """Removes a run's log up to seq_id `last`, and the blobs of its jobs.
 
         Raises:
             FencedError: the lease has moved.
@@ -84,7 +84,7 @@ class RunPasts:
         while True:
             entries = await streams.entries(self._connection.commands, log, after=position, count=_TRIMMED_AT_ONCE)
             passed = [decoded for entry in entries if (decoded := decode_entry(entry)).seq_id <= last]
-            # Blobs first: whoever finds these entries again after a crash removes the rest.
+            # Blobs first: after a crash these entries are found again and the rest is removed.
             for entry in passed:
                 await self._payloads.discard(entry.packed_job)
             if passed:
@@ -96,5 +96,5 @@ class RunPasts:
 
 
 def source_write(run: str, seq_id: int, location: str) -> Write:
-    """The write that remembers which checkpoint an operation has loaded, made visible with its result."""
+    """The write that records which checkpoint an operation has loaded, made visible with its result."""
     return ("HSET", keyspace.run_sources(run), seq_id, location)

@@ -1,4 +1,4 @@
-"""A run's past: snapshots count when they are recorded, and the log is trimmed with all that belongs to it."""
+"""Recovery state of a run: snapshots count when they are recorded, and the log is trimmed with its blobs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from services.core.errors import DataLossError
 from services.core.queue import keyspace
 from services.core.queue.payloads import Payloads
+from services.core.queue.recovery_state import RecoveryStates, source_write
 from services.core.queue.run_log import FencedError, Lease
-from services.core.queue.run_past import RunPasts, source_write
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
@@ -19,8 +19,8 @@ from tinker_proto.v1 import training_pb2
 
 
 @pytest.fixture
-def pasts(queues: Queues, data_dir: Path) -> RunPasts:
-    return RunPasts(queues.connection, Payloads(BlobStore(LocalStorage(data_dir))))
+def recovery_states(queues: Queues, data_dir: Path) -> RecoveryStates:
+    return RecoveryStates(queues.connection, Payloads(BlobStore(LocalStorage(data_dir))))
 
 
 async def lease_of(queues: Queues) -> Lease:
@@ -33,35 +33,37 @@ def job_blobs(data_dir: Path) -> list[Path]:
     return [path for path in data_dir.rglob("jobs/*/*") if path.is_file()]
 
 
-async def test_a_run_without_a_past(queues: Queues, pasts: RunPasts) -> None:
-    past = await pasts.read(RUN)
-    assert (past.done_seq_id, past.first_seq_id, past.snapshots) == (-1, 0, ())
+async def test_a_new_run_has_no_recovery_state(queues: Queues, recovery_states: RecoveryStates) -> None:
+    recovery = await recovery_states.read(RUN)
+    assert (recovery.done_seq_id, recovery.first_seq_id, recovery.snapshots) == (-1, 0, ())
     await queues.enqueue(0)
-    assert (await pasts.read(RUN)).first_seq_id == 0
+    assert (await recovery_states.read(RUN)).first_seq_id == 0
 
 
-async def test_recorded_snapshots_are_there_in_order(queues: Queues, pasts: RunPasts) -> None:
+async def test_recorded_snapshots_are_there_in_order(queues: Queues, recovery_states: RecoveryStates) -> None:
     names = (SnapshotName(7, 2), SnapshotName(3, 1))
-    await pasts.record_snapshots(await lease_of(queues), names)
-    assert (await pasts.read(RUN)).snapshots == names
+    await recovery_states.record_snapshots(await lease_of(queues), names)
+    assert (await recovery_states.read(RUN)).snapshots == names
 
 
-async def test_an_owner_whose_lease_has_moved_records_and_trims_nothing(queues: Queues, pasts: RunPasts) -> None:
+async def test_an_owner_whose_lease_has_moved_records_and_trims_nothing(
+    queues: Queues, recovery_states: RecoveryStates
+) -> None:
     await queues.enqueue(0)
     old = await lease_of(queues)
     new = await lease_of(queues)
-    await pasts.record_snapshots(new, [SnapshotName(3, new.epoch)])
+    await recovery_states.record_snapshots(new, [SnapshotName(3, new.epoch)])
     with pytest.raises(FencedError):
-        await pasts.record_snapshots(old, [SnapshotName(4, old.epoch)])
+        await recovery_states.record_snapshots(old, [SnapshotName(4, old.epoch)])
     with pytest.raises(FencedError):
-        await pasts.trim(old, 0)
-    past = await pasts.read(RUN)
-    assert past.snapshots == (SnapshotName(3, new.epoch),)
-    assert past.first_seq_id == 0
+        await recovery_states.trim(old, 0)
+    recovery = await recovery_states.read(RUN)
+    assert recovery.snapshots == (SnapshotName(3, new.epoch),)
+    assert recovery.first_seq_id == 0
 
 
 async def test_trimming_takes_the_log_its_blobs_and_what_a_replay_would_need_and_nothing_behind(
-    queues: Queues, pasts: RunPasts, data_dir: Path
+    queues: Queues, recovery_states: RecoveryStates, data_dir: Path
 ) -> None:
     lease = await lease_of(queues)
     for seq_id in range(250):
@@ -72,26 +74,28 @@ async def test_trimming_takes_the_log_its_blobs_and_what_a_replay_would_need_and
             await queues.finish(lease, seq_id)
     for seq_id in (3, 245):
         await queues.connection.commands.sadd(keyspace.run_skipped(RUN), seq_id)
-        await queues.connection.commands.execute_command(*source_write(RUN, seq_id, f"place{seq_id}"))
+        await queues.connection.commands.execute_command(*source_write(RUN, seq_id, f"location{seq_id}"))
     assert len(job_blobs(data_dir)) == 2
-    await pasts.trim(lease, 230)
-    past = await pasts.read(RUN)
-    assert past.first_seq_id == 231
-    assert past.skipped == {245}
-    assert past.sources == {245: "place245"}
+    await recovery_states.trim(lease, 230)
+    recovery = await recovery_states.read(RUN)
+    assert recovery.first_seq_id == 231
+    assert recovery.skipped == {245}
+    assert recovery.sources == {245: "location245"}
     assert len(job_blobs(data_dir)) == 1
-    await pasts.trim(lease, 249)
-    assert (await pasts.read(RUN)).first_seq_id == 250, "behind the last that is done: nothing is left"
+    await recovery_states.trim(lease, 249)
+    assert (await recovery_states.read(RUN)).first_seq_id == 250, "behind the last that is done: nothing is left"
     await queues.enqueue(250)
-    assert (await pasts.read(RUN)).first_seq_id == 250, "and the log goes on"
+    assert (await recovery_states.read(RUN)).first_seq_id == 250, "and the log goes on"
 
 
-async def test_the_place_of_a_loaded_checkpoint_is_remembered_with_the_result(queues: Queues, pasts: RunPasts) -> None:
+async def test_the_location_of_a_loaded_checkpoint_is_recorded_with_the_result(
+    queues: Queues, recovery_states: RecoveryStates
+) -> None:
     await queues.enqueue(0)
     lease = await lease_of(queues)
     result = await queues.operations.result(training_pb2.LoadStateResponse(path="p"))
     await queues.logs.complete(lease, 0, result, [source_write(RUN, 0, "there")])
-    assert (await pasts.read(RUN)).sources == {0: "there"}
+    assert (await recovery_states.read(RUN)).sources == {0: "there"}
 
 
 def test_a_snapshot_is_visible_whole_or_not_at_all(tmp_path: Path) -> None:
