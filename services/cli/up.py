@@ -27,9 +27,8 @@ from services.core.catalog.api_keys import ApiKeys
 from services.core.config import ENV_PREFIX, Settings, parse_base_model
 from services.core.errors import AlreadyExistsError, UnavailableError
 from services.core.process.server import until_stopped
-from services.core.process.workers import WorkerDirectory
+from services.core.process.workers import KIND_NAMES, WorkerDirectory
 from services.core.queue.connection import RedisConnection
-from tinker_proto.internal.v1 import job_pb2
 
 FIRST_TENANT = "default"
 QUICK_DEATHS = 5
@@ -162,7 +161,7 @@ def _services(base_models: Sequence[str], metrics_port: int) -> list[Service]:
     services = [Service("gateway", [*command, "gateway"])]
     for base_model in base_models:
         name, _ = parse_base_model(base_model)
-        for kind in ("trainer", "sampler"):
+        for kind in KIND_NAMES.values():
             port = metrics_port + len(services) - 1 if metrics_port else 0
             services.append(Service(f"{kind} {name}", [*command, kind, "--base-model", base_model], port))
     return services
@@ -208,11 +207,10 @@ async def _first_key(keys: ApiKeys) -> None:
 
 async def _until_ready(settings: Settings, connection: RedisConnection, base_models: Sequence[str]) -> None:
     """Waits until the gateway serves and every base model has a live trainer and a live sampler."""
-    kinds = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
     names = [parse_base_model(base_model)[0] for base_model in base_models]
-    awaited = {f"{kind} {name}" for kind in kinds.values() for name in names} | {"gateway"}
+    awaited = {f"{kind} {name}" for kind in KIND_NAMES.values() for name in names} | {"gateway"}
     while awaited:
-        live = {f"{kinds[status.kind]} {status.base_model}" for status in await WorkerDirectory(connection).live()}
+        live = {f"{KIND_NAMES[status.kind]} {status.base_model}" for status in await WorkerDirectory(connection).live()}
         if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):
             live.add("gateway")
         for name in sorted(awaited & live):

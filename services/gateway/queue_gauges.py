@@ -18,12 +18,9 @@ from services.core.process.metrics import (
     SLOTS_USED,
     WORKERS,
 )
-from services.core.process.workers import WorkerDirectory
+from services.core.process.workers import KIND_NAMES, WorkerDirectory
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
-from tinker_proto.internal.v1 import job_pb2
-
-_KINDS = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
 
 
 async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> None:
@@ -32,7 +29,7 @@ async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> 
     for gauge in (SAMPLES_WAITING, NEXT_SAMPLE_SECONDS, HEAD_SECONDS, RUNS_PLACED, WORKERS, SLOTS, SLOTS_USED):
         gauge.clear()
     for status in live:
-        labels = (status.base_model, _KINDS[status.kind])
+        labels = (status.base_model, KIND_NAMES[status.kind])
         WORKERS.labels(*labels).inc()
         SLOTS.labels(*labels).inc(status.slots)
         SLOTS_USED.labels(*labels).inc(status.slots_used)

@@ -18,7 +18,8 @@ from tinker_proto.v1 import capability_pb2
 HEARTBEAT_S = 2.0
 EXPIRY_S = 10.0
 
-_NOUN = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
+KIND_NAMES = {job_pb2.WORKER_KIND_TRAINER: "trainer", job_pb2.WORKER_KIND_SAMPLER: "sampler"}
+"""A worker kind as commands, messages and metrics name it."""
 
 
 class WorkerDirectory:
@@ -64,11 +65,13 @@ class WorkerDirectory:
                 return status
         known = await self._commands.hkeys(keyspace.base_models(kind))
         if base_model.encode() in known:
-            message = f"no {_NOUN[kind]} for base model {base_model!r} is up at the moment; try again"
+            message = f"no {KIND_NAMES[kind]} for base model {base_model!r} is up at the moment; try again"
             raise UnavailableError(message, reason="NO_WORKER")
         served = ", ".join(sorted({repr(status.base_model) for status in live})) or "none at the moment"
         raise InvalidArgumentError.at(
-            field, f"no {_NOUN[kind]} serves {base_model!r}; base models served: {served}", reason="UNKNOWN_BASE_MODEL"
+            field,
+            f"no {KIND_NAMES[kind]} serves {base_model!r}; base models served: {served}",
+            reason="UNKNOWN_BASE_MODEL",
         )
 
     async def any_kind(self, base_model: str, field: str) -> job_pb2.WorkerStatus:
@@ -77,7 +80,7 @@ class WorkerDirectory:
         Raises:
             InvalidArgumentError: nobody has.
         """
-        for kind in _NOUN:
+        for kind in KIND_NAMES:
             announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
             if announcement is not None:
                 return job_pb2.WorkerStatus.FromString(announcement)
@@ -93,7 +96,9 @@ class WorkerDirectory:
         """
         announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
         if announcement is None:
-            raise UnavailableError(f"no {_NOUN[kind]} has served {base_model!r} yet; try again", reason="NO_WORKER")
+            raise UnavailableError(
+                f"no {KIND_NAMES[kind]} has served {base_model!r} yet; try again", reason="NO_WORKER"
+            )
         return job_pb2.WorkerStatus.FromString(announcement)
 
 
