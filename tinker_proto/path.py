@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from enum import StrEnum
 
-CheckpointKind = Literal["weights", "sampler_weights"]
-"""weights: a training checkpoint. sampler_weights: a checkpoint for sampling only."""
+
+class CheckpointKind(StrEnum):
+    """Kind of a checkpoint, as the middle part of its path has it."""
+
+    WEIGHTS = "weights"
+    """A training checkpoint: it can be trained further and sampled."""
+
+    SAMPLER_WEIGHTS = "sampler_weights"
+    """A checkpoint for sampling only."""
+
 
 _SCHEME = "tinker://"
-_KINDS: tuple[CheckpointKind, ...] = get_args(CheckpointKind)
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,200}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _FORMS = "tinker://<training_run_id>/weights/<name> or tinker://<training_run_id>/sampler_weights/<name>"
@@ -32,10 +39,10 @@ class TinkerPath:
     def __post_init__(self) -> None:
         check_run_id(self.training_run_id)
         check_checkpoint_name(self.name)
-        if self.kind is None and self.name in _KINDS:
+        if self.kind is None and self.name in tuple(CheckpointKind):
             raise ValueError(f"tinker://{self.training_run_id}/{self.name} names no checkpoint; allowed is {_FORMS}")
-        if self.kind is not None and self.kind not in _KINDS:
-            raise ValueError(f"{self.kind!r} is not a kind of checkpoint; allowed are {' and '.join(_KINDS)}")
+        if self.kind is not None and self.kind not in tuple(CheckpointKind):
+            raise ValueError(f"checkpoint kind: must be one of {', '.join(CheckpointKind)} (got {self.kind!r})")
 
     @classmethod
     def parse(cls, text: str) -> TinkerPath:
@@ -46,7 +53,7 @@ class TinkerPath:
             case [run_id, name]:
                 return cls(run_id, None, name)
             case [run_id, ("weights" | "sampler_weights") as kind, name]:
-                return cls(run_id, kind, name)
+                return cls(run_id, CheckpointKind(kind), name)
         raise ValueError(f"{_shown(text)} is not a tinker path; allowed is {_FORMS}")
 
     @property

@@ -8,23 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.listing import in_pages
+from tinker_proto.path import CheckpointKind
 
 if TYPE_CHECKING:
     from tinker_client import RestClient
     from tinker_client.types import Checkpoint
-
-
-class CheckpointKind(StrEnum):
-    """The middle part of a checkpoint's path."""
-
-    WEIGHTS = "weights"
-    SAMPLER_WEIGHTS = "sampler_weights"
 
 
 PathArgument = Annotated[

@@ -17,7 +17,7 @@ from services.gateway.submission import CreateRequest, Submission
 from services.gateway.validation.fields import check_metadata, check_seq_id, parse_path
 from services.gateway.validation.training import check_lora_config, training_path
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.path import TinkerPath
+from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import operation_pb2, sampling_pb2, training_pb2
 
 DEFAULT_ALPHA = 32
@@ -110,7 +110,8 @@ class Creation:
         if parsed.kind is not None:
             return await checkpoints.pin(parsed, tenant, session_id)
         sampler, training = (
-            TinkerPath(parsed.training_run_id, kind, parsed.name) for kind in ("sampler_weights", "weights")
+            TinkerPath(parsed.training_run_id, kind, parsed.name)
+            for kind in (CheckpointKind.SAMPLER_WEIGHTS, CheckpointKind.WEIGHTS)
         )
         try:
             return await checkpoints.pin(sampler, tenant, session_id)

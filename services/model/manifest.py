@@ -20,14 +20,15 @@ from services.model.adapters import AdapterConfig
 
 FORMAT_VERSION = 1
 
-CheckpointKind = Literal["training", "sampler", "snapshot"]
+DirectoryKind = Literal["training", "sampler", "snapshot"]
+"""What a directory holds: a training checkpoint, a sampler checkpoint, or a snapshot of a run."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Content of checkpoint.json."""
 
-    kind: CheckpointKind
+    kind: DirectoryKind
     training_run_id: str
     base_model: str
     adapter: AdapterConfig

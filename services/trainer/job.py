@@ -38,8 +38,8 @@ JobOutcome = tuple[Message | PlatformError, Sequence[Write]]
 """What an operation ends with, and the writes that must become visible with it."""
 
 _TYPES = {
-    "weights": checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
-    "sampler_weights": checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
+    CheckpointKind.WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
+    CheckpointKind.SAMPLER_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
 }
 
 
@@ -134,18 +134,20 @@ class JobRunner:
         request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest
         kind: CheckpointKind
         if job.WhichOneof("request") == "import_checkpoint":
-            return TinkerPath(OperationName.parse(job.operation).scope, "weights", job.import_checkpoint.name)
+            return TinkerPath(
+                OperationName.parse(job.operation).scope, CheckpointKind.WEIGHTS, job.import_checkpoint.name
+            )
         match job.WhichOneof("request"):
             case "save_state":
-                request, kind, overwrite = job.save_state, "weights", job.save_state.overwrite
+                request, kind, overwrite = job.save_state, CheckpointKind.WEIGHTS, job.save_state.overwrite
             case "save_weights_for_sampler":
-                request, kind, overwrite = job.save_weights_for_sampler, "sampler_weights", False
+                request, kind, overwrite = job.save_weights_for_sampler, CheckpointKind.SAMPLER_WEIGHTS, False
             case _:
                 return None
         path = TinkerPath(request.training_run_id, kind, request.name)
         if not overwrite and await self._is_taken(path, job.tenant):
             message = f"there is a checkpoint {path} already; choose another name"
-            if kind == "weights":
+            if kind is CheckpointKind.WEIGHTS:
                 message += " or set overwrite"
             raise AlreadyExistsError(message, reason="CHECKPOINT_EXISTS")
         return path
@@ -178,7 +180,7 @@ class JobRunner:
         location, request = _location(job, path), getattr(job, str(job.WhichOneof("request")))
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
-            checkpoint_type=_TYPES[path.kind or "weights"],
+            checkpoint_type=_TYPES[path.kind or CheckpointKind.WEIGHTS],
             tinker_path=str(path),
             size_bytes=await asyncio.to_thread(self._checkpoints.size_bytes, location),
             training_run_id=path.training_run_id,

@@ -83,7 +83,7 @@ def test_no_accepted_path_leaves_its_directory(text: str) -> None:
 
 
 def test_parts_are_checked_however_a_path_is_made() -> None:
-    with pytest.raises(ValueError, match="kind of checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint kind: must be one of weights, sampler_weights"):
         TinkerPath("run", "other", "a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="checkpoint name"):
         TinkerPath("run", "weights", "../a")

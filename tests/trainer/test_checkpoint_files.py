@@ -13,7 +13,7 @@ from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
-from services.model.manifest import CheckpointKind, Manifest
+from services.model.manifest import DirectoryKind, Manifest
 from services.trainer.engine.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.run_state import RunState
@@ -29,7 +29,7 @@ def _train(engine: TrainerEngine, run: str, seeds: range, *, step: bool = True) 
             engine.optim_step(run, ADAM)
 
 
-def _write(engine: TrainerEngine, run: str, directory: Path, kind: CheckpointKind = "training") -> Path:
+def _write(engine: TrainerEngine, run: str, directory: Path, kind: DirectoryKind = "training") -> Path:
     state = engine.run(run)
     write_checkpoint(directory, state, engine.base, Manifest(kind, run, engine.base.name, state.config, f"{run}:1"))
     return directory

@@ -19,7 +19,6 @@ from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 
 _BURIED_AT_ONCE = 1000
-_KINDS: tuple[CheckpointKind, ...] = ("weights", "sampler_weights")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class CheckpointCatalog:
             NotFoundError: there is none at this path for this tenant.
             InvalidArgumentError: a two-part path fits a training and a sampler checkpoint.
         """
-        kinds = _KINDS if path.kind is None else (path.kind,)
+        kinds = tuple(CheckpointKind) if path.kind is None else (path.kind,)
         pipeline = self._connection.commands.pipeline(transaction=False)
         pipeline.time()
         for kind in kinds:

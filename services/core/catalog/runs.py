@@ -15,6 +15,7 @@ from services.core.errors import NotFoundError
 from services.core.names import session_of
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection, Write
+from tinker_proto.path import CheckpointKind
 from tinker_proto.v1 import checkpoint_pb2, sampling_pb2, training_pb2
 
 
@@ -118,8 +119,8 @@ class Catalog:
         for run_id in run_ids:
             pipeline.hget(keyspace.training_run(run_id), "record")
             pipeline.hget(keyspace.run_meta(run_id), "last_request")
-            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, "weights"), 0, 0)
-            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, "sampler_weights"), 0, 0)
+            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, CheckpointKind.WEIGHTS), 0, 0)
+            pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, CheckpointKind.SAMPLER_WEIGHTS), 0, 0)
         replies = await pipeline.execute()
         runs = []
         for record, last_request_ms, training, sampler in zip(*[iter(replies)] * 4, strict=True):

@@ -14,7 +14,7 @@ from services.gateway.validation.fields import (
     parse_path,
 )
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.path import TinkerPath
+from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import training_pb2
 
 MAX_LORA_ALPHA = 1 << 20
@@ -98,7 +98,7 @@ def training_path(field: str, path: str) -> TinkerPath:
         InvalidArgumentError: it is no path, or a sampler checkpoint's.
     """
     parsed = parse_path(field, path)
-    if parsed.kind == "sampler_weights":
+    if parsed.kind is CheckpointKind.SAMPLER_WEIGHTS:
         rule, got = "the path of a training checkpoint, as save_state writes it", f"a sampler checkpoint, {path}"
         raise InvalidArgumentError.must_be(field, rule, got, reason="NOT_A_TRAINING_CHECKPOINT")
-    return TinkerPath(parsed.training_run_id, "weights", parsed.name)
+    return TinkerPath(parsed.training_run_id, CheckpointKind.WEIGHTS, parsed.name)

@@ -19,7 +19,7 @@ from services.core.names import training_run_id
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.model.adapter_import import import_adapter
 from services.model.device import is_out_of_memory
-from services.model.manifest import CheckpointKind, Manifest
+from services.model.manifest import DirectoryKind, Manifest
 from services.trainer.engine.batch import read_example
 from services.trainer.engine.checkpoint_files import read_training_checkpoint, write_checkpoint
 from services.trainer.engine.isolation import run_isolated
@@ -30,7 +30,7 @@ from services.trainer.engine.optimizer import AdamParams
 from services.trainer.engine.pass_job import Outcome, Work
 from services.trainer.engine.run_state import RunState
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.path import TinkerPath
+from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.tensor import from_array
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
 
@@ -159,13 +159,15 @@ def _optim_step(call: _Call) -> Message:
 def _save_state(call: _Call) -> Message:
     request = call.job.save_state
     _save(call, "training", request.training_run_id)
-    return training_pb2.SaveStateResponse(path=str(TinkerPath(request.training_run_id, "weights", request.name)))
+    return training_pb2.SaveStateResponse(
+        path=str(TinkerPath(request.training_run_id, CheckpointKind.WEIGHTS, request.name))
+    )
 
 
 def _save_weights_for_sampler(call: _Call) -> Message:
     request = call.job.save_weights_for_sampler
     _save(call, "sampler", request.training_run_id)
-    path = TinkerPath(request.training_run_id, "sampler_weights", request.name)
+    path = TinkerPath(request.training_run_id, CheckpointKind.SAMPLER_WEIGHTS, request.name)
     return training_pb2.SaveWeightsForSamplerResponse(path=str(path))
 
 
@@ -184,12 +186,12 @@ def _import(call: _Call) -> Message:
         except Exception:
             call.engine.drop_run(run_id)
             raise
-    path = str(TinkerPath(run_id, "weights", request.name))
+    path = str(TinkerPath(run_id, CheckpointKind.WEIGHTS, request.name))
     run = _new_run(call, run_id, request.user_metadata)
     return checkpoint_pb2.ImportCheckpointResponse(path=path, training_run=run)
 
 
-def _save(call: _Call, kind: CheckpointKind, run_id: str) -> None:
+def _save(call: _Call, kind: DirectoryKind, run_id: str) -> None:
     if _is_written(call):
         return
     state = call.engine.run(run_id)

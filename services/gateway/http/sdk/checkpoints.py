@@ -16,7 +16,7 @@ from services.gateway.http.sdk.fields import Int64, SdkFields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page
 from services.gateway.rpc.paging import MAX_PAGE_SIZE
 from services.gateway.validation.fields import check_ttl, parse_path
-from tinker_proto.path import TinkerPath
+from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 
 ONE = "/training_runs/{run}/checkpoints/{kind}/{name}"
@@ -124,7 +124,7 @@ def path_of(request: Request) -> TinkerPath:
         InvalidArgumentError: it names none.
     """
     parts = request.path_params
-    kind = "sampler_weights" if parts["kind"] == EXTERNAL else parts["kind"]
+    kind = CheckpointKind.SAMPLER_WEIGHTS if parts["kind"] == EXTERNAL else parts["kind"]
     return parse_path("tinker_path", f"tinker://{parts['run']}/{kind}/{parts['name']}")
 
 
