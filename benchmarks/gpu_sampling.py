@@ -57,4 +57,4 @@ def serve(engine: NativeSamplerEngine, prompts: Sequence[Sequence[int]], locatio
     while not engine.idle:
         for finished in engine.step():
             assert isinstance(finished.outcome, GenerationResult), finished.outcome
-    engine._placement.clear()
+    engine.forget_cached_prefixes()

@@ -30,20 +30,21 @@ from testing.rows import perturbed_adapter, random_tokens
 
 def cache_row(sampler: Sampler, adapters: Sequence[Path], rounds: int) -> Row:
     (prompt,) = random_tokens(sampler.base, [400], seed=8)
-    request = sampler.request(prompt, adapters[0], seed=1)
+    request = sampler.request(prompt, adapters[0], seed=1, streamed=True)
 
     def first_token() -> float:
         def steps() -> None:
             sampler.engine.submit(request)
-            while not any(sequence.logprobs for sequence in sampler.engine._sequences()):
+            while not sampler.engine.take_token_deltas():
                 sampler.engine.step()
 
         seconds = cpu_seconds(steps)
         while not sampler.engine.idle:
             sampler.engine.step()
+        sampler.engine.take_token_deltas()
         return seconds
 
-    sampler.engine._placement.clear()
+    sampler.engine.forget_cached_prefixes()
     cold = first_token()
     warm = min(first_token() for _ in range(rounds))
     return "", "first token of 400 cached prompt tokens", "-", f"{cold * 1000:.1f} -> {warm * 1000:.1f} ms"

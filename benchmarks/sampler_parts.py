@@ -83,7 +83,7 @@ class Sampler:
         outcomes = {}
         while not self.engine.idle:
             outcomes |= {finished.name: finished.outcome for finished in self.engine.step()}
-        self.engine._placement.clear()
+        self.engine.forget_cached_prefixes()
         results = [outcomes[request.name] for request in requests]
         assert all(isinstance(result, GenerationResult) for result in results), results
         return results  # type: ignore[return-value]

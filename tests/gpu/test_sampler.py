@@ -35,8 +35,8 @@ def on(directory: Path, device: str, dtype: torch.dtype) -> BaseModel:
 
 def test_noise_has_the_bits_of_the_host() -> None:
     keys = [noise_key(seed, 1, 2) for seed in range(-4, 4)]
-    on_device = noise._uniform(keys, 150_000, torch.device("cuda"))
-    assert torch.equal(on_device.cpu(), noise._uniform_on_host(keys, 150_000))
+    on_device = noise.uniform_on_device(keys, 150_000, torch.device("cuda"))
+    assert torch.equal(on_device.cpu(), noise.uniform_on_host(keys, 150_000))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

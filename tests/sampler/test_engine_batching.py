@@ -156,7 +156,7 @@ def test_samples_share_one_prefill_and_its_draw(load: Load, slots: int) -> None:
     (long,) = run(engine, ask("long", prompt, num_samples=8, max_tokens=4))
     assert sum(fed) == 50 + 8 * 3, "the prompt once, and three fed-back tokens for each"
     fed.clear()
-    engine._placement.clear()
+    engine.forget_cached_prefixes()
     (short,) = run(engine, ask("short", prompt, num_samples=8, max_tokens=1))
     hook.remove()
     assert fed == [50], "one step for all of them, however few slots there are"
@@ -213,7 +213,8 @@ def test_rows_that_held_nan_do_not_infect_their_next_owner(load: Load, checkpoin
     base = load()
     engine = make_engine(base, max_sequences=1)
     (clean,) = run(engine, ask("clean", [5, 6, 7], seed=1))
-    for store in (engine._store.keys_L1GRD, engine._store.values_L1GRD):
-        store.fill_(float("nan"))
+    store = engine.inspection.kv_store
+    for stored in (store.keys_L1GRD, store.values_L1GRD):
+        stored.fill_(float("nan"))
     (again,) = run(engine, ask("again", [5, 6, 7], seed=1))
     assert again == clean

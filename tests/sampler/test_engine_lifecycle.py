@@ -21,7 +21,9 @@ from services.core.errors import (
 )
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.sampler.engine.kv import Slot
 from services.sampler.engine.native import NativeSamplerEngine
+from services.sampler.engine.vocabulary import Vocabulary
 from services.sampler.request import GenerationResult, SampledTokens, StopRule
 from testing.rows import random_tokens
 from testing.tiny_models import VOCAB_SIZE
@@ -36,11 +38,10 @@ def assert_all_is_free(engine: NativeSamplerEngine) -> None:
     assert engine.idle
     assert engine.running_sequences == 0
     assert engine.free_sequences == 16
-    engine._placement.clear()
-    whole = engine._store.reserve(engine._store.rows)
-    assert whole is not None
-    engine._store.release(whole)
-    assert all(loaded.holders == 0 for loaded in engine._residency._loaded.values())
+    engine.forget_cached_prefixes()
+    inspection = engine.inspection
+    assert inspection.free_ranges == (Slot(0, inspection.kv_store.rows),)
+    assert not any(inspection.adapter_users.values())
 
 
 def sample(engine: NativeSamplerEngine, **options: object) -> SampledTokens:
@@ -88,9 +89,9 @@ def test_stop_tokens_in_the_prompt_do_not_count(load: Load) -> None:
 
 
 def test_a_stop_string_ends_at_the_token_that_completes_it(written: BaseModel) -> None:
-    engine = make_engine(written)
+    engine, vocabulary = make_engine(written), Vocabulary(written.tokenizer)
     free = sample(engine, max_tokens=30)
-    pieces = [engine._vocabulary.bytes_of(token) for token in free.tokens]
+    pieces = [vocabulary.bytes_of(token) for token in free.tokens]
     text = b"".join(pieces)
     for start in range(0, len(text) - 5, 3):
         string = text[start : start + 5]
@@ -101,10 +102,10 @@ def test_a_stop_string_ends_at_the_token_that_completes_it(written: BaseModel) -
 
 
 def test_stop_strings_are_not_looked_for_in_the_prompt(written: BaseModel) -> None:
-    engine = make_engine(written)
-    in_prompt = b"".join(engine._vocabulary.bytes_of(token) for token in PROMPT)
+    engine, vocabulary = make_engine(written), Vocabulary(written.tokenizer)
+    in_prompt = b"".join(vocabulary.bytes_of(token) for token in PROMPT)
     free = sample(engine, max_tokens=8)
-    rule = StopRule(strings=(in_prompt, in_prompt[-1:] + engine._vocabulary.bytes_of(free.tokens[0])))
+    rule = StopRule(strings=(in_prompt, in_prompt[-1:] + vocabulary.bytes_of(free.tokens[0])))
     assert sample(engine, max_tokens=8, stop=rule) == free
 
 
@@ -303,9 +304,8 @@ def test_limits_that_make_no_sense_are_refused(load: Load) -> None:
 
 def test_memory_of_the_store_is_known_up_front(load: Load) -> None:
     base = load()
-    engine = make_engine(base, max_cached_tokens=100)
-    config = base.config
-    assert engine.kv_size_bytes == 100 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 4
+    config, store = base.config, make_engine(base, max_cached_tokens=100).inspection.kv_store
+    assert store.size_bytes == 100 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 4
 
 
 def test_the_deterministic_mode_is_refused_where_its_operations_are_missing(

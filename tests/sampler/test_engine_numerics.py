@@ -112,7 +112,7 @@ def assert_prompt_scores(oracle: Oracle, prompt: tuple[int, ...], result: Genera
 def test_long_prompts_are_scored_in_row_chunks(
     load: Load, source: Source, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_SCORED_ROWS", rows)
+    monkeypatch.setattr(runner, "SCORED_ROWS", rows)
     base = load()
     (prompt,) = random_tokens(base, [128])
     engine = make_engine(base, max_tokens_per_step=50)

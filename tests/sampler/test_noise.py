@@ -28,7 +28,7 @@ def test_seed_sample_and_position_each_change_the_key() -> None:
 
 def test_device_arithmetic_gives_the_bits_of_the_host() -> None:
     keys = [noise_key(seed, 0, 0) for seed in range(-3, 4)]
-    assert torch.equal(noise._uniform(keys, 5000, CPU), noise._uniform_on_host(keys, 5000))
+    assert torch.equal(noise.uniform_on_device(keys, 5000, CPU), noise.uniform_on_host(keys, 5000))
 
 
 def test_noise_is_gumbel() -> None:
@@ -53,7 +53,7 @@ def test_the_ends_of_the_uniform_give_finite_noise_in_order() -> None:
 
 
 def test_small_uniforms_are_fine_grained() -> None:
-    uniform = noise._uniform_on_host([noise_key(0, 0, position) for position in range(400)], 20_000).flatten()
+    uniform = noise.uniform_on_host([noise_key(0, 0, position) for position in range(400)], 20_000).flatten()
     small = uniform[uniform < 2.0**-16].double()
     assert len(small) > 50
     assert ((small * 2**32) % 1 != 0).sum() > len(small) * 0.9  # on no grid of 32 bits

@@ -53,6 +53,11 @@ class Ranges:
                 return Slot(slot.start, slot.start + rows)
         return None
 
+    @property
+    def free(self) -> tuple[Slot, ...]:
+        """The free ranges."""
+        return tuple(self._free)
+
     def release(self, slot: Slot) -> None:
         """Takes a slot back."""
         gaps = sorted([*self._free, slot], key=lambda gap: gap.start)
@@ -98,6 +103,11 @@ class KVStore:
     def size_bytes(self) -> int:
         """Memory that it takes, from the start."""
         return self.keys_L1GRD.nbytes + self.values_L1GRD.nbytes
+
+    @property
+    def free_ranges(self) -> tuple[Slot, ...]:
+        """Rows that no slot has, as ascending ranges that do not touch."""
+        return self._ranges.free
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [1, key heads, rows, head_dim]; writing to them writes to the store."""

@@ -15,6 +15,7 @@ from services.core.abilities import Ability
 from services.core.errors import AlreadyExistsError
 from services.model.base import BaseModel
 from services.sampler.engine.failures import failure, not_finite
+from services.sampler.engine.inspection import Inspection
 from services.sampler.engine.interface import EngineInfo
 from services.sampler.engine.kv import KVStore, Slot
 from services.sampler.engine.merged_model import BaseModelMerger
@@ -80,11 +81,12 @@ class NativeSamplerEngine:
         """Unfinished requests by name, in order of arrival."""
 
         self._token_deltas: list[TokenDelta] = []
+        self._preemptions = 0
 
     @property
-    def kv_size_bytes(self) -> int:
-        """Memory of the KV store; all that a running sequence can ever need is in it."""
-        return self._store.size_bytes
+    def inspection(self) -> Inspection:
+        """The engine's inside at this moment, for tests and benchmarks."""
+        return Inspection(self._store, self._store.free_ranges, self._residency.users, self._preemptions)
 
     @property
     def idle(self) -> bool:
@@ -139,6 +141,10 @@ class NativeSamplerEngine:
         deltas, self._token_deltas = self._token_deltas, []
         return deltas
 
+    def forget_cached_prefixes(self) -> None:
+        """Frees the rows of all cached prefixes that no running sequence uses."""
+        self._placement.clear()
+
     def _admit(self) -> list[Finished]:
         """Starts sequences in order of arrival while there are slots; returns the requests that cannot start."""
         failed = []
@@ -180,6 +186,7 @@ class NativeSamplerEngine:
                 self._pause(self._sequences()[-1])
 
     def _pause(self, sequence: Sequence) -> None:
+        self._preemptions += 1
         self._placement.release(sequence)
         sequence.group.live.remove(sequence)
         sequence.group.paused.append(sequence)

@@ -34,7 +34,9 @@ def noise_key(seed: int, sample: int, position: int) -> int:
 
 def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device) -> torch.Tensor:
     """Standard Gumbel variates, float32 [len(keys), vocab_size]; row i depends on keys[i] only."""
-    uniform_NV = _uniform_on_host(keys, vocab_size) if device.type == "cpu" else _uniform(keys, vocab_size, device)
+    uniform_NV = (
+        uniform_on_host(keys, vocab_size) if device.type == "cpu" else uniform_on_device(keys, vocab_size, device)
+    )
     return gumbel_from_(uniform_NV)
 
 
@@ -43,8 +45,8 @@ def gumbel_from_(uniform: torch.Tensor) -> torch.Tensor:
     return uniform.clamp_(_LEAST, _GREATEST).neg_().log1p_().neg_().log_().neg_()
 
 
-def _uniform_on_host(keys: Sequence[int], vocab_size: int) -> torch.Tensor:
-    """`_uniform` row by row, so that a row stays in the cache: four times faster on a CPU."""
+def uniform_on_host(keys: Sequence[int], vocab_size: int) -> torch.Tensor:
+    """`uniform_on_device` row by row, so that a row stays in the cache: four times faster on a CPU."""
     counters_V = np.arange(1, vocab_size + 1, dtype=np.uint64) * np.uint64(_GAMMA)
     uniform_NV = np.empty((len(keys), vocab_size), dtype=np.float32)
     shifted_V = np.empty_like(counters_V)
@@ -62,7 +64,7 @@ def _uniform_row(bits_V: npt.NDArray[np.uint64], shifted_V: npt.NDArray[np.uint6
     return bits_V.astype(np.float32) * np.float32(2.0**-53)
 
 
-def _uniform(keys: Sequence[int], vocab_size: int, device: torch.device) -> torch.Tensor:
+def uniform_on_device(keys: Sequence[int], vocab_size: int, device: torch.device) -> torch.Tensor:
     """Uniforms in [0, 1), float32 [len(keys), vocab_size] that keep 53 bits near zero, made on the device."""
     keys_N = torch.tensor([_signed(key) for key in keys], device=device)
     bits_NV = keys_N[:, None] + torch.arange(1, vocab_size + 1, device=device) * _signed(_GAMMA)

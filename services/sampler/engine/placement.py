@@ -11,7 +11,7 @@ from services.sampler.engine.kv import KVStore, Slot
 from services.sampler.engine.prefix_cache import BLOCK, PrefixCache, chain
 from services.sampler.engine.sequence import Group, Sequence
 
-_LEAST_GROWTH = 256
+LEAST_GROWTH = 256
 
 
 class Placement:
@@ -124,4 +124,4 @@ class Placement:
 
     def _size(self, tokens: int, longest: int) -> int:
         """Rows for a sequence that has so many tokens now."""
-        return longest if self._deterministic else min(longest, tokens + max(_LEAST_GROWTH, tokens // 2))
+        return longest if self._deterministic else min(longest, tokens + max(LEAST_GROWTH, tokens // 2))

@@ -1,7 +1,7 @@
 """Which adapters are on the device.
 
 An adapter is read when its first request starts and stays after its last one, in case of another. Over the limit the
-one that was not used for longest goes; one that a request holds never does. A location's content never changes, so
+one that was not used for longest goes; one that a request uses never does. A location's content never changes, so
 what is loaded cannot be stale.
 """
 
@@ -19,7 +19,7 @@ from services.model.base import BaseModel
 @dataclass
 class _Loaded:
     weights: AdapterWeights
-    holders: int = 0
+    users: int = 0
 
 
 class Residency:
@@ -36,8 +36,13 @@ class Residency:
         """What is loaded, least recently used first."""
         return tuple(self._loaded)
 
+    @property
+    def users(self) -> dict[Path, int]:
+        """How many users each loaded adapter has."""
+        return {location: loaded.users for location, loaded in self._loaded.items()}
+
     def acquire(self, location: Path) -> AdapterWeights | None:
-        """The adapter at a location, to be released once; None while the limit is reached and all are held.
+        """The adapter at a location, to be released once; None while the limit is reached and all are in use.
 
         Raises:
             PlatformError: it cannot be read, or is not for this base model.
@@ -47,16 +52,16 @@ class Residency:
                 return None
             self._loaded[location] = _Loaded(read_adapter(location, self._base))
         self._loaded.move_to_end(location)
-        self._loaded[location].holders += 1
+        self._loaded[location].users += 1
         return self._loaded[location].weights
 
     def release(self, location: Path) -> None:
         """Undoes one `acquire`."""
-        self._loaded[location].holders -= 1
+        self._loaded[location].users -= 1
 
     def _make_room(self) -> bool:
         """Drops unused adapters until one more fits; False if that cannot be."""
-        unused = [location for location, loaded in self._loaded.items() if loaded.holders == 0]
+        unused = [location for location, loaded in self._loaded.items() if loaded.users == 0]
         while len(self._loaded) >= self._limit and unused:
             del self._loaded[unused.pop(0)]
         return len(self._loaded) < self._limit

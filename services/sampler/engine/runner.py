@@ -26,8 +26,8 @@ from services.sampler.request import GenerationRequest, TopkRow
 
 # Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
 # [rows, vocabulary] logits.
-_SCORED_ROWS = 128
-_SAMPLED_ROWS = 128
+SCORED_ROWS = 128
+SAMPLED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Runner:
         for row, (chunk, first) in enumerate(zip(drawing, own, strict=True)):
             others = chunk.sequence.draws_for[1:]
             tokens = [first]
-            for start in range(0, len(others), _SAMPLED_ROWS):
-                samples = others[start : start + _SAMPLED_ROWS]
+            for start in range(0, len(others), SAMPLED_ROWS):
+                samples = others[start : start + SAMPLED_ROWS]
                 tokens += _drawn(logits_NV[row].expand(len(samples), -1), [(chunk, sample) for sample in samples])
             yield tuple(tokens)
 
@@ -102,8 +102,8 @@ class Runner:
         if not group.request.scores_prompt:
             return scores
         end = min(chunk.end, group.scorable_rows)
-        for start in range(max(chunk.start, group.next_scored_row), end, _SCORED_ROWS):
-            stop = min(start + _SCORED_ROWS, end)
+        for start in range(max(chunk.start, group.next_scored_row), end, SCORED_ROWS):
+            stop = min(start + SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
             logits_NV = self._trunk.logits(rows_ND, [(group.adapter, stop - start)])
             scores.add(_scores(group.request, start, logits_NV))
