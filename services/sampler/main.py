@@ -11,7 +11,7 @@ from services.core.process.server import until_stopped
 from services.core.process.telemetry import configure_logging
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
-from services.core.queue.liveness import Contact
+from services.core.queue.liveness import Liveness
 from services.core.storage.blobs import BlobStore
 from services.core.storage.open import open_storage
 from services.model.tokenizer_files import store_tokenizer
@@ -28,9 +28,9 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
     engine = open_engine(settings, *parse_base_model(base_model))
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
     tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
-    contact = Contact(connection, settings.lease_seconds)
+    liveness = Liveness(connection, settings.lease_seconds)
     serving = SamplerWorker(
-        worker, engine, SamplerStores.open(connection, storage), contact, lease_s=settings.lease_seconds
+        worker, engine, SamplerStores.open(connection, storage), liveness, lease_s=settings.lease_seconds
     )
 
     def status() -> job_pb2.WorkerStatus:

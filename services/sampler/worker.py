@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from services.core.errors import PlatformError
 from services.core.process.metrics import CACHED_PROMPT_TOKENS, GENERATED_TOKENS, OPERATIONS, PROMPT_TOKENS
 from services.core.queue.connection import TRANSIENT_ERRORS
-from services.core.queue.liveness import Contact
+from services.core.queue.liveness import Liveness
 from services.core.queue.retry import until_reached
 from services.core.queue.sample_queue import SampleEntry
 from services.sampler.convert import to_logprobs_response, to_sample_response
@@ -51,12 +51,12 @@ class SamplerWorker:
         worker: the process's name.
         engine: the engine; only `run` calls it.
         stores: what it reads and writes.
-        contact: whether it may take over the jobs of others.
+        liveness: whether it may take over the jobs of others.
         lease_s: how long a sampler may be silent before others take its jobs over.
     """
 
     def __init__(
-        self, worker: str, engine: SamplerEngine, stores: SamplerStores, contact: Contact, *, lease_s: float
+        self, worker: str, engine: SamplerEngine, stores: SamplerStores, liveness: Liveness, *, lease_s: float
     ) -> None:
         self._worker = worker
         self._base_model = engine.info.base_model
@@ -66,7 +66,7 @@ class SamplerWorker:
         self._reader = JobReader(engine.info, stores.queues, stores.checkpoints)
         self._merges = MergeJobs(engine, stores.checkpoints, stores.exports)
         self._publisher = Publisher(stores.tokens)
-        self._contact = contact
+        self._liveness = liveness
         self._lease_s = lease_s
         self._tasks = asyncio.TaskGroup()
         self._jobs: dict[str, _RunningJob] = {}
@@ -90,7 +90,7 @@ class SamplerWorker:
             await until_reached(lambda: self._queues.join(self._base_model))
             position = await until_reached(self._operations.cancelled_position)
             async with self._tasks as tasks:
-                tasks.create_task(self._contact.keep())
+                tasks.create_task(self._liveness.watch())
                 tasks.create_task(self._take())
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
@@ -119,7 +119,7 @@ class SamplerWorker:
                 kept = [job.entry for job in self._jobs.values()]
                 await self._queues.keep(self._worker, self._base_model, kept)
                 free = self._engine.free_slots.count
-                if free and self._contact.is_steady:
+                if free and self._liveness.is_steady:
                     orphans = await self._queues.take_over(self._worker, self._base_model, idle_ms=lease_ms, count=free)
                     await self._start([entry for entry in orphans if entry.operation not in self._jobs])
             except TRANSIENT_ERRORS as error:

@@ -110,9 +110,9 @@ class Holdings:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.2)
 
-    async def keep_contact(self) -> None:
+    async def watch_liveness(self) -> None:
         """Stays in touch with the queue for ever, so that a dead trainer is told from a silent one."""
-        await self._waiting.keep_contact()
+        await self._waiting.watch_liveness()
 
     async def keep_leases(self) -> None:
         """Renews the leases for ever; a run whose lease is lost is forgotten."""

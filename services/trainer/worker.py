@@ -73,7 +73,7 @@ class TrainerWorker:
         async with asyncio.TaskGroup() as tasks:
             leases = tasks.create_task(holdings.keep_leases())
             work = tasks.create_task(self._work())
-            of_holdings = (holdings.keep_contact, holdings.take_runs, holdings.keep_snapshots, holdings.park_idle)
+            of_holdings = (holdings.watch_liveness, holdings.take_runs, holdings.keep_snapshots, holdings.park_idle)
             loops = [tasks.create_task(loop()) for loop in (*of_holdings, self._read, self._load)]
             await self._stopped.wait()
             deadline = time.monotonic() + self._drain_s - RELEASE_S

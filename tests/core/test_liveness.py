@@ -1,4 +1,4 @@
-"""Who takes over the work of a silent worker: nobody who has just begun, or was cut off, and nobody after an outage."""
+"""When a worker may judge that others are dead: after a lease of steady link, not after a start or an outage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from services.core.queue import liveness
 from services.core.queue.connection import RedisConnection
-from services.core.queue.liveness import Contact
+from services.core.queue.liveness import Liveness
 
 LEASE_S = 9.0
 
@@ -46,54 +46,54 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 @pytest.fixture
-async def kept(server: Server) -> Contact:
-    """Contact that has been steady for long."""
-    made = Contact(cast(RedisConnection, server), LEASE_S)
-    await made.make()
-    await keep(made, server, 2 * LEASE_S)
+async def link(server: Server) -> Liveness:
+    """A link that has been steady for long."""
+    made = Liveness(cast(RedisConnection, server), LEASE_S)
+    await made.probe()
+    await probe_for(made, server, 2 * LEASE_S)
     assert made.is_steady
     return made
 
 
-async def keep(kept: Contact, server: Server, seconds: float) -> None:
-    """Contact every third of a lease."""
+async def probe_for(link: Liveness, server: Server, seconds: float) -> None:
+    """Probes the link every third of a lease."""
     for _ in range(round(seconds * 3 / LEASE_S)):
         server.now += LEASE_S / 3
-        await kept.make()
+        await link.probe()
 
 
-async def is_steady_a_lease_later(kept: Contact, server: Server) -> bool:
+async def is_steady_a_lease_later(link: Liveness, server: Server) -> bool:
     """Whether it is so then, and was not before."""
-    await keep(kept, server, LEASE_S * 2 / 3)
-    was_steady = kept.is_steady
-    await keep(kept, server, LEASE_S / 3)
-    return kept.is_steady and not was_steady
+    await probe_for(link, server, LEASE_S * 2 / 3)
+    was_steady = link.is_steady
+    await probe_for(link, server, LEASE_S / 3)
+    return link.is_steady and not was_steady
 
 
-async def test_who_begins_waits_for_a_lease(server: Server) -> None:
-    kept = Contact(cast(RedisConnection, server), LEASE_S)
-    assert not kept.is_steady
-    await kept.make()
-    assert await is_steady_a_lease_later(kept, server)
+async def test_a_new_worker_waits_for_a_lease(server: Server) -> None:
+    link = Liveness(cast(RedisConnection, server), LEASE_S)
+    assert not link.is_steady
+    await link.probe()
+    assert await is_steady_a_lease_later(link, server)
 
 
-async def test_who_was_cut_off_waits_for_a_lease(kept: Contact, server: Server) -> None:
+async def test_a_worker_that_was_cut_off_waits_for_a_lease(link: Liveness, server: Server) -> None:
     server.now += LEASE_S * 2 / 3
-    assert not kept.is_steady, "it may have been stopped, or the queue was away"
-    await kept.make()
-    assert await is_steady_a_lease_later(kept, server)
+    assert not link.is_steady, "it may have been stopped, or the queue was away"
+    await link.probe()
+    assert await is_steady_a_lease_later(link, server)
 
 
-async def test_a_restart_of_the_server_is_an_outage_however_short(kept: Contact, server: Server) -> None:
+async def test_a_restart_of_the_server_is_an_outage_however_short(link: Liveness, server: Server) -> None:
     server.run_id = "second"
-    await keep(kept, server, LEASE_S / 3)
-    assert await is_steady_a_lease_later(kept, server)
+    await probe_for(link, server, LEASE_S / 3)
+    assert await is_steady_a_lease_later(link, server)
 
 
-async def test_contact_with_a_real_server_becomes_steady(connection: RedisConnection, server: Server) -> None:
-    kept = Contact(connection, LEASE_S)
-    await kept.make()
-    assert await is_steady_a_lease_later(kept, server)
+async def test_a_link_to_a_real_server_becomes_steady(connection: RedisConnection, server: Server) -> None:
+    link = Liveness(connection, LEASE_S)
+    await link.probe()
+    assert await is_steady_a_lease_later(link, server)
 
 
 class SlowServer(Server):
@@ -104,14 +104,14 @@ class SlowServer(Server):
         return True
 
 
-async def test_contact_with_a_slow_server_becomes_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_to_a_slow_server_becomes_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowServer()
     monkeypatch.setattr(liveness, "time", slow)
     monkeypatch.setattr(liveness, "asyncio", slow)
-    kept, began = Contact(cast(RedisConnection, slow), LEASE_S), slow.now
-    keeping = asyncio.create_task(kept.keep())
+    link, began = Liveness(cast(RedisConnection, slow), LEASE_S), slow.now
+    keeping = asyncio.create_task(link.watch())
     try:
-        while not kept.is_steady:
+        while not link.is_steady:
             assert slow.now - began < 2 * LEASE_S
             await asyncio.sleep(0)
     finally:

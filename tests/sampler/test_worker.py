@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 from services.core.names import OperationName
 from services.core.queue.connection import RedisConnection
 from services.core.queue.events import EventHub
-from services.core.queue.liveness import Contact
+from services.core.queue.liveness import Liveness
 from services.core.queue.token_stream import TokenStream
 from services.core.storage.local import LocalStorage
 from services.sampler.engine.interface import SamplerEngine
@@ -86,7 +86,7 @@ async def site(connection: RedisConnection, data_dir: Path) -> AsyncIterator[Sit
     engine: SamplerEngine = FixedTextEngine(base_model=BASE)
     tokens = PublishedTokens(connection)
     stores = dataclasses.replace(SamplerStores.open(connection, LocalStorage(data_dir)), tokens=tokens)
-    worker = SamplerWorker("w", engine, stores, Contact(connection, 10.0), lease_s=10.0)
+    worker = SamplerWorker("w", engine, stores, Liveness(connection, 10.0), lease_s=10.0)
     events = EventHub(connection)
     tasks = [
         asyncio.create_task(events.run(await events.start())),

@@ -1,8 +1,8 @@
-"""Whether a worker's silence means anything: only somebody who has been in touch with the queue all the time can tell.
+"""Liveness of other workers, and who may judge it: only a worker whose own link to the queue has been steady.
 
-After the queue was away, all workers look silent, and whoever comes back first would take the work of living ones. So
-who has been cut off, or stopped, or has only just begun, gives the others the time of a lease before it takes anything
-over.
+After an outage of the queue all workers look silent, and the first to reconnect would take over the work of live ones.
+A worker that has just started, or was stopped or cut off, therefore gives the others the time of a lease before it
+takes over anything.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 
 
 class Contact:
-    """One worker's contact with the queue."""
+    """One worker's link to the queue, and whether it is steady enough to judge others."""
 
     def __init__(self, connection: RedisConnection, lease_s: float) -> None:
         self._commands = connection.commands
         self._lease_s = lease_s
         self._longest_gap_s = lease_s / 2
-        """One that is longer may have cost another worker, which needs its time to connect again, its lease."""
+        """A longer gap may have cost another worker its lease, and that worker needs time to reconnect."""
 
         self._server = ""
         self._since = self._last = -math.inf
 
-    async def keep(self) -> None:
-        """Makes contact for ever, so often that a queue which is slow to answer does not make a gap."""
+    async def watch(self) -> None:
+        """Probes the link for ever, six times a lease, so that a slow answer does not count as a gap."""
         while True:
             with suppress(*TRANSIENT_ERRORS):
-                await self.make()
+                await self.probe()
             await asyncio.sleep(self._lease_s / 6)
 
-    async def make(self) -> None:
-        """Asks which server is there, once it answers, and notes that it was."""
+    async def probe(self) -> None:
+        """Waits until the server answers and records when it did, and which server it is."""
         await self._commands.ping()  # unlike `info`, it waits for a server that still reads its data
         server = (await self._commands.info("server"))["run_id"]
         now = time.monotonic()
@@ -45,6 +45,6 @@ class Contact:
 
     @property
     def is_steady(self) -> bool:
-        """Whether it has lasted for a lease, with the same server and without a gap."""
+        """Whether the link has lasted for a lease, to the same server and without a gap."""
         now = time.monotonic()
         return now - self._last <= self._longest_gap_s and now - self._since >= self._lease_s

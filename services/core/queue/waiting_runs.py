@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
-from services.core.queue.liveness import Contact
+from services.core.queue.liveness import Liveness
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import Lease
 from services.core.queue.streams import StreamEntry
@@ -23,7 +23,7 @@ class WaitingRuns:
 
     def __init__(self, connection: RedisConnection, base_model: str, worker: str, lease_ms: int) -> None:
         self._connection = connection
-        self._contact = Contact(connection, lease_ms / 1000)
+        self._liveness = Liveness(connection, lease_ms / 1000)
         self._stream = keyspace.waiting_runs(base_model)
         self._worker = worker
         self._lease_ms = lease_ms
@@ -32,9 +32,9 @@ class WaitingRuns:
         """Creates the stream; retries until Redis answers."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
 
-    async def keep_contact(self) -> None:
-        """Stays in touch with the queue for ever: without that, nothing is taken from others."""
-        await self._contact.keep()
+    async def watch_liveness(self) -> None:
+        """Watches the link to the queue for ever; without a steady one, no run is taken from another trainer."""
+        await self._liveness.watch()
 
     async def newest(self) -> str:
         """Id of the newest entry."""
@@ -47,7 +47,7 @@ class WaitingRuns:
     async def take(self) -> StreamEntry | None:
         """Takes the entry of a run that no live trainer holds; None if there is none."""
         connection, found = self._connection, list[StreamEntry]()
-        if self._contact.is_steady:  # a retried command could come after the link broke, and `blocking` does not retry
+        if self._liveness.is_steady:  # a retried command could come after the link broke, and `blocking` does not retry
             found = await streams.take_over(
                 connection.blocking, _GROUP, self._worker, self._stream, idle_ms=self._lease_ms, count=1
             )
