@@ -125,7 +125,7 @@ async def _remove_expired(stores: Stores) -> None:
     """Removes checkpoints that have expired, and files that no path names and nobody pins any more."""
     while True:
         try:
-            await stores.catalog.checkpoints.bury_expired()
+            await stores.catalog.checkpoints.remove_expired()
             await stores.pins.remove_unpinned()
         except (PlatformError, *TRANSIENT_ERRORS) as error:
             _log.warning("expired checkpoints stay for now", error=str(error))

@@ -188,7 +188,7 @@ async def test_a_lifetime_can_be_set_and_removed(alice: Caller, stores: Stores, 
         assert seconds - 60 < left.total_seconds() <= seconds + 1
     forever = await alice.checkpoints.SetCheckpointTtl(checkpoint_pb2.SetCheckpointTtlRequest(tinker_path=path))
     assert not forever.HasField("expires_at")
-    await stores.catalog.checkpoints.bury_expired()
+    await stores.catalog.checkpoints.remove_expired()
     assert await connection.commands.zcard(keyspace.EXPIRING) == 0
     assert (await get(alice, path)) == forever
 
@@ -222,7 +222,7 @@ async def test_an_expired_name_can_be_saved_again(alice: Caller, stores: Stores,
     location = await stores.catalog.checkpoints.location_of(TinkerPath.parse(path))
     await expire(connection, path)
     await save(alice, stores, run, "a")
-    await stores.catalog.checkpoints.bury_expired()
+    await stores.catalog.checkpoints.remove_expired()
     assert await listed(alice) == [path]
     await stores.pins.remove_unpinned()
     assert not stores.checkpoints.exists(location), "what it replaced is gone"

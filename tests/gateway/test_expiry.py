@@ -25,14 +25,14 @@ from tinker_proto.path import TinkerPath
 async def faults(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Exception]]:
     """A gateway's loop that removes what has expired; what is put into the list happens to it."""
     waiting: list[Exception] = []
-    bury = CheckpointCatalog.bury_expired
+    remove = CheckpointCatalog.remove_expired
 
-    async def bury_unless(catalog: CheckpointCatalog) -> None:
+    async def remove_unless(catalog: CheckpointCatalog) -> None:
         if waiting:
             raise waiting.pop()
-        await bury(catalog)
+        await remove(catalog)
 
-    monkeypatch.setattr(CheckpointCatalog, "bury_expired", bury_unless)
+    monkeypatch.setattr(CheckpointCatalog, "remove_expired", remove_unless)
     monkeypatch.setattr(main, "EXPIRE_EVERY", timedelta(milliseconds=10))
     loop = asyncio.create_task(main._remove_expired(stores))
     yield waiting

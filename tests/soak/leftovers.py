@@ -30,7 +30,7 @@ EVENTS_KEPT = 100_000
 """As the scripts cap the stream, but for one block of entries."""
 
 PATIENCE_MS = 10_000
-"""How long doomed files that nobody needs may wait for somebody who looks."""
+"""How long unreferenced, unpinned files may stay before a gateway removes them."""
 
 KEPT_BY_SESSIONS = 10 * len(TENANTS)
 """Deleted checkpoints that the last sessions may keep: those that the HTTP port opens for its callers end later."""
@@ -56,17 +56,17 @@ async def leftovers(site: Site) -> list[str]:
 
 
 async def _pins(connection: RedisConnection) -> list[str]:
-    """Files that are doomed and pinned by nobody, pins of those who are gone, and too many of those who are not."""
+    """Unreferenced files without a pin, pins of sessions that are gone, and too many pins of those that are not."""
     commands, found, kept_by_sessions = connection.commands, [], 0
     overdue_ms = int(time.time() * 1000) - PATIENCE_MS
-    for location, due_ms in await commands.zrange(keyspace.DOOMED, 0, -1, withscores=True):
+    for location, due_ms in await commands.zrange(keyspace.UNREFERENCED, 0, -1, withscores=True):
         members = await commands.smembers(keyspace.PINS + location.decode())
         needs = [b":" in member for member in members if await _needs(commands, member.decode())]
         if not needs and due_ms < overdue_ms:
-            found.append(f"doomed checkpoint {location.decode()}")
+            found.append(f"unreferenced checkpoint {location.decode()}")
         kept_by_sessions += bool(needs) and not any(needs)
     if kept_by_sessions > KEPT_BY_SESSIONS:
-        found.append(f"{kept_by_sessions} doomed checkpoints that sessions keep")
+        found.append(f"{kept_by_sessions} unreferenced checkpoints that sessions keep")
     async for key in commands.scan_iter(match=f"{keyspace.PINS}*", count=10_000):
         members = [member.decode() for member in await commands.smembers(key)]
         found += [f"pin of {member} on {key.decode()}" for member in members if not await _needs(commands, member)]

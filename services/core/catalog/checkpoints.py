@@ -1,8 +1,8 @@
-"""Checkpoints that exist: whose they are, who may read them, until when, and where their files are.
+"""Catalog of checkpoints: owner, readers, expiry, and the location of the files.
 
-A checkpoint is here exactly when its save has succeeded: both are one script. From the moment that it expires it does
-not exist for any call. Its files stay as long as somebody pins their location: see services.core.catalog.pins.
-A published one can be read by every tenant and changed by its owner alone; others do not exist for other tenants.
+A checkpoint is listed exactly when its save has succeeded: one script does both. Once it has expired, no call finds it.
+Its files stay while their location is pinned: see services.core.catalog.pins. Every tenant can read a published
+checkpoint and only its owner can change it; an unpublished one does not exist for other tenants.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from services.core.queue.connection import RedisConnection, Write
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 
-_BURIED_AT_ONCE = 1000
+_REMOVED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint and where its files are."""
+    """A checkpoint and the location of its files."""
 
     checkpoint: checkpoint_pb2.Checkpoint
     location: str
@@ -36,11 +36,11 @@ class CheckpointCatalog:
         self._connection = connection
 
     async def get(self, path: TinkerPath, tenant: str) -> StoredCheckpoint:
-        """A checkpoint that `tenant` may read; the two-part form of a path means the only one of that name.
+        """A checkpoint that `tenant` may read; the two-part form of a path means the only checkpoint of that name.
 
         Raises:
             NotFoundError: there is none at this path for this tenant.
-            InvalidArgumentError: a two-part path fits a training and a sampler checkpoint.
+            InvalidArgumentError: a two-part path matches both a training and a sampler checkpoint.
         """
         kinds = tuple(CheckpointKind) if path.kind is None else (path.kind,)
         pipeline = self._connection.commands.pipeline(transaction=False)
@@ -53,18 +53,20 @@ class CheckpointCatalog:
         if not found:
             raise _missing(path)
         if len(found) > 1:
-            message = f"{path} fits weights/{path.name} and sampler_weights/{path.name}; allowed is one of the two"
-            raise InvalidArgumentError.at("tinker_path", message, reason="BAD_TINKER_PATH")
+            kinds_of_it = f"weights/{path.name} or sampler_weights/{path.name}"
+            raise InvalidArgumentError.must_be(
+                "tinker_path", f"unambiguous: {kinds_of_it}", str(path), reason="BAD_TINKER_PATH"
+            )
         return _stored(found[0])
 
     async def location_of(self, path: TinkerPath) -> str:
-        """Where the files are that a path names, whoever asks and even if they have expired; "" if it names none."""
+        """Location of the files that a path names, whoever its owner is and even if it has expired; "" if there are none."""
         location = await self._connection.commands.hget(keyspace.checkpoint(str(path)), "location")
         return (location or b"").decode()
 
     async def page(self, index: str, wanted: PageRequest) -> tuple[list[checkpoint_pb2.Checkpoint], Page]:
         """A page of an index of checkpoints, whose owner the caller has checked."""
-        await self.bury_expired()
+        await self.remove_expired()
         page = await read_page(self._connection, index, wanted)
         pipeline = self._connection.commands.pipeline(transaction=False)
         for name in page.names:
@@ -72,7 +74,7 @@ class CheckpointCatalog:
         return [_stored(record).checkpoint for record in await pipeline.execute() if record], page
 
     async def pin(self, path: TinkerPath, tenant: str, pinned_by: str) -> StoredCheckpoint:
-        """Keeps the files of a checkpoint that `tenant` may read for `pinned_by`: a session or an operation.
+        """Pins the files of a checkpoint that `tenant` may read, for a session or an operation.
 
         Raises:
             NotFoundError: there is none at this path for this tenant.
@@ -82,29 +84,29 @@ class CheckpointCatalog:
         return _stored(_changed(fields, path))
 
     async def set_public(self, path: TinkerPath, tenant: str, *, public: bool) -> checkpoint_pb2.Checkpoint:
-        """Publishes a checkpoint or takes that back; raises as `remove`."""
+        """Publishes or unpublishes a checkpoint; raises as `remove`."""
         return await self._change(path, tenant, "public", "1" if public else "")
 
     async def set_lifetime(self, path: TinkerPath, tenant: str, seconds: int | None) -> checkpoint_pb2.Checkpoint:
-        """Has a checkpoint expire so many seconds from now, or never; raises as `remove`."""
+        """Sets a checkpoint to expire after this many seconds, or never; raises as `remove`."""
         return await self._change(path, tenant, "expires", "" if seconds is None else str(seconds * 1000))
 
     async def remove(self, path: TinkerPath, tenant: str) -> StoredCheckpoint:
-        """Takes a checkpoint out of the catalog and dooms its files.
+        """Removes a checkpoint from the catalog and marks its files for deletion.
 
         Raises:
             NotFoundError: there is none at this path for this tenant.
             PermissionDeniedError: another tenant has published it.
         """
         path = await self._full(path, tenant)
-        keys, prefix = [keyspace.EXPIRING, keyspace.DOOMED], keyspace.PREFIX
-        fields = await self._connection.run("bury_checkpoints", keys, [prefix, str(path), tenant, 1])
+        keys, prefix = [keyspace.EXPIRING, keyspace.UNREFERENCED], keyspace.PREFIX
+        fields = await self._connection.run("remove_checkpoints", keys, [prefix, str(path), tenant, 1])
         return _stored(_changed(fields, path))
 
-    async def bury_expired(self) -> None:
-        """Takes what has expired out of the catalog and dooms its files."""
-        keys, prefix = [keyspace.EXPIRING, keyspace.DOOMED], keyspace.PREFIX
-        while await self._connection.run("bury_checkpoints", keys, [prefix, "", "", _BURIED_AT_ONCE]):
+    async def remove_expired(self) -> None:
+        """Removes expired checkpoints from the catalog and marks their files for deletion."""
+        keys, prefix = [keyspace.EXPIRING, keyspace.UNREFERENCED], keyspace.PREFIX
+        while await self._connection.run("remove_checkpoints", keys, [prefix, "", "", _REMOVED_AT_ONCE]):
             pass
 
     async def _full(self, path: TinkerPath, tenant: str) -> TinkerPath:
@@ -122,9 +124,9 @@ class CheckpointCatalog:
 
 
 def checkpoint_writes(tenant: str, stored: StoredCheckpoint, replaced: str) -> list[Write]:
-    """The writes that enter a checkpoint, to be made visible with the result of its save.
+    """The writes that add a checkpoint, made visible with the result of its save.
 
-    `replaced` is the location that its path has named so far, "" for none: its files are doomed.
+    `replaced` is the location that its path has named so far, "" for none; its files are marked for deletion.
     """
     checkpoint, path = stored.checkpoint, stored.checkpoint.tinker_path
     key, when = keyspace.checkpoint(path), checkpoint.time.ToMilliseconds()
@@ -141,12 +143,12 @@ def checkpoint_writes(tenant: str, stored: StoredCheckpoint, replaced: str) -> l
         expires = checkpoint.expires_at.ToMilliseconds()
         writes += [("HSET", key, "expires", expires), ("ZADD", keyspace.EXPIRING, expires, path)]
     if replaced and replaced != stored.location:
-        writes.append(("ZADD", keyspace.DOOMED, when, replaced))
+        writes.append(("ZADD", keyspace.UNREFERENCED, when, replaced))
     return writes
 
 
 def pin_write(location: str, pinned_by: str) -> Write:
-    """The write that keeps files for somebody, as `CheckpointCatalog.pin` does."""
+    """The write that pins files, as `CheckpointCatalog.pin` does."""
     return ("SADD", keyspace.PINS + location, pinned_by)
 
 
@@ -168,11 +170,11 @@ def _stored(record: Mapping[bytes, bytes]) -> StoredCheckpoint:
 
 
 def _changed(reply: Any, path: TinkerPath) -> dict[bytes, bytes]:
-    """The fields that a script has returned."""
+    """The fields that a script has returned; raises as `CheckpointCatalog.remove`."""
     if reply == b"missing":
         raise _missing(path)
     if reply == b"denied":
-        message = f"checkpoint {path} is another tenant's, who has published it; only its owner can change it"
+        message = f"checkpoint {path} belongs to another tenant; only its owner can change it"
         raise PermissionDeniedError(message, reason="NOT_THE_OWNER")
     fields: Sequence[bytes] = reply
     return dict(zip(fields[::2], fields[1::2], strict=True))

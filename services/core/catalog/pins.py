@@ -1,8 +1,8 @@
-"""Who still needs files that no path names any more: of checkpoints that were deleted, overwritten, or have expired.
+"""Pins: references that keep the files of a checkpoint after it was deleted, overwritten, or has expired.
 
-A sampling session pins what it samples from until its session has ended, and an hour longer for what it has queued; a
-session that is not heard of for a day has lost its pins. An operation that has loaded a checkpoint pins it until its
-run's log is trimmed behind it, because a replay loads it again.
+A sampling session pins what it samples from until an hour after its session has ended, for the operations it has
+queued; a session that is silent for a day loses its pins. An operation that has loaded a checkpoint pins it until its
+run's log is trimmed past the operation, because a replay loads it again.
 """
 
 from __future__ import annotations
@@ -30,47 +30,47 @@ class Pins:
         self._checkpoints = checkpoints
 
     async def remove_unpinned(self) -> int:
-        """Removes the doomed files that nobody needs; returns how many locations. Others may do the same meanwhile."""
+        """Deletes the files of unreferenced, unpinned locations; returns how many. Safe to run concurrently."""
         now_ms = int(time.time() * 1000)
-        due = await self._commands.zrangebyscore(keyspace.DOOMED, "-inf", now_ms, start=0, num=_AT_ONCE)
+        due = await self._commands.zrangebyscore(keyspace.UNREFERENCED, "-inf", now_ms, start=0, num=_AT_ONCE)
         removed = [await self.remove_if_unpinned(location.decode()) for location in due]
         return sum(removed)
 
     async def remove_if_unpinned(self, location: str) -> bool:
-        """Removes a doomed location's files unless somebody needs them; returns whether it did."""
+        """Deletes the files of an unreferenced location unless it is pinned; returns whether it did."""
         if await self.are_needed(location):
             look_again_ms = int((time.time() + LOOK_AGAIN.total_seconds()) * 1000)
-            await self._commands.zadd(keyspace.DOOMED, {location: look_again_ms}, xx=True)
+            await self._commands.zadd(keyspace.UNREFERENCED, {location: look_again_ms}, xx=True)
             return False
         await asyncio.to_thread(self._checkpoints.delete, location)
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.delete(keyspace.PINS + location)
-        pipeline.zrem(keyspace.DOOMED, location)
+        pipeline.zrem(keyspace.UNREFERENCED, location)
         await pipeline.execute()
         return True
 
     async def forget_gone(self) -> None:
-        """Takes out what does not count any more: of a checkpoint that is never deleted, pins would only ever grow."""
+        """Removes expired pins: those of a checkpoint that is never deleted would only grow."""
         async for key in self._commands.scan_iter(match=f"{keyspace.PINS}*", count=_AT_ONCE):
             gone = [member for member in await self._commands.smembers(key) if not await self._needs(member.decode())]
             if gone:
                 await self._commands.srem(key, *gone)
 
     async def are_needed(self, location: str) -> bool:
-        """Whether somebody pins a location."""
+        """Whether a location has a pin that counts."""
         for pinned_by in await self._commands.smembers(keyspace.PINS + location):
             if await self._needs(pinned_by.decode()):
                 return True
         return False
 
     async def is_known(self, location: str) -> bool:
-        """Whether a location is named by a path, or doomed and not removed yet: files at any other are left over."""
+        """Whether a path names a location, or its deletion is pending; files at any other location are garbage."""
         path = f"tinker://{location.rpartition('/')[0]}"
         pipeline = self._commands.pipeline(transaction=False)
         pipeline.hget(keyspace.checkpoint(path), "location")
-        pipeline.zscore(keyspace.DOOMED, location)
-        named, doomed = await pipeline.execute()
-        return named == location.encode() or doomed is not None
+        pipeline.zscore(keyspace.UNREFERENCED, location)
+        named, unreferenced = await pipeline.execute()
+        return named == location.encode() or unreferenced is not None
 
     async def _needs(self, pinned_by: str) -> bool:
         if ":" in pinned_by:
@@ -82,7 +82,7 @@ class Pins:
         return seen is not None and time.time() - float(seen) < KEEP_SILENT.total_seconds()
 
     async def _may_be_replayed(self, run: str, seq_id: int) -> bool:
-        """Whether an operation is under way, or done and not behind a snapshot yet."""
+        """Whether an operation is still running, or is done and not covered by a snapshot yet."""
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.hget(keyspace.run_meta(run), "done_seq")
         pipeline.hexists(keyspace.run_sources(run), seq_id)

@@ -114,7 +114,7 @@ class Catalog:
 
     async def _runs(self, run_ids: Sequence[str]) -> list[training_pb2.TrainingRun]:
         """Runs with what is known about them by now, in one round trip."""
-        await self.checkpoints.bury_expired()
+        await self.checkpoints.remove_expired()
         pipeline = self._commands.pipeline(transaction=False)
         for run_id in run_ids:
             pipeline.hget(keyspace.training_run(run_id), "record")

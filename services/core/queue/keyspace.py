@@ -20,11 +20,14 @@ API_KEYS = PREFIX + "api-keys"
 EXPIRING = PREFIX + "expiring"
 """Sorted set of the checkpoint paths that expire, by ms since the epoch."""
 
-DOOMED = PREFIX + "doomed"
-"""Sorted set of locations that no path names any more, by when to look (ms) whether somebody still pins them."""
+UNREFERENCED = PREFIX + "doomed"
+"""Sorted set of the locations that no path names any more, by the time (ms) of the next check for pins.
+
+Their files are deleted once no pin is left.
+"""
 
 PINS = PREFIX + "pins:"
-"""With a location behind it: set of who keeps its files, session ids and names of operations that have loaded it."""
+"""With a location after it: set of its pins, session ids and names of operations that have loaded the files."""
 
 DOWNLOAD_SECRET = PREFIX + "download-secret"
 """What download links are signed with."""

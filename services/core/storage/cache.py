@@ -57,9 +57,9 @@ class StorageCache:
             if room >= 0 or time.time() - last_opened < self._in_use.total_seconds():
                 break
             room += _size(path)
-            doomed = partial_beside(path)
-            path.rename(doomed)
-            _remove(doomed)
+            discarded = partial_beside(path)
+            path.rename(discarded)
+            _remove(discarded)
 
 
 def _size(path: Path) -> int:

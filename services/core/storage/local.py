@@ -126,12 +126,12 @@ class LocalStorage:
     def delete_directory(self, key: str) -> None:
         """See Storage."""
         directory = self._root / key
-        doomed = partial_beside(directory)
+        discarded = partial_beside(directory)
         try:
-            directory.rename(doomed)
+            directory.rename(discarded)
         except FileNotFoundError:
             return
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(discarded, ignore_errors=True)
         self._remove_empty_parents(key)
 
     def directories(self, prefix: str) -> Iterator[Stored]:
