@@ -104,7 +104,7 @@ class SamplerWorker:
         while True:
             free = await self._engine.free_slots.some()
             try:
-                taken = await self._queues.take(self._worker, self._base_model, room=free, block_ms=1000)
+                taken = await self._queues.take(self._worker, self._base_model, free=free, block_ms=1000)
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.5)

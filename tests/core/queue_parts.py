@@ -76,9 +76,9 @@ class Queues:
         )
         return accepted is not None
 
-    async def take(self, worker: str = "s1", room: int = 10) -> list[SampleEntry]:
+    async def take(self, worker: str = "s1", free: int = 10) -> list[SampleEntry]:
         await self.samples.join(BASE)
-        return await self.samples.take(worker, BASE, room=room, block_ms=1)
+        return await self.samples.take(worker, BASE, free=free, block_ms=1)
 
     async def finish_sample(self, entry: SampleEntry) -> None:
         result = await self.operations.result(sampling_pb2.SampleResponse())

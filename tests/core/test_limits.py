@@ -109,7 +109,7 @@ async def test_however_an_operation_ends_it_counts_no_longer(queues: Queues) -> 
         assert lease is not None
         assert await queues.logs.begin(lease, 3) is begins
     await queues.operations.cancel(OperationName(SAMPLING, 0))
-    finished, deadly = await queues.take(room=2)
+    finished, deadly = await queues.take(free=2)
     for _ in range(2):
         await queues.finish_sample(finished)
     assert [await queues.samples.begin(worker, deadly) for worker in ("s1", "s2", "s3")] == [True, True, False]
@@ -149,9 +149,9 @@ async def test_a_sampling_operation_says_how_many_come_before_it_in_turn(queues:
     await queues.enqueue_sample(11)
     assert await place(queues.operations, f"{SAMPLING}:11") == (3, False), "turns alternate"
     for _ in range(2):
-        for entry in await queues.take(room=1):
+        for entry in await queues.take(free=1):
             await queues.finish_sample(entry)
     assert await place(queues.operations, f"{SAMPLING}:11") == (1, True)
-    await queues.take(room=9)
+    await queues.take(free=9)
     assert await place(queues.operations, f"{SAMPLING}:11") is None, "a sampler has it"
     assert await queues.connection.commands.exists(keyspace.sample_shares(BASE)) == 0, "an empty queue forgets shares"

@@ -105,13 +105,13 @@ async def test_a_job_that_kills_its_samplers_fails_by_name(queues: Queues) -> No
     assert operation.error.reason == "WORKER_DIED"
 
 
-async def wait(queues: Queues, worker: str, room: int = 4) -> asyncio.Task[list[SampleEntry]]:
-    """A sampler that waits for work, and takes what is there when it is rung for."""
+async def wait(queues: Queues, worker: str, free: int = 4) -> asyncio.Task[list[SampleEntry]]:
+    """A sampler that waits for work, and takes what is there when it is woken."""
     await queues.samples.join(BASE)
     before = await blocked(queues)
 
     async def take() -> list[SampleEntry]:
-        while not (taken := await queues.samples.take(worker, BASE, room=room, block_ms=2000)):
+        while not (taken := await queues.samples.take(worker, BASE, free=free, block_ms=2000)):
             pass
         return taken
 
@@ -133,12 +133,12 @@ async def hold(queues: Queues, worker: str, location: str, seq_id: int) -> None:
     await queues.finish_sample(entry)
 
 
-@pytest.mark.parametrize("holder", ["s1", "s2", "s3"])
-async def test_a_job_goes_to_the_waiting_sampler_that_has_its_adapter(queues: Queues, holder: str) -> None:
-    await hold(queues, holder, "a", 0)
+@pytest.mark.parametrize("user", ["s1", "s2", "s3"])
+async def test_a_job_goes_to_the_waiting_sampler_that_has_its_adapter(queues: Queues, user: str) -> None:
+    await hold(queues, user, "a", 0)
     tasks = {worker: await wait(queues, worker) for worker in ("s1", "s2", "s3")}
     await queues.enqueue_sample(1, location="a")
-    (entry,) = await tasks.pop(holder)
+    (entry,) = await tasks.pop(user)
     assert (entry.operation, entry.location) == (f"{SAMPLING}:1", "a")
     assert not any(task.done() for task in tasks.values())
     await queues.enqueue_sample(2)
@@ -155,27 +155,27 @@ async def test_nobody_waits_for_a_sampler_that_is_busy(queues: Queues) -> None:
     assert len(await queues.take("s1")) == 1
 
 
-async def test_what_the_adapters_holder_has_no_room_for_goes_to_others(queues: Queues) -> None:
+async def test_what_the_adapters_last_user_has_no_free_slots_for_goes_to_others(queues: Queues) -> None:
     await hold(queues, "s2", "a", 0)
-    holder = await wait(queues, "s2", room=2)
+    user = await wait(queues, "s2", free=2)
     other = await wait(queues, "s1")
     for seq_id in (1, 2, 3):
         await queues.enqueue_sample(seq_id, location="a", num_samples=2)
-    taken = await asyncio.gather(holder, other)
+    taken = await asyncio.gather(user, other)
     assert [entry.operation for entry in taken[0]] == [f"{SAMPLING}:1"]
     assert taken[1][0].operation == f"{SAMPLING}:2"
 
 
 async def test_a_job_that_is_left_to_a_dead_sampler_goes_to_another(queues: Queues) -> None:
     await hold(queues, "s2", "a", 0)
-    await queues.connection.commands.set(keyspace.sampler_room("s2"), 3)
+    await queues.connection.commands.set(keyspace.sampler_free("s2"), 3)
     await queues.enqueue_sample(1, location="a")
     assert await queues.take("s1") == []
-    await queues.connection.commands.pexpire(keyspace.sampler_room("s2"), 0)
+    await queues.connection.commands.pexpire(keyspace.sampler_free("s2"), 0)
     assert len(await queues.take("s1")) == 1
 
 
-async def test_a_sampler_takes_no_more_than_it_has_room_for(queues: Queues) -> None:
+async def test_a_sampler_takes_no_more_than_its_free_slots(queues: Queues) -> None:
     for seq_id in range(4):
         await queues.enqueue_sample(seq_id, num_samples=3)
     assert len(await queues.take("s1", 4)) == 2, "one more at most than fits"

@@ -233,7 +233,7 @@ async def test_what_a_merge_has_written_is_read_by_its_owner_once_it_is_done(
         (directory / "model").write_bytes(CONTENT)
     merged = sampling_pb2.MergeWeightsResponse(files=stores.exports.files(name))
     await stores.sample_queues.join(BASE)
-    (entry,) = await stores.sample_queues.take("w", BASE, room=1, block_ms=1000)
+    (entry,) = await stores.sample_queues.take("w", BASE, free=1, block_ms=1000)
     job = await stores.sample_queues.read_job(entry)
     assert job.checkpoint_location == path.removeprefix("tinker://") + "/1"
     await stores.sample_queues.complete(BASE, entry, await stores.operations.result(merged))

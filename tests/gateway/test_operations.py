@@ -179,7 +179,7 @@ async def test_a_sampling_job_carries_a_seed_and_its_operation_the_sessions_name
     operation = await alice.sampling.Sample(request)
     assert operation.name == str(OperationName(sampling, 7))
     await stores.sample_queues.join(BASE)
-    (entry,) = await stores.sample_queues.take("s", BASE, room=9, block_ms=100)
+    (entry,) = await stores.sample_queues.take("s", BASE, free=9, block_ms=100)
     assert (await stores.sample_queues.read_job(entry)).sample.sampling_params.HasField("seed")
     assert (await alice.sampling.Sample(request)) == operation, "a resend is the same operation"
 

@@ -40,7 +40,7 @@ async def test_what_waits_is_counted_and_its_wait_is_that_of_the_next(
     assert 0 < ages[0] < ages[1] < 60
 
     await stores.sample_queues.join(BASE)
-    (entry,) = await stores.sample_queues.take("w", BASE, room=1, block_ms=1000)
+    (entry,) = await stores.sample_queues.take("w", BASE, free=1, block_ms=1000)
     assert await told(connection, stores, "tinker_samples_waiting") == 3, "what is under way is counted too"
     await stores.sample_queues.complete(BASE, entry, await stores.operations.result(sampling_pb2.SampleResponse()))
     assert await told(connection, stores, "tinker_samples_waiting") == 2

@@ -60,7 +60,7 @@ class CheckpointCatalog:
         return _stored(found[0])
 
     async def location_of(self, path: TinkerPath) -> str:
-        """Location of the files that a path names, whoever its owner is and even if it has expired; "" if there are none."""
+        """Location of the files that a path names, of any tenant and even if expired; "" if there is none."""
         location = await self._connection.commands.hget(keyspace.checkpoint(str(path)), "location")
         return (location or b"").decode()
 

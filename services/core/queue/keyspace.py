@@ -1,4 +1,4 @@
-"""Names of everything in Redis. All share one hash tag, so that a script may touch several of them on a cluster."""
+"""Names of all keys in Redis. They share one hash tag, so that a script can use several of them on a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CANCELLED = PREFIX + "cancelled"
 """Stream of sampling operations that were cancelled while they ran; every sampler reads it."""
 
 TOKENS = PREFIX + "tokens"
-"""Channel of tokens of streamed operations as they come; nothing of it is stored."""
+"""Channel of the new tokens of streamed operations; nothing is stored."""
 
 WORKERS = PREFIX + "workers"
 WORKERS_EXPIRY = PREFIX + "workers-expiry"
@@ -30,25 +30,25 @@ PINS = PREFIX + "pins:"
 """With a location after it: set of its pins, session ids and names of operations that have loaded the files."""
 
 DOWNLOAD_SECRET = PREFIX + "download-secret"
-"""What download links are signed with."""
+"""Secret that signs download links."""
 
 LOAD = PREFIX + "load"
-"""Hash: operations, samples and bytes that wait in all."""
+"""Hash: operations, samples and bytes queued or under way, of all tenants."""
 
 OPEN_SESSIONS = PREFIX + "open-sessions"
-"""Sorted set of the sessions that have not ended, by when they were last heard of (ms)."""
+"""Sorted set of the sessions that have not ended, by when they were last seen (ms)."""
 
 TRAINERS_GROUP = "trainers"
 SAMPLERS_GROUP = "samplers"
 
 
 def operation(name: str) -> str:
-    """Hash: state, digest, method, tenant, time, attempts, begun_by, what it counts for, and response or error."""
+    """Hash: state, digest, method, tenant, time, attempts, begun_by, its load (kind, bytes), and response or error."""
     return f"{PREFIX}operation:{name}"
 
 
 def run_log(run: str) -> str:
-    """Stream of a run's jobs, entry id `<seq_id>-1`: the truth about the run."""
+    """Stream of a run's jobs, entry id `<seq_id>-1`; a replay of it rebuilds the run."""
     return f"{PREFIX}log:{run}"
 
 
@@ -58,7 +58,7 @@ def run_meta(run: str) -> str:
 
 
 def run_early(run: str) -> str:
-    """Hash seq_id → job, of operations that arrived ahead of their turn."""
+    """Hash seq_id → job, of operations that arrived before an earlier seq_id."""
     return f"{PREFIX}early:{run}"
 
 
@@ -83,7 +83,7 @@ def waiting_runs(base_model: str) -> str:
 
 
 def load(tenant: str) -> str:
-    """Hash: operations, samples and bytes that wait, of a tenant; those in all are in `LOAD`."""
+    """Hash: operations, samples and bytes queued or under way, of one tenant."""
     return f"{LOAD}:{tenant}"
 
 
@@ -98,7 +98,7 @@ def sample_jobs(base_model: str) -> str:
 
 
 def sample_shares(base_model: str) -> str:
-    """Hash: clock (the turn of what was taken last), and for each tenant where its last operation's turn ends."""
+    """Hash: clock (the turn that was taken last), and for each tenant the end of its last turn."""
     return f"{PREFIX}sample-shares:{base_model}"
 
 
@@ -107,8 +107,8 @@ def sample_pace(base_model: str) -> str:
     return f"{PREFIX}sample-pace:{base_model}"
 
 
-def sample_bell(base_model: str) -> str:
-    """Stream of one entry: a new one when something waits."""
+def sample_wake(base_model: str) -> str:
+    """Wake stream of one entry: a new one whenever operations wait for a sampler."""
     return f"{PREFIX}sample-bell:{base_model}"
 
 
@@ -117,18 +117,18 @@ def sample_queue(base_model: str) -> str:
     return f"{PREFIX}sample:{base_model}"
 
 
-def sampler_room(worker: str) -> str:
-    """How many sequences a sampler has room for; there while it waits for work, and no longer."""
+def sampler_free(worker: str) -> str:
+    """Number of free slots of a sampler; exists only while the sampler waits for work."""
     return f"{PREFIX}sampler-room:{worker}"
 
 
-def adapter_holder(location: str) -> str:
-    """The sampler that last began a job with the adapter at this location."""
+def adapter_user(location: str) -> str:
+    """The sampler that used the adapter at this location last."""
     return f"{PREFIX}adapter-holder:{location}"
 
 
 def wake(worker: str) -> str:
-    """Stream that interrupts a worker's blocking read when the set of its runs has changed."""
+    """Wake stream of a trainer: an entry ends its blocking read when the set of its runs has changed."""
     return f"{PREFIX}wake:{worker}"
 
 
@@ -153,7 +153,7 @@ def tenant_sessions(tenant: str) -> str:
 
 
 def open_sessions(tenant: str) -> str:
-    """Those of `OPEN_SESSIONS` that are a tenant's."""
+    """The part of `OPEN_SESSIONS` that belongs to a tenant."""
     return f"{OPEN_SESSIONS}:{tenant}"
 
 
@@ -178,22 +178,22 @@ def tenant_runs(tenant: str) -> str:
 
 
 def sampling_session(sampling_session_id: str) -> str:
-    """Hash: tenant, record (tinker.v1.SamplingSession), location, and if they are set: follows (a run), clients."""
+    """Hash: tenant, record (tinker.v1.SamplingSession), location, and optionally follows (a run), clients."""
     return f"{PREFIX}sampling:{sampling_session_id}"
 
 
 def reserved_sampler(operation: str) -> str:
-    """Hash: sampling_session_seq_id and kind of the sampling session that weights under way are saved for."""
+    """Hash: sampling_session_seq_id and inflight, of the sampling session that a save is for."""
     return f"{PREFIX}reserved-sampler:{operation}"
 
 
 def inflight_weights(run: str) -> str:
-    """Sorted set by seq_id of `<location> <tinker path>`: what the run's inflight sampling sessions sample from."""
+    """Sorted set by seq_id of `<location> <tinker path>`: the weights of the run's inflight sampling sessions."""
     return f"{PREFIX}inflight:{run}"
 
 
 def checkpoint(tinker_path: str) -> str:
-    """Hash: tenant, record (tinker.v1.Checkpoint), location, and if they are set: public, expires (ms)."""
+    """Hash: tenant, record (tinker.v1.Checkpoint), location, and optionally public, expires (ms)."""
     return f"{PREFIX}checkpoint:{tinker_path}"
 
 
@@ -213,5 +213,5 @@ def run_checkpoints_of_kind(run: str, kind: str) -> str:
 
 
 def run_metrics(run: str) -> str:
-    """Capped stream of what a run's operations have measured (tinker.v1.TrainingMetrics), entry id `<seq_id>-1`."""
+    """Capped stream of the metrics of a run's operations (tinker.v1.TrainingMetrics), entry id `<seq_id>-1`."""
     return f"{PREFIX}metrics:{run}"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 
 
-class Contact:
+class Liveness:
     """One worker's link to the queue, and whether it is steady enough to judge others."""
 
     def __init__(self, connection: RedisConnection, lease_s: float) -> None:

@@ -1,9 +1,9 @@
-"""What waits to be sampled from each base model, and what samplers are at work on.
+"""Sampling queue of each base model: operations that wait, in fair turns, and jobs under way.
 
-A sampler with room takes what is next in turn, keeps it by its heartbeat, and takes it off with the result. Turns are
-fair between tenants, so a flood delays its own sender. A sampler that dies loses its jobs to the others; the first
-result counts, and the same seed gives the same tokens wherever it runs. A job is left to the sampler that used its
-adapter last while that one waits for work; nobody waits for one that is busy.
+A sampler takes as many jobs as it has free slots, keeps them by its heartbeat, and removes each with its result. Turns
+are fair between tenants: many requests of one tenant delay only that tenant. The jobs of a dead sampler go to others;
+the first result counts, and the same seed gives the same tokens on every sampler. A job is left to the sampler that
+used its adapter last if that one waits for work, never if it is busy.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from services.core.retention import KEEP_FINISHED_MS
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2
 
-KEEP_HOLDER_MS = 3_600_000
+KEEP_USER_MS = 3_600_000
 
-# What a sampler may take to ask again. Little, because a dead one that counts as waiting has jobs left to it.
-ROOM_GRACE_MS = 250
+# Time for a sampler to ask again. Short, because jobs are left to a dead sampler for as long as it counts as waiting.
+WAIT_GRACE_MS = 250
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SampleQueues:
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
-            ResourceExhaustedError: as much is waiting as `limits` allow.
+            ResourceExhaustedError: a limit of `limits` is reached.
         """
         content = job.SerializeToString()
         packed = await self._payloads.pack("jobs", content)
@@ -69,7 +69,7 @@ class SampleQueues:
             keyspace.sample_waiting(base_model),
             keyspace.sample_jobs(base_model),
             keyspace.sample_shares(base_model),
-            keyspace.sample_bell(base_model),
+            keyspace.sample_wake(base_model),
         ]
         arguments: list[str | bytes | int] = [job.operation, packed, digest, method, job.tenant, base_model]
         arguments += [job.checkpoint_location, max(job.sample.num_samples, 1), cost, len(content)]
@@ -81,30 +81,30 @@ class SampleQueues:
         return None
 
     async def join(self, base_model: str) -> None:
-        """Makes the queue's consumer group if it is the first time."""
+        """Creates the queue's consumer group if there is none."""
         group, queue = keyspace.SAMPLERS_GROUP, keyspace.sample_queue(base_model)
         await streams.make_group(self._connection.commands, group, queue)
 
-    async def take(self, worker: str, base_model: str, *, room: int, block_ms: int) -> list[SampleEntry]:
-        """Takes jobs for `room` sequences, and one more at most; if there are none, waits up to `block_ms` for news."""
-        bell, queue = keyspace.sample_bell(base_model), keyspace.sample_queue(base_model)
+    async def take(self, worker: str, base_model: str, *, free: int, block_ms: int) -> list[SampleEntry]:
+        """Takes jobs for `free` sequences, at most one job over; waits up to `block_ms` if there are none."""
+        wake, queue = keyspace.sample_wake(base_model), keyspace.sample_queue(base_model)
         keys = [
             keyspace.sample_waiting(base_model),
             keyspace.sample_jobs(base_model),
             keyspace.sample_shares(base_model),
-            bell,
+            wake,
             queue,
-            keyspace.sampler_room(worker),
+            keyspace.sampler_free(worker),
         ]
-        prefixes = [keyspace.operation(""), keyspace.adapter_holder(""), keyspace.sampler_room("")]
-        arguments: list[str | bytes | int] = [worker, room, keyspace.SAMPLERS_GROUP, block_ms + ROOM_GRACE_MS]
-        rung, *taken = await self._connection.run("take_samples", keys, [*arguments, *prefixes])
+        prefixes = [keyspace.operation(""), keyspace.adapter_user(""), keyspace.sampler_free("")]
+        arguments: list[str | bytes | int] = [worker, free, keyspace.SAMPLERS_GROUP, block_ms + WAIT_GRACE_MS]
+        newest, *taken = await self._connection.run("take_samples", keys, [*arguments, *prefixes])
         if not taken:
-            await streams.read(self._connection.blocking, {bell: rung.decode()}, count=1, block_ms=block_ms)
+            await streams.read(self._connection.blocking, {wake: newest.decode()}, count=1, block_ms=block_ms)
         return [_decode(streams.entry_of(queue, entry)) for entry in taken]
 
     async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
-        """Takes jobs whose sampler has not been heard of for `idle_ms`; not sent again, since that may change."""
+        """Takes jobs whose sampler has been silent for `idle_ms`; never retried, because that may change meanwhile."""
         queue = keyspace.sample_queue(base_model)
         taken = await streams.take_over(
             self._connection.blocking, keyspace.SAMPLERS_GROUP, worker, queue, idle_ms=idle_ms, count=count
@@ -112,7 +112,7 @@ class SampleQueues:
         return [_decode(entry) for entry in taken]
 
     async def keep(self, worker: str, base_model: str, entries: Sequence[SampleEntry]) -> None:
-        """Says that `worker` is still at work on its jobs."""
+        """Renews a sampler's jobs under way."""
         queue = keyspace.sample_queue(base_model)
         ids = [entry.entry_id for entry in entries]
         await streams.keep(self._connection.commands, keyspace.SAMPLERS_GROUP, worker, queue, ids)
@@ -126,12 +126,12 @@ class SampleQueues:
         return job_pb2.Job.FromString(await self._payloads.unpack(entry.packed_job))
 
     async def begin(self, worker: str, entry: SampleEntry) -> bool:
-        """Marks a job as begun by a sampler, which will hold its adapter.
+        """Marks a job as begun by a sampler, which becomes its adapter's last user.
 
         Returns False if it has its result already: cancelled, or finished by another sampler.
         """
         keys = [keyspace.operation(entry.operation), keyspace.EVENTS, keyspace.DEAD]
-        keys.append(keyspace.adapter_holder(entry.location))
+        keys.append(keyspace.adapter_user(entry.location))
         arguments: list[str | bytes | int] = [
             entry.operation,
             MAX_ATTEMPTS,
@@ -139,18 +139,18 @@ class SampleQueues:
             KEEP_FINISHED_MS,
             worker,
             entry.location,
-            KEEP_HOLDER_MS,
+            KEEP_USER_MS,
         ]
         return bool(await self._connection.run("begin_sample", keys, arguments) == b"run")
 
     async def drop(self, base_model: str, entry: SampleEntry) -> None:
-        """Takes a job that has its result already off the queue."""
+        """Removes a job that already has its result from the queue."""
         queue = keyspace.sample_queue(base_model)
         await streams.remove(self._connection.commands, keyspace.SAMPLERS_GROUP, queue, entry.entry_id)
         await self._payloads.discard(entry.packed_job)
 
     async def complete(self, base_model: str, entry: SampleEntry, result: Result) -> None:
-        """Records the result, takes the job off the queue and drops its blob; a second result changes nothing."""
+        """Records the result and removes the job and its blob; a second result changes nothing."""
         keys = [
             keyspace.operation(entry.operation),
             keyspace.sample_queue(base_model),

@@ -1,7 +1,7 @@
--- Marks a sampling operation as begun. One whose workers died at it too often ends here, by name.
--- KEYS  1 operation  2 events  3 dead  4 holder of the adapter
--- ARGV  1 operation name  2 most attempts  3 error for a dead job  4 ms to keep a finished operation  5 sampler
---       6 adapter's location or ''  7 ms to remember who holds it
+-- Marks a sampling operation as begun. One that has crashed its workers too often is failed instead.
+-- KEYS  1 operation  2 events  3 dead  4 last user of the adapter
+-- ARGV  1 operation name  2 most attempts  3 error if it crashed its workers  4 ms to keep a finished operation  5 sampler
+--       6 adapter's location or ''  7 ms to keep the adapter's last user
 -- Returns 'run' | 'skip' (finished already)
 local operation, events, dead = unpack(KEYS)
 local state = redis.call('HGET', operation, 'state')

@@ -1,12 +1,12 @@
--- Accepts one sampling operation: gives it its turn among what waits, and rings for samplers that have room.
+-- Accepts one sampling operation: gives it a turn among those that wait, and wakes the samplers that wait for work.
 --
--- Turns are fair between tenants (start-time fair queueing, Goyal, Vin and Cheng 1997): an operation's turn is where the
--- tenant's one before it ends, or the turn of what was taken last if that is later; it ends as much later as it may cost.
--- KEYS  1 operation  2 waiting (turns)  3 jobs  4 shares  5 bell
+-- Turns are fair between tenants (start-time fair queueing, Goyal, Vin and Cheng 1997): an operation's turn is the end of
+-- the tenant's previous turn, or the turn that was taken last if that is later; it ends later by the operation's cost.
+-- KEYS  1 operation  2 waiting (turns)  3 jobs  4 shares  5 wake stream
 -- ARGV  1 operation name  2 entry (job or its blob)  3 digest  4 method  5 tenant  6 base model  7 adapter's location or ''
 --       8 sequences  9 most tokens that it may cost  10 bytes of the job  11.. limits (see `overload`)
 -- Returns {'accepted', state, ms since the epoch} | {'known', state} | {'conflict'} | {'full', ...}
-local operation, waiting, jobs, shares, bell = unpack(KEYS)
+local operation, waiting, jobs, shares, wake = unpack(KEYS)
 local name, entry, digest, method, tenant, base_model, location = unpack(ARGV, 1, 7)
 local known = redis.call('HMGET', operation, 'state', 'digest')
 if known[1] then
@@ -26,5 +26,5 @@ local turn = math.max(tonumber(ends[1] or '0'), tonumber(ends[2] or '0'))
 redis.call('HSET', shares, 'tenant:' .. tenant, string.format('%.0f', turn + tonumber(ARGV[9])))
 redis.call('ZADD', waiting, string.format('%.0f', turn), name)
 redis.call('HSET', jobs, name, entry)
-redis.call('XADD', bell, 'MAXLEN', 1, '*', 'rung', 1)
+redis.call('XADD', wake, 'MAXLEN', 1, '*', 'rung', 1)
 return {'accepted', 'queued', now}
