@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
+from typing import assert_never
 
 from google.protobuf.message import Message
 
@@ -20,7 +21,7 @@ from services.core.queue.limits import LoadLimits
 from services.gateway.stores import Stores
 from services.gateway.validation.abilities import SamplingRequest, check_abilities
 from services.gateway.validation.fields import check_seq_id
-from services.gateway.validation.sampling import check_compute_logprobs, check_sample
+from services.gateway.validation.sampling import check_compute_logprobs, check_merge_weights, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
@@ -49,8 +50,13 @@ class Submission:
         digest = request_digest(request)
         await self._stores.catalog.add_run(tenant, run)
         recorded = await self._stores.catalog.run_record(run.training_run_id, tenant)
-        if isinstance(request, training_pb2.CreateTrainingRunRequest):
-            request.lora_config.CopyFrom(recorded.lora_config)
+        match request:
+            case training_pb2.CreateTrainingRunRequest():
+                request.lora_config.CopyFrom(recorded.lora_config)
+            case training_pb2.CreateTrainingRunFromCheckpointRequest():
+                pass
+            case _:
+                assert_never(request)
         job = _job(OperationName(run.training_run_id, 0), tenant, request)
         return await self._enqueue_training(job, digest, request, recorded.base_model)
 
@@ -80,11 +86,14 @@ class Submission:
         return operation
 
     async def enter(
-        self, tenant: str, request: RunRequest, unfit: InvalidArgumentError | None = None
+        self, tenant: str, request: RunRequest, refusal: InvalidArgumentError | None = None
     ) -> operation_pb2.Operation:
-        """Queues an operation on a run at the request's seq_id; a refused one is returned as the failed one it is.
+        """Queues an operation on a run at the request's seq_id; a refused operation is returned as failed.
 
-        `unfit` refuses it whatever it says: its sender could not say what it means in a request of ours.
+        Args:
+            tenant: whose run it is.
+            request: the request, with a seq_id.
+            refusal: why the operation fails without further checks: what its sender asks for has no form in `request`.
 
         Raises:
             NotFoundError: the run is not this tenant's.
@@ -92,7 +101,7 @@ class Submission:
             AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
         """
         base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
-        operation, _ = await self._train_at(tenant, request, base_model, request_digest(request), unfit)
+        operation, _ = await self._train_at(tenant, request, base_model, request_digest(request), refusal)
         return operation
 
     async def sample(self, tenant: str, request: SamplingRequest, *, streamed: bool = False) -> operation_pb2.Operation:
@@ -111,15 +120,17 @@ class Submission:
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
         check_abilities(request, has_checkpoint=bool(location), limits=limits)
-        if isinstance(request, sampling_pb2.SampleRequest):
-            check_sample(request, limits)
-            if not request.sampling_params.HasField("seed"):
-                request.sampling_params.seed = secrets.randbits(62)
-        elif isinstance(request, sampling_pb2.ComputeLogprobsRequest):
-            check_compute_logprobs(request, limits)
-        elif not location:
-            rule, got = "a sampling session opened with model_path", "one of a base model, with nothing to merge"
-            raise InvalidArgumentError.must_be("sampling_session_id", rule, got)
+        match request:
+            case sampling_pb2.SampleRequest():
+                check_sample(request, limits)
+                if not request.sampling_params.HasField("seed"):
+                    request.sampling_params.seed = secrets.randbits(62)
+            case sampling_pb2.ComputeLogprobsRequest():
+                check_compute_logprobs(request, limits)
+            case sampling_pb2.MergeWeightsRequest():
+                check_merge_weights(has_checkpoint=bool(location))
+            case _:
+                assert_never(request)
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location
@@ -166,12 +177,22 @@ class Submission:
 
     async def _complete(self, tenant: str, request: RunRequest) -> None:
         """Fills in what the client left to the server, and checks whose the other run is."""
-        if isinstance(request, training_pb2.LoadStateRequest):
-            path = training_path("path", request.path)
-            await self._check_may_load(path, tenant)
-            request.path = str(path)
-        if isinstance(request, training_pb2.SaveWeightsForSamplerRequest) and not request.name:
-            request.name = unnamed(request.seq_id)
+        match request:
+            case training_pb2.LoadStateRequest():
+                path = training_path("path", request.path)
+                await self._check_may_load(path, tenant)
+                request.path = str(path)
+            case training_pb2.SaveWeightsForSamplerRequest():
+                request.name = request.name or unnamed(request.seq_id)
+            case (
+                training_pb2.ForwardBackwardRequest()
+                | training_pb2.ForwardRequest()
+                | training_pb2.OptimStepRequest()
+                | training_pb2.SaveStateRequest()
+            ):
+                pass
+            case _:
+                assert_never(request)
 
     async def _check_may_load(self, path: TinkerPath, tenant: str) -> None:
         """Refuses a checkpoint that cannot be there for this tenant when its turn comes.
@@ -208,15 +229,18 @@ def unnamed(seq_id: int) -> str:
 
 
 def _cost(request: SamplingRequest, limits: job_pb2.WorkerStatus) -> int:
-    """Most tokens that a sampling request may have computed; 1 for a merge, which takes no place beside others."""
-    if isinstance(request, sampling_pb2.MergeWeightsRequest):
-        return 1
-    prompt = chunks.length(request.prompt)
-    if isinstance(request, sampling_pb2.ComputeLogprobsRequest):
-        return prompt
-    params = request.sampling_params
-    longest = params.max_tokens if params.HasField("max_tokens") else limits.max_context_length - prompt
-    return prompt + max(request.num_samples, 1) * longest
+    """Most tokens that a sampling request may have computed; 1 for a merge, which computes none."""
+    match request:
+        case sampling_pb2.SampleRequest():
+            prompt, params = chunks.length(request.prompt), request.sampling_params
+            longest = params.max_tokens if params.HasField("max_tokens") else limits.max_context_length - prompt
+            return prompt + max(request.num_samples, 1) * longest
+        case sampling_pb2.ComputeLogprobsRequest():
+            return chunks.length(request.prompt)
+        case sampling_pb2.MergeWeightsRequest():
+            return 1
+        case _:
+            assert_never(request)
 
 
 def _job(name: OperationName, tenant: str, request: Message) -> job_pb2.Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import assert_never
 
 from services.core.abilities import Ability, announced, missing_ability
 from tinker_proto.internal.v1 import job_pb2
@@ -99,4 +100,10 @@ def _merges(request: SamplingRequest) -> bool:
 
 def _sample(request: SamplingRequest) -> sampling_pb2.SampleRequest:
     """The request if it is for a sample; else one that asks for nothing."""
-    return request if isinstance(request, sampling_pb2.SampleRequest) else sampling_pb2.SampleRequest()
+    match request:
+        case sampling_pb2.SampleRequest():
+            return request
+        case sampling_pb2.ComputeLogprobsRequest() | sampling_pb2.MergeWeightsRequest():
+            return sampling_pb2.SampleRequest()
+        case _:
+            assert_never(request)

@@ -41,6 +41,13 @@ def check_compute_logprobs(request: sampling_pb2.ComputeLogprobsRequest, limits:
         check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
 
 
+def check_merge_weights(*, has_checkpoint: bool) -> None:
+    """Refuses a merge in a sampling session without a pinned checkpoint."""
+    if not has_checkpoint:
+        rule, got = "a sampling session opened with model_path", "one of a base model, with nothing to merge"
+        raise InvalidArgumentError.must_be("sampling_session_id", rule, got)
+
+
 def _check_targets(field: str, tensor: data_pb2.Tensor, length: int, vocab_size: int) -> None:
     array = check_tensor(field, tensor, np.int64)
     if array.ndim != 2 or array.shape[0] != length or not 1 <= array.shape[1] <= MAX_TARGETS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import numpy as np
 from pydantic import Field
@@ -131,6 +131,8 @@ class ModelInput(Fields):
                 case AssetChunk():
                     rule = "encoded_text or image"
                     raise InvalidArgumentError.must_be(f"{field}.chunks[{i}]", rule, "an image by reference")
+                case _:
+                    assert_never(chunk)
         return filled
 
 

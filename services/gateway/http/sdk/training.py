@@ -88,8 +88,8 @@ class Training:
         wanted.training_run_id, wanted.seq_id = given.model_id, given.seq_id
         try:
             fill_loss(wanted, given)
-        except InvalidArgumentError as unfit:
-            return await self._enter(tenant, wanted, unfit)
+        except InvalidArgumentError as refusal:
+            return await self._enter(tenant, wanted, refusal)
         return await self._enter(tenant, wanted)
 
     @takes(OptimStep)
@@ -97,7 +97,7 @@ class Training:
         """An optimizer step."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, OptimStep)
-        return await self._enter(tenant, fields.message(), fields.unfit())
+        return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(SaveWeights)
     async def save_weights(self, request: Request) -> Response:
@@ -110,20 +110,20 @@ class Training:
         """A sampler checkpoint; an unnamed one gets a sampling session."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, SaveWeightsForSampler)
-        wanted, unfit = fields.message(UNNAMED_TTL_S), fields.unfit()
-        if fields.sampling_session_seq_id is not None and unfit is None:
+        wanted, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
+        if fields.sampling_session_seq_id is not None and refusal is None:
             await self._front.stores.catalog.run_record(fields.model_id, tenant)
             operation = f"{fields.model_id}:{fields.seq_id}"
             reserved = ReservedSampler(fields.sampling_session_seq_id, fields.kind == "inflight")
             await self._front.stores.reserved_samplers.reserve(operation, reserved)
-        return await self._enter(tenant, wanted, unfit)
+        return await self._enter(tenant, wanted, refusal)
 
     @takes(SaveExternal)
     async def save_weights_external(self, request: Request) -> Response:
         """A sampler checkpoint to be downloaded."""
         tenant = await self._front.tenant(request)
         fields = await read_json(request, SaveExternal)
-        return await self._enter(tenant, fields.message(), fields.unfit())
+        return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(LoadWeights)
     async def load_weights(self, request: Request) -> Response:
@@ -131,7 +131,7 @@ class Training:
         tenant = await self._front.tenant(request)
         fields = await read_json(request, LoadWeights)
         if fields.model_id is not None:
-            return await self._enter(tenant, fields.message(), fields.unfit())
+            return await self._enter(tenant, fields.message(), fields.refusal())
         wanted = fields.creation()
         path = training_path("path", fields.path)
         base_model = (await self._front.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
@@ -140,8 +140,8 @@ class Training:
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
         return _promise(await self._front.creation.training_run_from_checkpoint(tenant, wanted))
 
-    async def _enter(self, tenant: str, wanted: RunRequest, unfit: InvalidArgumentError | None = None) -> Response:
-        return _promise(await self._front.submission.enter(tenant, wanted, unfit))
+    async def _enter(self, tenant: str, wanted: RunRequest, refusal: InvalidArgumentError | None = None) -> Response:
+        return _promise(await self._front.submission.enter(tenant, wanted, refusal))
 
 
 def _promise(operation: operation_pb2.Operation) -> Response:

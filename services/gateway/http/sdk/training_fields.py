@@ -1,6 +1,6 @@
 """JSON requests of the SDK about training runs, as messages of tinker.v1.
 
-`unfit` says why a well-formed request cannot be carried out here; it then takes its place in its run's order and fails.
+`refusal` says why a well-formed request cannot be carried out here; it is then queued in its run's order and fails.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class OptimStep(SdkFields):
             wanted.adam_params.CopyFrom(training_pb2.AdamParams(**given))
         return wanted
 
-    def unfit(self) -> InvalidArgumentError | None:
+    def refusal(self) -> InvalidArgumentError | None:
         """Why another optimizer's step cannot be taken."""
         if self.optimizer_params is None:
             return None
@@ -140,7 +140,7 @@ class SaveWeightsForSampler(SdkFields):
             user_metadata=self.user_metadata or {},
         )
 
-    def unfit(self) -> InvalidArgumentError | None:
+    def refusal(self) -> InvalidArgumentError | None:
         """Why it cannot be both or neither."""
         if (self.path is None) == (self.sampling_session_seq_id is None):
             got = "neither" if self.path is None else "both"
@@ -167,7 +167,7 @@ class SaveExternal(SdkFields):
             training_run_id=self.model_id, seq_id=self.seq_id, name=self.path, ttl_seconds=self.ttl_seconds
         )
 
-    def unfit(self) -> InvalidArgumentError | None:
+    def refusal(self) -> InvalidArgumentError | None:
         """Why it cannot be encrypted."""
         if not self.age_encryption_recipients:
             return None
@@ -203,8 +203,8 @@ class LoadWeights(SdkFields):
             raise InvalidArgumentError.at("model_id", message)
         if self.optimizer_config is not None:
             _check_optimizer("optimizer_config", self.optimizer_config)
-        if (unfit := self._refused_token()) is not None:
-            raise unfit
+        if (refusal := self._refused_token()) is not None:
+            raise refusal
         return training_pb2.CreateTrainingRunFromCheckpointRequest(
             session_id=self.session_id,
             training_run_seq_id=self.model_seq_id,
@@ -213,7 +213,7 @@ class LoadWeights(SdkFields):
             user_metadata=self.user_metadata or {},
         )
 
-    def unfit(self) -> InvalidArgumentError | None:
+    def refusal(self) -> InvalidArgumentError | None:
         """Why it cannot be loaded into a run that exists."""
         extra: dict[str, Any] = {
             "session_id": self.session_id,
