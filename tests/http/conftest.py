@@ -18,7 +18,7 @@ from testing.platform import Platform, free_port
 from testing.tiny_models import save_tiny_model
 from tests.gateway import conftest as gateway
 
-stores = gateway.stores
+stores, workers = gateway.stores, gateway.workers
 """Its workers are announced and take no work."""
 
 
