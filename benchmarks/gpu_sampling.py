@@ -8,8 +8,8 @@ from pathlib import Path
 from benchmarks.gpu_model import Report, seconds, weights_of
 from benchmarks.sampler_parts import NEW_TOKENS
 from benchmarks.sampler_speed import generate
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import write_adapter
-from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams

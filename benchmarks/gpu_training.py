@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from peft import get_peft_model
 
 from benchmarks.gpu_model import CUDA, VOCAB, Report, big_base, seconds, weights_of
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import peft_config
 from services.model.base import BaseModel
 from services.trainer.engine.batch import Example
 from services.trainer.engine.local import TrainerEngine
@@ -67,7 +68,7 @@ def example(length: int, seed: int, prefix: Sequence[int] = ()) -> Example:
 
 def plain_peft(base: BaseModel) -> float:
     """Seconds of forward and backward as one writes it: a batch at a time, all logits at once."""
-    config = AdapterConfig(RANK, seed=0).to_peft("base", base.family)
+    config = peft_config(AdapterConfig(RANK, seed=0), "base", base.family)
     config.inference_mode = False
     model = get_peft_model(base.module, config)
     tokens = torch.randint(3, VOCAB, (8, 1, 1024), device=CUDA)

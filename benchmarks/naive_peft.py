@@ -16,7 +16,8 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import peft_config
 from services.model.families import SUPPORTED_FAMILIES
 
 
@@ -27,11 +28,11 @@ class NaivePeft:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            peft_config = config.to_peft(str(source), SUPPORTED_FAMILIES[base.config.model_type])
-            peft_config.inference_mode = False
-            self._model = get_peft_model(base, peft_config, adapter_name="t0")
+            options = peft_config(config, str(source), SUPPORTED_FAMILIES[base.config.model_type])
+            options.inference_mode = False
+            self._model = get_peft_model(base, options, adapter_name="t0")
             for index in range(1, tenants):
-                self._model.add_adapter(f"t{index}", peft_config)
+                self._model.add_adapter(f"t{index}", options)
         self._model.eval()
         self._optimizers: dict[str, torch.optim.AdamW] = {}
         for index in range(tenants):

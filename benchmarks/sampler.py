@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.sampler_handoff import handoff_table
 from benchmarks.sampler_parts import ADAPTERS, Row, Sampler, best, console, cpu_seconds, save_model
 from benchmarks.sampler_speed import speed_rows
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import read_adapter, write_adapter
-from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from testing.rows import perturbed_adapter, random_tokens
 

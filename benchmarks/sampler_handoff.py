@@ -13,8 +13,8 @@ from rich.table import Table
 import tinker_client as tinker
 from benchmarks.latency import BASE_MODEL, KEY, platform
 from services.core.storage.files import sync_tree
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import read_adapter
-from services.model.adapters import AdapterConfig
 from services.model.base import load_base_model
 from services.model.manifest import Manifest
 from services.sampler.engine.native import NativeSamplerEngine

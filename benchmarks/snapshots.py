@@ -31,7 +31,7 @@ from services.core.queue.recovery_state import RecoveryStates
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotStore
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.optimizer import adamw_step

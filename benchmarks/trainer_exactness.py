@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer_load import CONFIG, engine_with, example, jobs
 from trainer_table import Targets
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.lora import MultiLoraLinear
 from services.model.rowwise import FrozenProducts
 from services.trainer.engine.local import TrainerEngine

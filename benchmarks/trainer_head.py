@@ -12,7 +12,7 @@ import torch
 from trainer_load import load, qwen
 from trainer_table import Targets, ratios
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.logprobs import HeadPart, logprobs_and_gradient
 from services.model.lora import install_lora
 from testing.rows import perturbed_adapter

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
 from services.trainer.engine.batch import Example
 from services.trainer.engine.local import TrainerEngine

@@ -12,7 +12,7 @@ import torch
 from trainer_load import ADAM, LOSS, engine_with, example, load
 from trainer_table import Targets
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.lora import install_lora
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Work

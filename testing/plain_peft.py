@@ -13,7 +13,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights, peft_config
 from services.model.families import SUPPORTED_FAMILIES
 
 
@@ -31,11 +32,11 @@ class PlainPeft:
 
     def __init__(self, source: Path, config: AdapterConfig, weights: AdapterWeights | None = None) -> None:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
-        peft_config = config.to_peft(str(source), SUPPORTED_FAMILIES[base.config.model_type])
-        peft_config.inference_mode = False
+        options = peft_config(config, str(source), SUPPORTED_FAMILIES[base.config.model_type])
+        options.inference_mode = False
         with peft_warnings_ignored(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed or 0)
-            self.model: PeftModel = get_peft_model(base, peft_config)
+            self.model: PeftModel = get_peft_model(base, options)
         self.model.eval()
         if weights is not None:
             self.set_weights(weights)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from services.model.adapters import AdapterConfig, AdapterWeights, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights, init_adapter
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from services.core.errors import DataLossError, InvalidArgumentError, broken_rule, quoted
 from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
-from services.model.adapters import AdapterConfig, AdapterLayout, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterLayout, AdapterWeights, peft_config
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 
@@ -38,7 +39,7 @@ _FREE_OPTIONS = frozenset(
 
 def write_adapter(directory: Path, weights: AdapterWeights, base: BaseModel) -> None:
     """Writes an adapter's two files into an existing directory; errors as `write_tensors`."""
-    weights.config.to_peft(base.name, base.family).save_pretrained(str(directory))
+    peft_config(weights.config, base.name, base.family).save_pretrained(str(directory))
     write_tensors({name: matrix.cpu() for name, matrix in named_matrices(weights).items()}, directory / WEIGHTS_FILE)
 
 
@@ -146,7 +147,7 @@ def read_config(path: Path, base: BaseModel, *, label: str, any_base_model: bool
         if number != content[option] or number < 1:
             raise _refusal(label, option, "a whole number of at least 1", content[option])
     config = AdapterConfig(rank, alpha, use_rslora=rslora, target_modules=tuple(sorted(targets)))
-    ours: dict[str, Any] = dataclasses.asdict(config.to_peft(trained_on, base.family))
+    ours: dict[str, Any] = dataclasses.asdict(peft_config(config, trained_on, base.family))
     for option, value in content.items():
         if option not in _FREE_OPTIONS and value and value != ours.get(option):
             rule = quoted(ours[option]) if option in ours else "absent"

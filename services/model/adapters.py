@@ -1,4 +1,4 @@
-"""LoRA adapters: their configuration, their weights as one flat float32 buffer, and PEFT's initialisation of them.
+"""LoRA adapters: their layout, their weights as one flat float32 buffer, and PEFT's initialisation of them.
 
 The order of the flat buffer is the base model's own: for each adapted linear A [rank, in], then B [out, rank].
 Gradients and optimizer moments use the same layout, so adding a gradient or an optimizer step is one operation on one
@@ -7,7 +7,6 @@ buffer. PEFT decides which linears match and how they are initialised; nothing o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,86 +15,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from services.core.errors import InvalidArgumentError
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.families import Family
 
 _ADAPTER_NAME = "default"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """The shape of an adapter. Its scale is alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA."""
-
-    rank: int
-    alpha: int = 32
-    train_attn: bool = True
-    train_mlp: bool = True
-    train_unembed: bool = True
-    seed: int | None = None
-    """Seed of the initialisation; None for an adapter that was read from files which do not tell."""
-
-    use_rslora: bool = False
-
-    target_modules: tuple[str, ...] = ()
-    """Last names of the adapted linears; empty for those that the three flags say."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InvalidArgumentError.must_be("lora_config.rank", "at least 1", self.rank)
-        if self.alpha < 1:
-            raise InvalidArgumentError.must_be("lora_config.alpha", "at least 1", self.alpha)
-        object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if not (self.target_modules or self.train_attn or self.train_mlp or self.train_unembed):
-            raise _adapts_nothing()
-
-    @property
-    def scale(self) -> float:
-        """Factor on B A."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
-    def targets(self, family: Family) -> tuple[str, ...]:
-        """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else.
-
-        Raises:
-            InvalidArgumentError: a target module is none of the family's, or nothing is adapted.
-        """
-        groups = family.groups
-        adaptable = tuple(name for names in groups.values() for name in names)
-        if unknown := sorted(set(self.target_modules) - set(adaptable)):
-            raise InvalidArgumentError.must_be(
-                "lora_config.target_modules", f"some of {', '.join(adaptable)}", str(unknown)
-            )
-        if self.target_modules:
-            return tuple(name for name in adaptable if name in self.target_modules)
-        flags = {"attention": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
-        targets = tuple(name for group, names in groups.items() if flags[group] for name in names)
-        if not targets:
-            raise _adapts_nothing()
-        return targets
-
-    def shape(self, family: Family) -> dict[str, object]:
-        """All that decides what the adapter computes with given weights; two adapters of one shape are exchangeable."""
-        targets = self.targets(family)
-        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": targets}
-
-    def to_peft(self, base_model: str, family: Family) -> LoraConfig:
-        """The same adapter as PEFT describes it, for a base model of a name and a family."""
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            use_rslora=self.use_rslora,
-            lora_dropout=0.0,
-            bias="none",
-            target_modules=list(self.targets(family)),
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base_model,
-            inference_mode=True,
-        )
-
-
-def _adapts_nothing() -> InvalidArgumentError:
-    rule = "such that it adapts something: set one of train_attn, train_mlp and train_unembed"
-    return InvalidArgumentError.must_be("lora_config", rule)
 
 
 @dataclass(frozen=True)
@@ -159,6 +83,21 @@ class AdapterWeights:
         return AdapterWeights(self.config, self.layout, torch.zeros_like(self.flat))
 
 
+def peft_config(config: AdapterConfig, base_model: str, family: Family) -> LoraConfig:
+    """An adapter as PEFT describes it, for a base model of a name and a family."""
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        use_rslora=config.use_rslora,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(config.targets(family)),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    )
+
+
 def init_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
     """A fresh adapter: A Kaiming-uniform, B zero, so it changes nothing yet.
 
@@ -171,7 +110,7 @@ def init_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
     skeleton = _skeleton(layout)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        inject_adapter_in_model(config.to_peft(base.name, base.family), skeleton, _ADAPTER_NAME)
+        inject_adapter_in_model(peft_config(config, base.name, base.family), skeleton, _ADAPTER_NAME)
     names = [f"{name}.{part}.{_ADAPTER_NAME}.weight" for name in layout.linears for part in ("lora_A", "lora_B")]
     flat = torch.cat([skeleton.get_parameter(name).detach().reshape(-1) for name in names])
     return AdapterWeights(config, layout, flat.to(base.device))

@@ -16,7 +16,7 @@ from typing import Literal
 from services.core.errors import DataLossError
 from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.files import sha256_of
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 
 FORMAT_VERSION = 1
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tinker_client as tinker
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from testing.plain_peft import PlainPeft, peft_warnings_ignored
 from testing.platform import API_KEY, BASE_MODEL, Platform
 from testing.tiny_models import save_tiny_model

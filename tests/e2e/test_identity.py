@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tinker_client as tinker
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from testing.plain_peft import PlainPeft
 from testing.platform import BASE_MODEL
 from tinker_client import types

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from services.model.adapters import AdapterConfig, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import init_adapter
 from services.model.base import load_base_model
 from services.model.precision import matmul_fp32
 from services.model.varlen import Stretches, varlen_causal

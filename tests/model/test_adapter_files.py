@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import read_adapter, write_adapter
-from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs
 from services.model.lora import Segment, install_lora

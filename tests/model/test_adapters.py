@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from services.core.errors import InvalidArgumentError
-from services.model.adapters import AdapterConfig, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import init_adapter
 from services.model.base import BaseModel
 from testing.plain_peft import PlainPeft
 

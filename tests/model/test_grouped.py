@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import LoraContext, Segment, install_lora
 from services.model.recompute import Recompute

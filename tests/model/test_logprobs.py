@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from services.model import logprobs
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.lora import Segment
 from testing.rows import perturbed_adapter

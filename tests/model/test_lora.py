@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.model.adapters import AdapterConfig, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import init_adapter
 from services.model.base import BaseModel
 from services.model.logprobs import target_logprobs
 from services.model.lora import Segment, install_lora

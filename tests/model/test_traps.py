@@ -14,7 +14,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import peft_config
 from services.model.base import BaseModel
 from services.model.families import SUPPORTED_FAMILIES
 from services.model.lora import Segment, install_lora
@@ -61,7 +62,7 @@ def adapted(config: LoraConfig) -> set[str]:
 
 
 def test_a_router_is_never_adapted() -> None:
-    assert adapted(AdapterConfig(2, seed=0).to_peft("any", SUPPORTED_FAMILIES["llama"])) == {"mlp.gate_proj"}
+    assert adapted(peft_config(AdapterConfig(2, seed=0), "any", SUPPORTED_FAMILIES["llama"])) == {"mlp.gate_proj"}
     everything = adapted(LoraConfig(r=2, target_modules="all-linear"))
     assert "mlp.gate" in everything, "the short way to say it would"
 

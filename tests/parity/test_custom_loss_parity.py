@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
 from testing.plain_peft import PlainPeft, largest_difference

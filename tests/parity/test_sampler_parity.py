@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.sampler.engine.prefix_cache import BLOCK

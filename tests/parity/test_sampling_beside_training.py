@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.sampler.request import GenerationResult

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from services.core.losses import LOSSES
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.trainer.engine.batch import Example
 from services.trainer.engine.local import TrainerEngine

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from services.core.errors import PlatformError
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import write_adapter
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.core.errors import CancelledError
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import write_adapter
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel, load_base_model
 from services.sampler.engine.merged_model import INDEX_FILE, write_merged
 from services.sampler.engine.native import NativeSamplerEngine

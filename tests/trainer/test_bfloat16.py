@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import load_base_model
 from services.trainer.engine.local import TrainerEngine
 from testing.training_data import ADAM, random_data, work

@@ -11,7 +11,7 @@ import torch
 from services.core.errors import DataLossError, InvalidArgumentError
 from services.core.storage.checkpoint_store import MANIFEST_FILE
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import DirectoryKind, Manifest
 from services.trainer.engine.checkpoint_files import OPTIMIZER_FILE, read_training_checkpoint, write_checkpoint

@@ -13,7 +13,7 @@ from services.core.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.pass_job import Outcome

@@ -13,8 +13,8 @@ from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
+from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import write_adapter
-from services.model.adapters import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.engine.execute import Locations, execute
 from services.trainer.engine.local import TrainerEngine

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.core.errors import FailedPreconditionError, ResourceExhaustedError
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.engine.isolation import run_isolated
 from services.trainer.engine.local import TrainerEngine

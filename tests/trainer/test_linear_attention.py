@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from services.core.errors import FailedPreconditionError
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 from services.model.attention import PackedSequences
 from services.model.base import BaseModel, load_base_model
 from services.model.linear_attention import CHUNK, keep_sequences_apart

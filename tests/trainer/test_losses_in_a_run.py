@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from services.core.losses import LOSSES
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.trainer.engine.local import TrainerEngine
 from services.trainer.engine.run_state import RunState
 from testing.training_data import ADAM, datum, random_data, work

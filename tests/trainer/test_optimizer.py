@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from services.core.errors import FailedPreconditionError
-from services.model.adapters import AdapterConfig, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import init_adapter
 from services.model.base import BaseModel
 from services.trainer.engine.optimizer import adamw_step, global_norm
 from services.trainer.engine.run_state import RunState

@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 
 from services.core.errors import FailedPreconditionError
 from services.model import rowwise
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
 from services.trainer.engine.isolation import run_isolated
 from services.trainer.engine.local import TrainerEngine

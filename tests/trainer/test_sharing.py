@@ -10,7 +10,7 @@ import torch
 
 from services.core.chunks import content_ids
 from services.core.losses import LOSSES
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.trainer.engine.batch import Batch, read_example
 from services.trainer.engine.local import TrainerEngine

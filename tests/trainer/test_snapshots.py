@@ -18,7 +18,7 @@ from services.core.queue.run_log import FencedError
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.trainer.engine.run_state import RunState

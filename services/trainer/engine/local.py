@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
-from services.model.adapters import AdapterConfig, init_adapter
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import init_adapter
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
 from services.model.linear_attention import keep_sequences_apart

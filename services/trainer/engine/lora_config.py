@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.model.adapters import AdapterConfig
+from services.model.adapter_config import AdapterConfig
 from tinker_proto.v1 import training_pb2
 
 FLAGS = ("train_attn", "train_mlp", "train_unembed")

@@ -11,7 +11,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from services.model.adapters import AdapterConfig, AdapterWeights
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterWeights
 
 
 class RunState:
