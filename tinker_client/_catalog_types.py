@@ -83,7 +83,7 @@ class TrainingMetrics:
     """What one operation of a run has measured."""
 
     seq_id: int
-    """Its place in the run's order."""
+    """Its position in the run's order."""
 
     time: datetime
     method: str

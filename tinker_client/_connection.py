@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from tinker_client._address import Address
 from tinker_client._loop import BackgroundLoop, background_loop
-from tinker_client._session import Session
+from tinker_client._session import OpenSession
 from tinker_client._transport import PATIENCE, Transport
 from tinker_client.errors import AuthenticationError
 
@@ -43,15 +43,15 @@ class Connection:
         self.loop: BackgroundLoop = background_loop()
         self.transport = self.loop.run(_open_transport(address, key, patience))
         self._user_metadata = dict(user_metadata or {})
-        self._session: Session | None = None
+        self._session: OpenSession | None = None
         self._opening = asyncio.Lock()
         self.loop.at_exit(self.close)
 
-    async def session(self) -> Session:
+    async def session(self) -> OpenSession:
         """The session, opened by the first call. On the background loop."""
         async with self._opening:
             if self._session is None:
-                self._session = await Session.open(self.transport, self._user_metadata)
+                self._session = await OpenSession.open(self.transport, self._user_metadata)
             return self._session
 
     async def close(self) -> None:

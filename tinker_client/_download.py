@@ -114,7 +114,7 @@ def _size_of(partial: Path) -> int:
 
 
 def _write(partial: Path, offset: int, content: bytes) -> None:
-    """Puts the same bytes in the same place also if the download was given up meanwhile, and leaves nothing open."""
+    """Writes `content` at `offset` and closes the file, so that a cancelled download leaves no open handle."""
     with open(partial, "r+b") as target:
         target.seek(offset)
         target.write(content)

@@ -1,4 +1,4 @@
-"""Passes over data: batches out, one output back.
+"""Forward and backward passes: data is split into batches, and their outputs are joined.
 
 A custom loss is two passes around a function of the user's, and takes the seq_ids of both at the call. If the function
 fails, or the call is cancelled in between, those of the second pass are spent on passes without effect, so that the
@@ -15,7 +15,7 @@ import numpy as np
 
 from tinker_client._batches import Batch, join, name_data_from, split
 from tinker_client._convert import datum_to_proto, forward_output, naming
-from tinker_client._run_log import FORWARD, FORWARD_BACKWARD, OperationKind, RunLog
+from tinker_client._operation_order import FORWARD, FORWARD_BACKWARD, OperationKind, OperationOrder
 from tinker_client.errors import RequestFailedError, TinkerError
 from tinker_client.future import APIFuture
 from tinker_client.types import Datum, ForwardBackwardOutput, ModelInput
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def compute_loss(
-    log: RunLog,
+    order: OperationOrder,
     kind: OperationKind[Any],
     request: type[training_pb2.ForwardRequest] | type[training_pb2.ForwardBackwardRequest],
     data: Sequence[Datum],
@@ -41,13 +41,13 @@ def compute_loss(
 
     async def carry_out(seq_ids: Sequence[int], cancelled: asyncio.Event) -> ForwardBackwardOutput:
         calls = zip(seq_ids, requests, strict=True)
-        return await _joined(batches, [log.operation(seq_id, kind, item, cancelled) for seq_id, item in calls])
+        return await _joined(batches, [order.operation(seq_id, kind, item, cancelled) for seq_id, item in calls])
 
-    return log.begin(len(batches), carry_out)
+    return order.begin(len(batches), carry_out)
 
 
 def compute_custom_loss(
-    log: RunLog, data: Sequence[Datum], loss_fn: CustomLoss[Datum]
+    order: OperationOrder, data: Sequence[Datum], loss_fn: CustomLoss[Datum]
 ) -> APIFuture[ForwardBackwardOutput]:
     """The user's loss of all logprobs: a forward pass, its derivative here, a backward pass with that as weights."""
     from tinker_client import _torch
@@ -57,18 +57,18 @@ def compute_custom_loss(
     async def carry_out(seq_ids: Sequence[int], cancelled: asyncio.Event) -> ForwardBackwardOutput:
         forward_ids, backward_ids = seq_ids[: len(batches)], seq_ids[len(batches) :]
         try:
-            scored = await _forward(log, batches, forward_ids, cancelled)
+            scored = await _forward(order, batches, forward_ids, cancelled)
             logprobs = [output["logprobs"].to_numpy() for output in scored.loss_fn_outputs]
             weights, metrics = await asyncio.to_thread(_torch.differentiate, data, logprobs, loss_fn)
             if cancelled.is_set():
-                raise _cancelled(log, backward_ids[0])
+                raise _cancelled(order, backward_ids[0])
         except BaseException:
-            _spend(log, backward_ids)
+            _spend(order, backward_ids)
             raise
-        output = await _backward(log, batches, weights, backward_ids, cancelled)
+        output = await _backward(order, batches, weights, backward_ids, cancelled)
         return ForwardBackwardOutput(output.loss_fn_outputs, {**output.metrics, **metrics})
 
-    return log.begin(2 * len(batches), carry_out)
+    return order.begin(2 * len(batches), carry_out)
 
 
 def _nonempty(data: Sequence[Datum]) -> Sequence[Datum]:
@@ -87,19 +87,21 @@ def _scored(datum: Datum, index: int) -> data_pb2.Datum:
 
 
 async def _forward(
-    log: RunLog, batches: Sequence[Batch], seq_ids: Sequence[int], cancelled: asyncio.Event
+    order: OperationOrder, batches: Sequence[Batch], seq_ids: Sequence[int], cancelled: asyncio.Event
 ) -> ForwardBackwardOutput:
     return await _joined(
         batches,
         [
-            log.operation(seq_id, FORWARD, training_pb2.ForwardRequest(data=batch, loss_fn="cross_entropy"), cancelled)
+            order.operation(
+                seq_id, FORWARD, training_pb2.ForwardRequest(data=batch, loss_fn="cross_entropy"), cancelled
+            )
             for seq_id, batch in zip(seq_ids, batches, strict=True)
         ],
     )
 
 
 async def _backward(
-    log: RunLog,
+    order: OperationOrder,
     batches: Sequence[Batch],
     weights: Sequence[np.ndarray[Any, np.dtype[np.float32]]],
     seq_ids: Sequence[int],
@@ -110,7 +112,7 @@ async def _backward(
     return await _joined(
         batches,
         [
-            log.operation(
+            order.operation(
                 seq_id,
                 FORWARD_BACKWARD,
                 training_pb2.ForwardBackwardRequest(data=batch, loss_fn="cross_entropy"),
@@ -134,18 +136,18 @@ async def _joined(batches: Sequence[Batch], operations: Sequence[Coroutine[Any, 
     return join(outputs)
 
 
-def _spend(log: RunLog, seq_ids: Sequence[int]) -> None:
-    """Fills places that were taken and are not needed with a forward pass over one token, which changes nothing."""
+def _spend(order: OperationOrder, seq_ids: Sequence[int]) -> None:
+    """Uses up seq_ids that are reserved but not needed, each with a forward pass over one token: no effect."""
     token = Datum(ModelInput.from_ints([0]), {"target_tokens": [0], "weights": [0.0]})
     for seq_id in seq_ids:
         request = training_pb2.ForwardRequest(data=[datum_to_proto(token, 0)], loss_fn="cross_entropy")
-        log.loop.start(log.operation(seq_id, FORWARD, request, asyncio.Event()))
+        order.loop.start(order.operation(seq_id, FORWARD, request, asyncio.Event()))
 
 
-def _cancelled(log: RunLog, seq_id: int) -> RequestFailedError:
+def _cancelled(order: OperationOrder, seq_id: int) -> RequestFailedError:
     return RequestFailedError(
         "the custom loss was cancelled before its backward pass",
-        request_id=f"{log.training_run_id}:{seq_id}",
+        request_id=f"{order.training_run_id}:{seq_id}",
         category="user",
         code="CANCELLED",
         reason="CANCELLED",

@@ -6,14 +6,14 @@ import asyncio
 from pathlib import Path
 
 from tinker_client._download import ReportBytes, download
-from tinker_client._session import Session
+from tinker_client._session import OpenSession
 from tinker_client._window import Window
 from tinker_proto.v1 import checkpoint_pb2, sampling_pb2
 
 
 async def merge_into(
     directory: Path,
-    session: Session,
+    session: OpenSession,
     window: Window,
     request: sampling_pb2.MergeWeightsRequest,
     cancelled: asyncio.Event,
@@ -26,7 +26,7 @@ async def merge_into(
         session.transport.sampling.MergeWeights,
         request,
         sampling_pb2.MergeWeightsResponse,
-        place=window.place(request.seq_id, request.ByteSize()),
+        slot=window.slot(request.seq_id, request.ByteSize()),
         cancelled=cancelled,
     )
 

@@ -29,7 +29,7 @@ _log = logging.getLogger("tinker_client")
 _LAST_WORDS_S = 2.0
 
 
-class Session:
+class OpenSession:
     """An open session."""
 
     def __init__(self, transport: Transport, session_id: str) -> None:
@@ -40,11 +40,11 @@ class Session:
         self._watch = Watch(transport, session_id)
 
     @classmethod
-    async def open(cls, transport: Transport, user_metadata: Mapping[str, str]) -> Session:
+    async def open(cls, transport: Transport, user_metadata: Mapping[str, str]) -> OpenSession:
         """Opens a session and its watch, which also keeps it alive."""
         request = session_pb2.CreateSessionRequest(user_metadata=user_metadata)
         session = cls(transport, (await transport.call(transport.sessions.CreateSession, request)).session_id)
-        await session._watch.in_place()
+        await session._watch.ready()
         return session
 
     async def carry_out(
@@ -54,12 +54,12 @@ class Session:
         request: Message,
         response: type[R],
         *,
-        place: AbstractAsyncContextManager[None],
+        slot: AbstractAsyncContextManager[None],
         cancelled: asyncio.Event | None = None,
     ) -> R:
         """Submits an operation that will be called `name`, and returns its response once it is done.
 
-        It holds `place` while it is submitted. Once `cancelled`, if given, is set and the operation is accepted, the
+        It holds `slot` while it is submitted. Once `cancelled`, if given, is set and the operation is accepted, the
         platform is asked to drop it.
 
         Raises:
@@ -67,7 +67,7 @@ class Session:
             RequestFailedError: it was, and failed.
         """
         expected = self._watch.expect(name)
-        submit = asyncio.create_task(self._submit(expected, method, request, place, cancelled))
+        submit = asyncio.create_task(self._submit(expected, method, request, slot, cancelled))
         submit.add_done_callback(lambda task: self._pass_on_failure(name, task))
         try:
             operation = await expected.outcome
@@ -101,12 +101,12 @@ class Session:
         expected: Expected,
         method: SubmitMethod,
         request: Message,
-        place: AbstractAsyncContextManager[None],
+        slot: AbstractAsyncContextManager[None],
         cancelled: asyncio.Event | None,
     ) -> None:
         try:
-            async with place:
-                await self._watch.in_place()
+            async with slot:
+                await self._watch.ready()
                 expected.submitted = True
                 self._watch.finish(await self.transport.call(method, request))
         finally:

@@ -21,7 +21,7 @@ from tinker_proto.v1 import checkpoint_pb2
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PIECE_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ async def import_adapter(
         session.transport.checkpoints.ImportCheckpoint,
         request,
         checkpoint_pb2.ImportCheckpointResponse,
-        place=nullcontext(),
+        slot=nullcontext(),
     )
 
 
@@ -126,7 +126,7 @@ async def _send(transport: Transport, file: checkpoint_pb2.File, path: Path, sen
     async def requests() -> AsyncIterator[checkpoint_pb2.UploadFileRequest]:
         yield checkpoint_pb2.UploadFileRequest(file=file)
         size_bytes = 0
-        while content := await asyncio.to_thread(_piece, path, size_bytes):
+        while content := await asyncio.to_thread(_next_block, path, size_bytes):
             yield checkpoint_pb2.UploadFileRequest(content=content)
             size_bytes += len(content)
             sent(size_bytes)
@@ -134,8 +134,8 @@ async def _send(transport: Transport, file: checkpoint_pb2.File, path: Path, sen
     return (await transport.send(transport.checkpoints.UploadFile, requests)).upload_id
 
 
-def _piece(path: Path, start: int) -> bytes:
+def _next_block(path: Path, start: int) -> bytes:
     """What comes next of a file, which is open for this alone: nobody ends the requests of a call that was refused."""
     with open(path, "rb") as source:
         source.seek(start)
-        return source.read(_PIECE_BYTES)
+        return source.read(_BLOCK_BYTES)

@@ -1,6 +1,6 @@
 """The one stream on which a session's results arrive, however many operations are outstanding.
 
-An operation is expected before it is submitted, and submitted only once the watch is in place, so no result is missed.
+An operation is expected before it is submitted, and submitted only once the watch is ready, so no result is missed.
 When the stream breaks it is opened again, naming every operation that was submitted: those that finished in between
 come first. One the platform has never heard of is the submit's business, which is still being repeated. Lives on the
 background loop.
@@ -45,7 +45,7 @@ class Watch:
         self._transport = transport
         self._session_id = session_id
         self._expected: dict[str, Expected] = {}
-        self._in_place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
 
     def expect(self, name: str) -> Expected:
@@ -69,12 +69,12 @@ class Watch:
         if expected is not None and not expected.outcome.done():
             expected.outcome.set_exception(error)
 
-    async def in_place(self) -> None:
+    async def ready(self) -> None:
         """Waits until results arrive; raises TinkerError if that is not to be."""
         if self._task is None or self._task.done():
-            self._in_place = asyncio.get_running_loop().create_future()
+            self._ready = asyncio.get_running_loop().create_future()
             self._task = asyncio.create_task(self._run())
-        await asyncio.shield(self._in_place)
+        await asyncio.shield(self._ready)
 
     async def close(self, error: TinkerError) -> None:
         """Ends the watch; everything still expected fails with `error`."""
@@ -88,9 +88,9 @@ class Watch:
         try:
             while True:
                 pause = await self._watch_until_it_breaks(outage)
-                if self._in_place.done():
+                if self._ready.done():
                     _log.warning("lost the stream of results from %s, connecting again", self._transport.address)
-                    self._in_place = asyncio.get_running_loop().create_future()
+                    self._ready = asyncio.get_running_loop().create_future()
                 await asyncio.sleep(pause)
         except TinkerError as error:
             self._fail_all(error)
@@ -101,12 +101,12 @@ class Watch:
         request = operation_pb2.WatchOperationsRequest(session_id=self._session_id, pending=pending)
         try:
             async for message in self._transport.stream(self._transport.operations.WatchOperations, request):
-                if not self._in_place.done():
-                    self._in_place.set_result(None)
+                if not self._ready.done():
+                    self._ready.set_result(None)
                 for operation in message.operations:
                     self.finish(operation)
         except grpc.aio.AioRpcError as error:
-            if self._in_place.done():
+            if self._ready.done():
                 outage.end()  # the platform was there until this moment, however silent
             return outage.pause_after(error)
         return random.uniform(0.05, 0.2)  # ended in good order: this server is going away, another takes over
@@ -114,6 +114,6 @@ class Watch:
     def _fail_all(self, error: TinkerError) -> None:
         for name in list(self._expected):
             self.fail(name, error)
-        if not self._in_place.done():
-            self._in_place.set_exception(error)
-            self._in_place.exception()  # it has been seen, even if nobody was waiting
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # it has been seen, even if nobody was waiting

@@ -1,8 +1,8 @@
-"""Bounds what one run or one sampling session has on the wire at once: a sliding window over its seq_ids.
+"""Send window: a bound on what one run or sampling session has on the wire at once, sliding over its seq_ids.
 
 A request leaves the window when it has its answer. The oldest one without an answer may always be sent, whatever else
-waits, so no order of arrival can block a run whose platform waits for exactly that one. A request that is told to come
-back later keeps its place, which is what slows its owner down. Lives on the background loop.
+waits, so no order of arrival can block a run whose platform waits for exactly that one. A request that the
+platform asks to send again later keeps its slot, which slows its owner down. Lives on the background loop.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Window:
         self._waiting: dict[int, tuple[int, asyncio.Future[None]]] = {}
 
     @asynccontextmanager
-    async def place(self, seq_id: int, size_bytes: int) -> AsyncIterator[None]:
-        """Waits for the turn of `seq_id` and holds its place. Every seq_id must come here once."""
+    async def slot(self, seq_id: int, size_bytes: int) -> AsyncIterator[None]:
+        """Waits until `seq_id` may be sent and holds its slot. Every seq_id must be given exactly once."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[seq_id] = size_bytes, turn
         self._admit()

@@ -18,7 +18,7 @@ import grpc
 
 from tinker_client import _convert, types
 from tinker_client._loop import BackgroundLoop
-from tinker_client._session import Session, operation_response
+from tinker_client._session import OpenSession, operation_response
 from tinker_client.errors import TinkerError
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
@@ -33,15 +33,15 @@ class SampleStream:
     def __init__(
         self,
         loop: BackgroundLoop,
-        session: Session,
+        session: OpenSession,
         request: sampling_pb2.SampleRequest,
-        place: AbstractAsyncContextManager[None],
+        slot: AbstractAsyncContextManager[None],
     ) -> None:
         self._loop = loop
         self._session = session
         self._request = request
         self._name = f"{request.sampling_session_id}:{request.seq_id}"
-        self._place: AbstractAsyncContextManager[None] | None = place
+        self._slot: AbstractAsyncContextManager[None] | None = slot
         self._messages: Messages | None = None
         self._outage = session.transport.outage()
         self._handed_out: defaultdict[int, int] = defaultdict(int)
@@ -131,9 +131,9 @@ class SampleStream:
     async def _next_message(self) -> sampling_pb2.SampleStreamResponse:
         while True:
             try:
-                if self._place is not None:
-                    async with self._place:
-                        self._place = None
+                if self._slot is not None:
+                    async with self._slot:
+                        self._slot = None
                         return await anext(self._opened())
                 return await anext(self._opened())
             except grpc.aio.AioRpcError as error:
@@ -151,9 +151,9 @@ class SampleStream:
 
     def _take(self, message: sampling_pb2.SampleStreamResponse) -> None:
         self._outage.end()
-        for piece in message.pieces:
-            if piece.start <= self._handed_out[piece.sequence_index]:  # else one was lost: the result has it
-                self._hand_out(piece.sequence_index, piece.start, piece.tokens, piece.logprobs, piece.stop_reason)
+        for delta in message.pieces:
+            if delta.start <= self._handed_out[delta.sequence_index]:  # else one was lost: the result has it
+                self._hand_out(delta.sequence_index, delta.start, delta.tokens, delta.logprobs, delta.stop_reason)
         if message.operation.done:
             response = operation_response(message.operation, sampling_pb2.SampleResponse)
             for index, item in enumerate(response.sequences):
@@ -169,10 +169,10 @@ class SampleStream:
         reason: sampling_pb2.StopReason.ValueType,
     ) -> None:
         known, end = self._handed_out[index] - start, start + len(tokens)
-        for place in range(known, len(tokens)):
-            is_last = start + place + 1 == end
+        for position in range(known, len(tokens)):
+            is_last = start + position + 1 == end
             stop_reason = _convert.stop_reason(reason) if is_last else None
-            self._waiting.append(types.SampledToken(index, tokens[place], logprobs[place], stop_reason))
+            self._waiting.append(types.SampledToken(index, tokens[position], logprobs[position], stop_reason))
         self._handed_out[index] = max(self._handed_out[index], end)
 
     async def _cancel(self) -> None:

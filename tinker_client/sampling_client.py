@@ -17,7 +17,7 @@ from tinker_client import _convert, types
 from tinker_client._connection import Connection
 from tinker_client._download import ReportBytes
 from tinker_client._merge import merge_into
-from tinker_client._session import Session, SubmitMethod
+from tinker_client._session import OpenSession, SubmitMethod
 from tinker_client._tokenizer import get_tokenizer, get_tokenizer_async
 from tinker_client._window import Window
 from tinker_client.future import APIFuture
@@ -46,7 +46,7 @@ class SamplingClient:
     """Samples from one fixed set of weights; made by ServiceClient, or by TrainingClient from what it has saved."""
 
     def __init__(
-        self, connection: Connection, session: Session, sampling_session: sampling_pb2.SamplingSession
+        self, connection: Connection, session: OpenSession, sampling_session: sampling_pb2.SamplingSession
     ) -> None:
         self._connection = connection
         self._session = session
@@ -131,8 +131,8 @@ class SamplingClient:
         """
         request = _sample_request(prompt, num_samples, sampling_params, **options)
         self._name(request)
-        place = self._window.place(request.seq_id, request.ByteSize())
-        return SampleStream(self._connection.loop, self._session, request, place)
+        slot = self._window.slot(request.seq_id, request.ByteSize())
+        return SampleStream(self._connection.loop, self._session, request, slot)
 
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
@@ -237,7 +237,7 @@ class SamplingClient:
                     method,
                     request,
                     response,
-                    place=self._window.place(request.seq_id, request.ByteSize()),
+                    slot=self._window.slot(request.seq_id, request.ByteSize()),
                     cancelled=cancelled,
                 )
             )

@@ -260,7 +260,7 @@ class ServiceClient:
             method,
             request,
             training_pb2.CreateTrainingRunResponse,
-            place=nullcontext(),
+            slot=nullcontext(),
         )
         return TrainingClient(self._connection, session, created.training_run)
 

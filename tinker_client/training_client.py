@@ -1,7 +1,7 @@
 """TrainingClient: one LoRA adapter in training.
 
-Every operation returns an APIFuture at once and takes its place in the run's order at the call; results may be read in
-any order, or not at all. The `_async` twins of operations return that same future (`await` it again for the result);
+Every operation returns an APIFuture at once and gets its position in the run's order at the call; results may be read
+in any order, or not at all. The `_async` twins of operations return that same future (`await` it again for the result);
 those of methods that return a value, return the value.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tinker_client import _catalog_convert, _convert, types
 from tinker_client._connection import Connection
 from tinker_client._loss_calls import compute_custom_loss, compute_loss
-from tinker_client._run_log import (
+from tinker_client._operation_order import (
     FORWARD,
     FORWARD_BACKWARD,
     LOAD_STATE,
@@ -22,9 +22,9 @@ from tinker_client._run_log import (
     SAVE_STATE,
     SAVE_WEIGHTS_FOR_SAMPLER,
     OperationKind,
-    RunLog,
+    OperationOrder,
 )
-from tinker_client._session import Session
+from tinker_client._session import OpenSession
 from tinker_client._tokenizer import get_tokenizer, get_tokenizer_async
 from tinker_client.future import APIFuture
 from tinker_client.sampling_client import SamplingClient
@@ -41,11 +41,11 @@ T = TypeVar("T")
 class TrainingClient:
     """Trains one adapter; made by ServiceClient."""
 
-    def __init__(self, connection: Connection, session: Session, training_run: training_pb2.TrainingRun) -> None:
+    def __init__(self, connection: Connection, session: OpenSession, training_run: training_pb2.TrainingRun) -> None:
         self._connection = connection
         self._session = session
         self._info = _catalog_convert.info(training_run)
-        self._log = RunLog(connection.loop, session, training_run.training_run_id)
+        self._order = OperationOrder(connection.loop, session, training_run.training_run_id)
 
     @property
     def model_id(self) -> str:
@@ -56,14 +56,14 @@ class TrainingClient:
         self, data: Sequence[types.Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Computes the loss, summed over tokens and data, and the logprobs; leaves the gradient alone."""
-        return compute_loss(self._log, FORWARD, training_pb2.ForwardRequest, data, loss_fn, loss_fn_config)
+        return compute_loss(self._order, FORWARD, training_pb2.ForwardRequest, data, loss_fn, loss_fn_config)
 
     def forward_backward(
         self, data: Sequence[types.Datum], loss_fn: str, loss_fn_config: Mapping[str, float] | None = None
     ) -> APIFuture[types.ForwardBackwardOutput]:
         """Computes the loss, and adds its gradient to what the next optim_step will apply."""
         request = training_pb2.ForwardBackwardRequest
-        return compute_loss(self._log, FORWARD_BACKWARD, request, data, loss_fn, loss_fn_config)
+        return compute_loss(self._order, FORWARD_BACKWARD, request, data, loss_fn, loss_fn_config)
 
     def forward_backward_custom(
         self, data: Sequence[types.Datum], loss_fn: CustomLoss[types.Datum]
@@ -74,7 +74,7 @@ class TrainingClient:
         C and a dict of metrics. It runs in a thread of its own. The metrics of the result are the platform's, the
         function's, and "loss:sum" = C. Costs one more forward pass than forward_backward.
         """
-        return compute_custom_loss(self._log, data, loss_fn)
+        return compute_custom_loss(self._order, data, loss_fn)
 
     def optim_step(self, adam_params: types.AdamParams) -> APIFuture[types.OptimStepResponse]:
         """Applies one AdamW step with the accumulated gradient, and clears that."""
@@ -201,6 +201,6 @@ class TrainingClient:
 
     def _operation(self, kind: OperationKind[Any], request: Any, convert: Callable[[Any], T]) -> APIFuture[T]:
         async def carry_out(seq_ids: Sequence[int], cancelled: asyncio.Event) -> T:
-            return convert(await self._log.operation(seq_ids[0], kind, request, cancelled))
+            return convert(await self._order.operation(seq_ids[0], kind, request, cancelled))
 
-        return self._log.begin(1, carry_out)
+        return self._order.begin(1, carry_out)

@@ -15,7 +15,7 @@ class Request:
         self.task = asyncio.create_task(self._send(window, seq_id, size))
 
     async def _send(self, window: Window, seq_id: int, size: int) -> None:
-        async with window.place(seq_id, size):
+        async with window.slot(seq_id, size):
             self.sent = True
             await self._answer.wait()
 

@@ -1,8 +1,8 @@
-"""One training run's operations in the order in which they were asked for.
+"""Order of one training run's operations: the order of the calls.
 
 A seq_id is taken at the call, so the order of calls is the order of execution, whatever arrives first: requests are
-sent without waiting for each other, and the platform parks those that are early. A seq_id that the platform never
-received would leave everything behind it parked for ever, so its loss fails all later operations with a sentence.
+sent without waiting for each other, and the platform holds back those that arrive early. A seq_id that the platform
+never receives would hold back every later operation for ever, so its loss fails all of them with an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from tinker_client._loop import BackgroundLoop
-from tinker_client._session import Session, SubmitMethod
+from tinker_client._session import OpenSession, SubmitMethod
 from tinker_client._transport import Transport
 from tinker_client._window import Window
 from tinker_client.errors import APIConnectionError, APIStatusError, RequestFailedError
@@ -35,10 +35,10 @@ class OperationKind(Generic[R]):
     response: type[R]
 
 
-class RunLog:
+class OperationOrder:
     """Numbers and carries out the operations of one training run."""
 
-    def __init__(self, loop: BackgroundLoop, session: Session, training_run_id: str) -> None:
+    def __init__(self, loop: BackgroundLoop, session: OpenSession, training_run_id: str) -> None:
         self.loop = loop
         self.training_run_id = training_run_id
         self._session = session
@@ -68,7 +68,7 @@ class RunLog:
         request: Any,
         cancelled: asyncio.Event,
     ) -> R:
-        """Carries out one operation at its place; see `Session.carry_out` for what it raises."""
+        """Carries out one operation under its seq_id; raises as `OpenSession.carry_out`."""
         name = self._name(seq_id)
         if self._lost_seq_id is not None and seq_id > self._lost_seq_id:
             raise self._unreachable(seq_id)
@@ -79,11 +79,11 @@ class RunLog:
                 kind.method(self._session.transport),
                 request,
                 kind.response,
-                place=self._window.place(seq_id, request.ByteSize()),
+                slot=self._window.slot(seq_id, request.ByteSize()),
                 cancelled=cancelled,
             )
         except (APIStatusError, APIConnectionError) as error:
-            # A request that is refused for its content keeps its place, as an operation that failed; others do not.
+            # A request that is refused for its content uses its seq_id up, as a failed operation does; others do not.
             if not await self._session.knows(name):
                 self._lose(seq_id, error.message)
             raise
