@@ -1,7 +1,7 @@
 """Parts that all commands of users share: the options --format, --base-url and --api-key, the client, and errors.
 
 `user_command` registers a function that gets an `Access` as its first argument. The client is opened by the first use,
-after the arguments are known to be right, and closed when the command ends. Every failure becomes a `CommandError`.
+after the arguments are checked, and closed when the command ends. Every failure becomes a `CommandError`.
 The client is imported when a command runs: help is quick.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """How a command prints its result."""
+    """Output formats."""
 
     TABLE = "table"
     JSON = "json"
@@ -53,7 +53,7 @@ _SHARED = {"output_format": FormatOption, "base_url": BaseUrlOption, "api_key": 
 
 
 class Access:
-    """The platform as one command sees it."""
+    """One command's access to the platform."""
 
     def __init__(self, output_format: Format, base_url: str | None, api_key: str | None) -> None:
         self.wants_json = output_format is Format.JSON
@@ -63,7 +63,7 @@ class Access:
 
     @property
     def service(self) -> ServiceClient:
-        """The client; it opens a session only for what needs one."""
+        """The client; it opens a session only for calls that need one."""
         if self._service is None:
             from tinker_client import ServiceClient
 
@@ -76,7 +76,7 @@ class Access:
 
     @functools.cached_property
     def rest(self) -> RestClient:
-        """The client for what needs no session."""
+        """The client of calls that need no session."""
         return self.service.create_rest_client()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ def user_command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]],
 
 @contextmanager
 def failing_clearly() -> Iterator[None]:
-    """Turns what the client and the file system raise into a CommandError."""
+    """Turns errors of the client and the file system into a CommandError."""
     from tinker_client import errors
 
     try:
@@ -123,7 +123,7 @@ def failing_clearly() -> Iterator[None]:
         raise CommandError(error.message, exit_code_of(error)) from error
     except ValueError as error:
         raise CommandError(str(error), ExitCode.BAD_REQUEST) from error
-    except BrokenPipeError:  # the reader of a pipe has what it wanted: the framework ends in silence
+    except BrokenPipeError:  # the reader of a pipe has closed it: the framework exits silently
         raise
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

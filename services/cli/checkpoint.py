@@ -14,7 +14,7 @@ from services.cli.checkpoint_choice import After, Before, Choice, PathArgument, 
 from services.cli.checkpoint_delete import delete
 from services.cli.checkpoint_output import expiry, print_checkpoint, print_checkpoints
 from services.cli.checkpoint_transfer import download, import_checkpoint, merge
-from services.cli.listing import Limit, at_most
+from services.cli.listing import Limit, print_listing
 from services.cli.output import as_json, print_json, print_line
 
 if TYPE_CHECKING:
@@ -37,16 +37,9 @@ def list_checkpoints(
     Example: tinker-platform checkpoint list --run-id $RUN --limit 0
     """
     choice = Choice.of(run_id, checkpoint_type, before, after)
-    checkpoints, has_more = at_most(choice.checkpoints(access.rest, limit), limit)
-    if access.wants_json:
-        print_json({"checkpoints": checkpoints, "has_more": has_more})
-        return
-    if not checkpoints:
-        print_line("No checkpoints match." if choice.is_narrow else "No checkpoints yet.")
-        return
-    print_checkpoints(checkpoints)
-    if has_more:
-        print_line(f"Newest {limit} only; --limit 0 shows all.")
+    nothing = "No checkpoints match." if choice.is_narrow else "No checkpoints yet."
+    checkpoints = choice.checkpoints(access.rest, limit)
+    print_listing(access, "checkpoints", checkpoints, limit, nothing=nothing, table=print_checkpoints)
 
 
 @user_command(app, "info")

@@ -56,7 +56,7 @@ class Choice:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether it is less than all."""
+        """True if it restricts anything."""
         return self != Choice(None, None, None, None)
 
     def checkpoints(self, rest: RestClient, limit: int) -> Iterator[Checkpoint]:

@@ -34,7 +34,7 @@ class Curve:
 
 
 def curves_of(steps: Sequence[Step]) -> list[Curve]:
-    """The curves of what was measured."""
+    """One curve for each quantity that was measured."""
     curves = []
     for field, title in _QUANTITIES.items():
         points = [(step.step, getattr(step, field)) for step in steps]

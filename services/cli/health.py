@@ -27,7 +27,7 @@ async def check(address: str, service: str) -> None:
 
 
 async def is_serving(address: str) -> bool:
-    """Whether a gRPC server is there and serves."""
+    """True if a gRPC server answers and serves."""
     try:
         status = await _status(address, "")
     except grpc.aio.AioRpcError:

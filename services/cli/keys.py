@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -10,25 +9,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from services.cli.output import print_table
-from services.cli.state_file import running_redis_url
+from services.cli.redis_access import DataDir, RedisUrl, with_redis
 
 if TYPE_CHECKING:
     from services.core.catalog.api_keys import ApiKeys
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
-RedisUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="Redis URL of the platform. Default: TINKER_REDIS_URL, else that of a running `up`."
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Data directory of a running `up`. Default: TINKER_DATA_DIR, else tinker-data."),
-]
-
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
 @app.command()
@@ -74,20 +62,7 @@ def revoke(
     typer.echo(f"revoked {key_id}")
 
 
-def _with_keys(call: Callable[[ApiKeys], Awaitable[_T]], redis_url: str | None, data_dir: Path | None) -> _T:
+def _with_keys(call: Callable[[ApiKeys], Awaitable[T]], redis_url: str | None, data_dir: Path | None) -> T:
     from services.core.catalog.api_keys import ApiKeys
-    from services.core.config import Settings
-    from services.core.environment import load_settings
-    from services.core.queue.connection import RedisConnection
 
-    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir)
-    url = settings.redis_url or running_redis_url(settings.data_dir)
-
-    async def run() -> _T:
-        connection = RedisConnection.open(url)
-        try:
-            return await call(ApiKeys(connection))
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
+    return with_redis(lambda connection, _: call(ApiKeys(connection)), redis_url=redis_url, data_dir=data_dir)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from services.cli.output import print_json, print_line
+
+if TYPE_CHECKING:
+    from services.cli.access import Access
 
 T = TypeVar("T")
 
@@ -35,3 +40,27 @@ def at_most(items: Iterable[T], limit: int) -> tuple[list[T], bool]:
         return list(items), False
     taken = list(islice(items, limit + 1))
     return taken[:limit], len(taken) > limit
+
+
+def print_listing(
+    access: Access, name: str, items: Iterable[T], limit: int, *, nothing: str, table: Callable[[list[T]], None]
+) -> None:
+    """Prints a list in the format that the user chose.
+
+    Args:
+        access: knows the format.
+        name: name of the list in JSON.
+        items: the entries, newest first, read only as far as they are shown.
+        limit: largest number of entries; 0 for all.
+        nothing: sentence that stands for an empty table.
+        table: prints a table of entries.
+    """
+    shown, has_more = at_most(items, limit)
+    if access.wants_json:
+        print_json({name: shown, "has_more": has_more})
+    elif not shown:
+        print_line(nothing)
+    else:
+        table(shown)
+        if has_more:
+            print_line(f"Newest {limit} only; --limit 0 shows all.")

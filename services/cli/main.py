@@ -1,8 +1,8 @@
 """The `tinker-platform` command: commands of users, and commands that run the platform.
 
-Commands of users (run, checkpoint, session, model) talk to a platform anywhere, as the Python client does. Of the
-others `up` starts everything on one machine and three start one service each. What a command needs is imported when it
-runs, so that help is quick and a laptop needs no part of the platform.
+Commands of users (run, checkpoint, session, model) talk to a platform anywhere, as the Python client does. The
+others are for operators: `up` runs everything on one machine, `gateway`, `trainer` and `sampler` run one service each.
+A command imports the platform's packages when it runs, so that help is quick and a laptop needs none of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What users' commands print: tables for people, one JSON value for programs.
+"""Output of commands: tables for people, one JSON value for programs.
 
 A table is as wide as its content, so that a path can be copied whole; its last column may run over the edge of the
 terminal. Text that other people wrote (labels, names) is shown without its control characters. In JSON, times are
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tinker_client.types import LoraConfig
 
 NOTHING = "-"
-"""Stands for a value that is not there."""
+"""Placeholder of an absent value."""
 
 _GAP = "  "
 _AGES = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
 def print_json(value: object) -> None:
-    """One JSON value on standard output."""
+    """Prints one JSON value on standard output."""
     print(json.dumps(as_json(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def as_json(value: Any) -> Any:
-    """A value of the client's types as JSON knows it, under the names that the types have."""
+    """A value of the client's types as JSON, under the names of its fields."""
     if is_dataclass(value):
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, datetime):
@@ -46,7 +46,7 @@ def as_json(value: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_stderr: bool = False) -> None:
-    """Rows under a bold line of column names."""
+    """Prints rows under a bold line of column names."""
     from rich.cells import cell_len
 
     shown = [[printable(cell) for cell in row] for row in (columns, *rows)]
@@ -57,7 +57,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, to_std
 
 
 def print_properties(title: str, properties: Mapping[str, str]) -> None:
-    """A bold title, and a name and a value a line."""
+    """Prints a bold title, and one property a line."""
     width = max(map(len, properties))
     print_line(title, style="bold")
     for name, value in properties.items():
@@ -65,7 +65,7 @@ def print_properties(title: str, properties: Mapping[str, str]) -> None:
 
 
 def print_line(text: str, *, style: str = "", to_stderr: bool = False) -> None:
-    """A line as it is; it is styled on a terminal alone."""
+    """Prints a line; the style applies only on a terminal."""
     stream = sys.stderr if to_stderr else sys.stdout
     if not style:
         print(text, file=stream)
@@ -77,24 +77,24 @@ def print_line(text: str, *, style: str = "", to_stderr: bool = False) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without what could steer a terminal."""
+    """The text without control characters."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def size(size_bytes: int) -> str:
-    """Bytes, for people."""
+    """A number of bytes in a readable unit: "1.2 MB"."""
     from rich.filesize import decimal
 
     return decimal(size_bytes)
 
 
 def moment(time: datetime, now: datetime) -> str:
-    """A point in time, and how far away it is."""
+    """A point in time and its distance: "2026-01-31 12:00:00 UTC (2 h ago)"."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age(time, now)})"
 
 
 def age(time: datetime, now: datetime) -> str:
-    """How long ago something was, or in how long it will be."""
+    """The distance of a time: "2 h ago", "in 3 d"."""
     seconds = (now - time).total_seconds()
     ahead, seconds = seconds < 0, abs(seconds)
     if seconds < 1:
@@ -105,12 +105,12 @@ def age(time: datetime, now: datetime) -> str:
 
 
 def labels(user_metadata: Mapping[str, str]) -> str:
-    """Free-form labels on one line."""
+    """Labels on one line."""
     return ", ".join(f"{name}={value}" for name, value in sorted(user_metadata.items())) or NOTHING
 
 
 def adapter(config: LoraConfig) -> str:
-    """An adapter's shape."""
+    """An adapter's rank, alpha and targets on one line."""
     parts = {"attention": config.train_attn, "MLP": config.train_mlp, "unembedding": config.train_unembed}
     targets = config.target_modules or [part for part, trained in parts.items() if trained]
     scale = "rsLoRA, " if config.use_rslora else ""

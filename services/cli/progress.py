@@ -1,4 +1,4 @@
-"""A progress bar for what takes long: on standard error, and only if that is a terminal."""
+"""A progress bar for transfers, on standard error if that is a terminal."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.access import Access, user_command
-from services.cli.listing import Limit, at_most, in_pages
+from services.cli.listing import Limit, in_pages, print_listing
 from services.cli.output import (
     NOTHING,
     adapter,
@@ -43,31 +43,8 @@ def list_runs(access: Access, limit: Limit = 20) -> None:
         page = access.rest.list_training_runs(page_size, token).result()
         return page.training_runs, page.next_page_token
 
-    runs, has_more = at_most(in_pages(fetch, limit), limit)
-    if access.wants_json:
-        print_json({"runs": runs, "has_more": has_more})
-        return
-    if not runs:
-        print_line("No training runs yet.")
-        return
-    now = datetime.now(UTC)
-    print_table(
-        ("RUN", "BASE MODEL", "RANK", "CREATED", "LAST REQUEST", "LABELS", "LAST CHECKPOINT"),
-        [
-            (
-                run.training_run_id,
-                run.base_model,
-                str(run.lora_rank),
-                age(run.create_time, now),
-                age(run.last_request_time, now),
-                labels(run.user_metadata),
-                _checkpoint_id(run.last_checkpoint),
-            )
-            for run in runs
-        ],
-    )
-    if has_more:
-        print_line(f"Newest {limit} only; --limit 0 shows all.")
+    runs = in_pages(fetch, limit)
+    print_listing(access, "runs", runs, limit, nothing="No training runs yet.", table=_print_runs)
 
 
 @user_command(app, "info")
@@ -96,6 +73,25 @@ def run_info(
     _print_latest(latest)
     if plot:
         _plot(list(taken))
+
+
+def _print_runs(runs: list[TrainingRun]) -> None:
+    now = datetime.now(UTC)
+    print_table(
+        ("RUN", "BASE MODEL", "RANK", "CREATED", "LAST REQUEST", "LABELS", "LAST CHECKPOINT"),
+        [
+            (
+                run.training_run_id,
+                run.base_model,
+                str(run.lora_rank),
+                age(run.create_time, now),
+                age(run.last_request_time, now),
+                labels(run.user_metadata),
+                _checkpoint_id(run.last_checkpoint),
+            )
+            for run in runs
+        ],
+    )
 
 
 def _metrics(access: Access, run_id: str) -> Iterator[TrainingMetrics]:

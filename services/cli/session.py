@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.access import Access, user_command
-from services.cli.listing import Limit, at_most, in_pages
+from services.cli.listing import Limit, in_pages, print_listing
 from services.cli.output import NOTHING, age, labels, moment, print_json, print_line, print_properties, print_table
 
 if TYPE_CHECKING:
@@ -28,23 +28,8 @@ def list_sessions(access: Access, limit: Limit = 20) -> None:
         page = access.rest.list_sessions(page_size, token).result()
         return page.sessions, page.next_page_token
 
-    sessions, has_more = at_most(in_pages(fetch, limit), limit)
-    if access.wants_json:
-        print_json({"sessions": sessions, "has_more": has_more})
-        return
-    if not sessions:
-        print_line("No sessions yet.")
-        return
-    now = datetime.now(UTC)
-    print_table(
-        ("SESSION", "STATE", "OPENED", "LAST SEEN", "LABELS"),
-        [
-            (s.session_id, _state(s), age(s.create_time, now), age(s.last_seen_time, now), labels(s.user_metadata))
-            for s in sessions
-        ],
-    )
-    if has_more:
-        print_line(f"Newest {limit} only; --limit 0 shows all.")
+    sessions = in_pages(fetch, limit)
+    print_listing(access, "sessions", sessions, limit, nothing="No sessions yet.", table=_print_sessions)
 
 
 @user_command(app, "info")
@@ -78,6 +63,17 @@ def session_info(
             print_line(f"\n{title}", style="bold")
         for name in names:
             print_line(f"  {name}")
+
+
+def _print_sessions(sessions: list[Session]) -> None:
+    now = datetime.now(UTC)
+    print_table(
+        ("SESSION", "STATE", "OPENED", "LAST SEEN", "LABELS"),
+        [
+            (s.session_id, _state(s), age(s.create_time, now), age(s.last_seen_time, now), labels(s.user_metadata))
+            for s in sessions
+        ],
+    )
 
 
 def _state(session: Session) -> str:

@@ -30,16 +30,16 @@ class Setting:
 
     description: str
     value_name: str
-    """What stands for the value in a help text: its choices, its unit, or its type."""
+    """Placeholder of the value in a help text: its choices, its unit, or its type."""
 
     rule: str
-    """What a value must be."""
+    """The rule of its values: "an integer from 0 to 65535"."""
 
     services: tuple[str, ...]
     """Services that read it."""
 
     group: str
-    """Who reads it, for a heading: "the gateway"."""
+    """Its readers, for a heading: "the gateway"."""
 
     is_switch: bool
     is_secret: bool

@@ -1,4 +1,4 @@
-"""A run's history as a person looks at it: one `Step` for each optimizer step, made of what its operations measured.
+"""Steps of a training run: one `Step` for each optimizer step, made from the metrics of its operations.
 
 Pure. The passes since the step before belong to an OptimStep. Losses, tokens and seconds add up; the gap between
 sampler and trainer is the mean over the tokens. Passes that no OptimStep has followed yet belong to no step.
@@ -23,10 +23,10 @@ GAP = "kl_k3:mean"
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step; None: nothing measured it."""
+    """One optimizer step; None: not measured."""
 
     step: int
-    """Optimizer steps that the run had taken after it."""
+    """Number of optimizer steps of the run, this one included."""
 
     time: datetime
     loss: float | None
@@ -38,7 +38,7 @@ class Step:
     learning_rate: float | None
     tokens: int
     seconds: float
-    """How long its operations were carried out."""
+    """Time that its operations took."""
 
     sampler_trainer_gap: float | None
     """Nats per token; only policy losses measure it."""

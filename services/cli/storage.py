@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from services.cli.output import print_table
-from services.cli.state_file import running_redis_url
+from services.cli.redis_access import DataDir, RedisUrl, with_redis
 from tinker_proto.path import TinkerPath
 
 if TYPE_CHECKING:
@@ -20,16 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Verify stored checkpoints and delete unreferenced data.", no_args_is_help=True)
 
-RedisUrl = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="Redis URL of the platform. Default: TINKER_REDIS_URL, else that of a running `up`."
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Data directory of the platform. Default: TINKER_DATA_DIR, else tinker-data."),
-]
 StorageUrl = Annotated[
     str | None,
     typer.Option(
@@ -39,7 +28,7 @@ StorageUrl = Annotated[
     ),
 ]
 
-_T = TypeVar("_T")
+T = TypeVar("T")
 
 
 @app.command()
@@ -103,24 +92,16 @@ def gc(
 
 
 def _with_storage(
-    call: Callable[[RedisConnection, Storage], Awaitable[_T]],
+    call: Callable[[RedisConnection, Storage], Awaitable[T]],
     redis_url: str | None,
     data_dir: Path | None,
     storage_url: str | None,
-) -> _T:
-    from services.core.config import Settings
-    from services.core.environment import load_settings
-    from services.core.queue.connection import RedisConnection
+) -> T:
     from services.core.storage.open import open_storage
 
-    settings = load_settings(Settings, redis_url=redis_url, data_dir=data_dir, storage_url=storage_url)
-    url = settings.redis_url or running_redis_url(settings.data_dir)
-
-    async def run() -> _T:
-        connection = RedisConnection.open(url)
-        try:
-            return await call(connection, open_storage(settings))
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
+    return with_redis(
+        lambda connection, settings: call(connection, open_storage(settings)),
+        redis_url=redis_url,
+        data_dir=data_dir,
+        storage_url=storage_url,
+    )

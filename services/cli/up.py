@@ -47,7 +47,7 @@ class Service:
     command: Sequence[str]
 
     metrics_port: int = 0
-    """Where a worker shows its metrics; 0: nowhere."""
+    """Port of a worker's metrics; 0: none."""
 
 
 async def run_up(settings: Settings, base_models: Sequence[str]) -> None:

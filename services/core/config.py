@@ -52,7 +52,7 @@ class CommonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     readers: ClassVar[str] = "every service"
-    """Who reads the fields that this class adds."""
+    """Readers of the fields that this class adds."""
 
     redis_url: Url = Field(
         default="", description="redis:// or unix:// URL of Redis 7.0+ or Valkey 7.2+. Empty: `up` starts its own."

@@ -57,7 +57,7 @@ def load_settings(model: type[S], **flags: Any) -> S:
 
 
 def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Refuses TINKER_* variables that mean nothing.
+    """Refuses TINKER_* variables that are neither a setting nor a client's.
 
     Raises:
         InvalidArgumentError: names them, and for each the known one that it resembles.
@@ -80,7 +80,7 @@ def flag_of(name: str) -> str:
 
 
 def rule_of(field: FieldInfo) -> str:
-    """What a setting's value must be: "an integer from 0 to 65535"."""
+    """The rule of a setting's values: "an integer from 0 to 65535"."""
     if choices := get_args(field.annotation):
         return f"one of {', '.join(map(str, choices))}"
     if field.annotation is bool:

@@ -1,0 +1,60 @@
+"""Parts that operators' commands share: the options --redis-url and --data-dir, and a connection to Redis.
+
+These commands need no gateway. Without --redis-url and TINKER_REDIS_URL they use the Redis of the `up` that runs in the
+data directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from services.cli.state_file import running_redis_url
+
+if TYPE_CHECKING:
+    from services.core.config import Settings
+    from services.core.queue.connection import RedisConnection
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Redis URL of the platform. Default: TINKER_REDIS_URL, else that of a running `up`."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Data directory of the platform. Default: TINKER_DATA_DIR, else tinker-data."),
+]
+
+T = TypeVar("T")
+
+
+def with_redis(call: Callable[[RedisConnection, Settings], Awaitable[T]], **flags: Any) -> T:
+    """The result of a call that gets a connection and the settings.
+
+    Args:
+        call: what to do.
+        flags: settings by field name; None means not given.
+
+    Raises:
+        PlatformError: of the call; or a setting is wrong, or no Redis is known.
+    """
+    from services.core.config import Settings
+    from services.core.environment import load_settings
+    from services.core.queue.connection import RedisConnection
+
+    settings = load_settings(Settings, **flags)
+    url = settings.redis_url or running_redis_url(settings.data_dir)
+
+    async def run() -> T:
+        connection = RedisConnection.open(url)
+        try:
+            return await call(connection, settings)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
