@@ -17,7 +17,7 @@ from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.retention import KEEP_FINISHED
 from services.gateway.creation import Creation
 from services.gateway.http.app import http_server
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.malloc import give_freed_memory_back
 from services.gateway.rpc.admission import AdmissionInterceptor
 from services.gateway.rpc.auth import Authenticator

@@ -12,7 +12,7 @@ import pytest
 from services.core.config import Settings
 from services.core.queue.connection import RedisConnection
 from services.gateway.http.app import http_app
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.stores import Stores
 from testing.platform import Platform, free_port
 from testing.tiny_models import save_tiny_model

@@ -13,7 +13,7 @@ from services.gateway.main import SERVICES, grpc_server
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, forward_backward, open_caller
 from tests.gateway.saved import save
-from tests.http.test_promises import create, logged, loss, sample, sampling_session, submit
+from tests.http.test_futures import create, logged, loss, sample, sampling_session, submit
 from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2, session_pb2, training_pb2
 
 

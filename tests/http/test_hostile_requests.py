@@ -13,7 +13,7 @@ from services.core.config import Settings
 from services.gateway.http.sdk import futures
 from tests.gateway.caller import BASE
 from tests.gateway.hostile import Fuzzer
-from tests.http.test_promises import create, sampling_session
+from tests.http.test_futures import create, sampling_session
 from tinker_proto.sdk.v1 import sdk_pb2
 
 POSTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.core.config import Settings
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.openai import targets
 from services.gateway.http.openai.targets import Targets
 from services.gateway.stores import Stores

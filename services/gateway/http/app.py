@@ -12,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.process.metrics import HTTP_REQUESTS
 from services.core.queue.connection import RedisConnection
-from services.gateway.http import status
-from services.gateway.http.arrival import HeldUntilAnswered
+from services.gateway.http import monitoring
+from services.gateway.http.backend import Front
+from services.gateway.http.body_budget import HeldUntilAnswered
 from services.gateway.http.description import described
 from services.gateway.http.errors import exception_handlers
-from services.gateway.http.front import Front
 from services.gateway.http.openai.routes import openai_routes
 from services.gateway.http.sdk.routes import sdk_routes
 
@@ -49,7 +49,7 @@ class _CountAnswers:
 
 def http_app(front: Front, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
-    routes = [*status.routes(connection, front.stores.workers), *sdk_routes(front), *openai_routes(front)]
+    routes = [*monitoring.routes(connection, front.stores.workers), *sdk_routes(front), *openai_routes(front)]
     middleware = [Middleware(_CountAnswers), Middleware(HeldUntilAnswered)]
     return Starlette(routes=described(routes), exception_handlers=exception_handlers(), middleware=middleware)
 

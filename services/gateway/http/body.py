@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from services.core.errors import InvalidArgumentError, PlatformError, Violation, broken_rule, quoted
-from services.gateway.http.arrival import Arrival
+from services.gateway.http.body_budget import Arrival
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -15,7 +15,7 @@ import grpc
 from services.core.config import GatewaySettings
 from services.core.errors import DeadlineExceededError, InvalidArgumentError
 from services.core.process.server import Context, MethodInterceptor
-from services.gateway.request_memory import RequestMemory
+from services.gateway.request_budget import RequestMemory
 from services.gateway.rpc.auth import Authenticator
 
 _HEALTH = "/grpc.health."

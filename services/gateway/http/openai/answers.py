@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from services.core.errors import PlatformError, UnavailableError
 from services.core.queue.connection import TRANSIENT_ERRORS
-from services.gateway.http.caller import unless_gone
+from services.gateway.http.disconnect import unless_gone
 from services.gateway.http.openai.errors import content_of
 from services.gateway.http.openai.generations import NewTokens
 from services.gateway.http.openai.text import ModelText, TextStream

@@ -12,9 +12,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from services.gateway.http.backend import Front
 from services.gateway.http.body import read_json, takes
-from services.gateway.http.caller import unless_gone
-from services.gateway.http.front import Front
+from services.gateway.http.disconnect import unless_gone
 from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
 from services.gateway.http.openai.fields import Chat
 from services.gateway.http.openai.generations import Generations

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.core.errors import InternalError, NotFoundError, PlatformError, UnauthenticatedError, UnavailableError
 from services.core.queue.connection import TRANSIENT_ERRORS
-from services.gateway.http.caller import CallerGoneError
+from services.gateway.http.disconnect import CallerGoneError
 from services.gateway.http.errors import retry_headers, status_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -11,7 +11,7 @@ from typing import Any
 from services.core.errors import UnavailableError, from_operation_error
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.queue.token_stream import TokenListener
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 

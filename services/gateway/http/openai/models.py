@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.core.catalog.pages import PageRequest
 from services.core.process.workers import supported_models
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.openai.targets import Targets
 from tinker_proto.path import TinkerPath
 

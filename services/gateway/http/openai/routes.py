@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Mount, Route
 
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.openai.chat import ChatCompletions
 from services.gateway.http.openai.completions import Completions
 from services.gateway.http.openai.errors import answering_errors

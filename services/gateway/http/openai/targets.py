@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, quoted
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.openai.text import ModelText
 from services.gateway.validation.fields import parse_path
 from tinker_proto.internal.v1 import job_pb2

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 
 
 def routes(front: Front) -> Sequence[BaseRoute]:

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.catalog.pages import Cursor, PageRequest
+from services.gateway.http.backend import Front
 from services.gateway.http.body import read_json, takes
-from services.gateway.http.front import Front
 from services.gateway.http.sdk.fields import Int64, SdkFields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page
 from services.gateway.rpc.paging import MAX_PAGE_SIZE

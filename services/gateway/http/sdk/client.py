@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.process.workers import supported_models
+from services.gateway.http.backend import Front
 from services.gateway.http.body import read_body
-from services.gateway.http.front import Front
 
 MAX_TELEMETRY_BYTES = 4 << 20
 

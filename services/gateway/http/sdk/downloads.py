@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.catalog.download_links import DownloadLink
 from services.core.errors import NotFoundError
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.sdk.checkpoints import ONE, path_of
 from services.gateway.transfers import CheckpointFiles
 from services.gateway.validation.fields import parse_path

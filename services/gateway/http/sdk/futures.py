@@ -18,9 +18,9 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
+from services.gateway.http.backend import Front
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
-from services.gateway.http.front import Front
 from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Mount
 
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.sdk import (
     billing,
     checkpoints,

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import NotFoundError
-from services.gateway.http.front import Front
+from services.gateway.http.backend import Front
 from services.gateway.http.sdk.checkpoints import checkpoint_fields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page, refuse_foreign_scope
 from tinker_proto.path import TinkerPath

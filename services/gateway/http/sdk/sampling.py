@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError, quoted
+from services.gateway.http.backend import Front
 from services.gateway.http.body import Fields, read_json, takes
-from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import ModelInput, TensorFields
 from services.gateway.http.sdk.fields import Int32, Int64, SdkFields, SeqId
 from tinker_proto.tensor import from_array

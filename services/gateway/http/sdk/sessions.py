@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError
+from services.gateway.http.backend import Front
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.errors import error_response
-from services.gateway.http.front import Front
 from services.gateway.http.sdk.fields import Metadata, SdkFields
 from services.gateway.http.sdk.paging import offset_page, refuse_foreign_scope
 from services.gateway.validation.fields import check_metadata

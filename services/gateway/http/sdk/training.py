@@ -10,8 +10,8 @@ from starlette.routing import BaseRoute, Route
 
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, quoted
+from services.gateway.http.backend import Front
 from services.gateway.http.body import read_json, read_protobuf, takes
-from services.gateway.http.front import Front
 from services.gateway.http.sdk.data import LossRequest, fill_loss
 from services.gateway.http.sdk.training_fields import (
     CreateModel,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import DeadlineExceededError
-from services.gateway.request_memory import RequestMemory, Room
+from services.gateway.request_budget import RequestMemory, Room
 
 
 @dataclass(frozen=True)

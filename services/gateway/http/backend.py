@@ -9,8 +9,8 @@ from starlette.requests import Request
 from services.core.config import GatewaySettings
 from services.core.errors import UnauthenticatedError
 from services.gateway.creation import Creation
-from services.gateway.http.arrival import Arrival
-from services.gateway.request_memory import RequestMemory
+from services.gateway.http.body_budget import Arrival
+from services.gateway.request_budget import RequestMemory
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.transfers import CheckpointFiles

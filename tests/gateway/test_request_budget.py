@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from services.gateway.request_memory import RequestMemory
+from services.gateway.request_budget import RequestMemory
 
 
 class Taker:
