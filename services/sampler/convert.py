@@ -1,7 +1,7 @@
 """Between the protos of the queue and the values of the engine. No torch.
 
-Defaults that the contract promises are filled in here; what it leaves to the server to draw (the seed) is in the job
-already. Field paths in errors are those of the request that the client sent.
+This file fills in the defaults of the contract. A job has its seed already, which the contract leaves to the server.
+Field paths in errors are those of the request that the client sent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def to_request(
             prompt_logprobs_last_n=_last_n(job.compute_logprobs),
         )
     if kind != "sample":
-        raise InvalidArgumentError.at("request", f"is {kind}; a sampler takes sample and compute_logprobs")
+        raise InvalidArgumentError.must_be("request", "a sample or compute_logprobs", kind)
     prompt = tuple(text_ids("prompt", job.sample.prompt).tolist())
     return GenerationRequest(
         name=job.operation,
@@ -125,12 +125,12 @@ def _sequence(sampled: SampledTokens) -> sampling_pb2.SampledSequence:
     )
 
 
-def _params(params: sampling_pb2.SamplingParams, eos_token_ids: Collection[int], room: int) -> SamplingParams:
-    """Sampling parameters; `room` is how many tokens fit after the prompt."""
+def _params(params: sampling_pb2.SamplingParams, eos_token_ids: Collection[int], most_tokens: int) -> SamplingParams:
+    """Sampling parameters; `most_tokens` is how many fit into the context after the prompt."""
     if not params.HasField("seed"):
-        raise InvalidArgumentError.at("sampling_params.seed", "is absent in a job; the gateway draws one")
+        raise InvalidArgumentError.must_be("sampling_params.seed", "set in a job")
     return SamplingParams(
-        max_tokens=params.max_tokens if params.HasField("max_tokens") else room,
+        max_tokens=params.max_tokens if params.HasField("max_tokens") else most_tokens,
         seed=params.seed,
         temperature=params.temperature if params.HasField("temperature") else 1.0,
         top_k=params.top_k if params.HasField("top_k") else -1,
@@ -142,9 +142,9 @@ def _params(params: sampling_pb2.SamplingParams, eos_token_ids: Collection[int],
 def _stop(stop: sampling_pb2.Stop, eos_token_ids: Collection[int]) -> StopRule:
     """Strings leave the end-of-sequence tokens in force, token ids replace them, and an empty message lifts them."""
     if stop.strings and stop.token_ids:
-        raise InvalidArgumentError.at("sampling_params.stop", "has strings and token_ids; only one of them is allowed")
+        raise InvalidArgumentError.must_be("sampling_params.stop", "strings or token_ids", "both")
     if "" in stop.strings:
-        raise InvalidArgumentError.at("sampling_params.stop.strings", "has an empty string; 1 to 256 bytes are allowed")
+        raise InvalidArgumentError.must_be("sampling_params.stop.strings", "of 1 to 256 bytes each", "an empty one")
     if stop.strings:
         return StopRule(frozenset(eos_token_ids), tuple(string.encode() for string in stop.strings))
     return StopRule(frozenset(stop.token_ids))

@@ -46,7 +46,7 @@ class MergeJobs:
             return error
         except Exception as error:
             _log.error("merge failed", operation=job.operation, exc_info=error)
-            message = f"operation {job.operation} failed in the sampler, whose log has the details"
+            message = f"operation {job.operation} failed in the sampler; see its log"
             return InternalError(message, reason="OPERATION_FAILED")
         finally:
             cancelled.set()  # also when this process stops: the thread must not keep it

@@ -1,8 +1,8 @@
-"""What the engine is asked and what it answers: plain values, no tensors and no protos.
+"""Requests to an engine and its answers: plain values, no tensors and no protos.
 
 A request is complete: every default is resolved and every random choice is made by its seed, so that running it again
-gives the same answer. `check_request` is the engine's own guard; the gateway has validated before, but a token id
-outside the vocabulary would kill the process on a GPU.
+gives the same answer. The gateway has validated requests before; `check_request` is the engine's own guard, because a
+token id outside the vocabulary would kill the process on a GPU.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ class StopRule:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn and what ends a sequence. `max_tokens` is resolved; 0 in a request that only scores."""
+    """Sampling parameters, all of them resolved."""
 
     max_tokens: int
+    """Most tokens to generate; 0 in a request that only scores."""
+
     seed: int = 0
     temperature: float = 1.0
     top_k: int = -1
@@ -65,16 +67,16 @@ class GenerationRequest:
     topk_sample_logprobs: int = 0
     include_raw_logprobs: bool = False
     streamed: bool = False
-    """Whether tokens are wanted as they come."""
+    """Whether the engine also returns token deltas."""
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the prompt's own rows are wanted."""
+        """Whether any score of prompt tokens is returned."""
         return self.include_prompt_logprobs or self.topk_prompt_logprobs > 0 or self.target_prompt_tokens is not None
 
     @property
     def first_scored_row(self) -> int:
-        """The first row that is wanted: row i predicts prompt token i + 1. Those before it need not be computed."""
+        """The first row whose logits are needed: row i predicts prompt token i + 1."""
         last = len(self.prompt) - 1
         if not self.scores_prompt:
             return last
@@ -144,60 +146,58 @@ class Finished:
 
 
 def check_request(request: GenerationRequest, *, vocab_size: int, max_context_length: int) -> None:
-    """Refuses what would break the engine or mean nothing.
+    """Refuses a request that would break the engine or mean nothing.
+
+    Args:
+        request: the request.
+        vocab_size: token ids are below it.
+        max_context_length: most tokens of prompt and completion together.
 
     Raises:
-        InvalidArgumentError: names the field and what is allowed.
+        InvalidArgumentError: names the field and the rule that it breaks.
     """
     length, params = len(request.prompt), request.params
     if not 1 <= length <= max_context_length:
-        raise InvalidArgumentError.at("prompt", f"has {length} tokens; allowed are 1 to {max_context_length}")
+        raise InvalidArgumentError.must_be("prompt", f"1 to {max_context_length} tokens", f"{length} tokens")
     for position, token in enumerate(request.prompt):
         if not 0 <= token < vocab_size:
-            raise InvalidArgumentError.at(
-                "prompt", f"token {position} is {token}; allowed are 0 to {vocab_size - 1}, the base model's vocabulary"
-            )
-    if not 0 <= request.num_samples <= MAX_SAMPLES:
-        raise InvalidArgumentError.at("num_samples", f"is {request.num_samples}; allowed are 0 to {MAX_SAMPLES}")
-    for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
-        count = getattr(request, name)
-        if not 0 <= count <= MAX_TOPK_LOGPROBS:
-            raise InvalidArgumentError.at(name, f"is {count}; allowed are 0 to {MAX_TOPK_LOGPROBS}")
-    if request.prompt_logprobs_last_n is not None and not 1 <= request.prompt_logprobs_last_n <= length:
-        raise InvalidArgumentError.at(
-            "prompt_logprobs_last_n", f"is {request.prompt_logprobs_last_n}; allowed are 1 to {length}"
-        )
+            rule = f"token ids from 0 to {vocab_size - 1}"
+            raise InvalidArgumentError.must_be("prompt", rule, f"{token} at position {position}")
+    _check_range("num_samples", request.num_samples, 0, MAX_SAMPLES)
+    _check_range("topk_prompt_logprobs", request.topk_prompt_logprobs, 0, MAX_TOPK_LOGPROBS)
+    _check_range("topk_sample_logprobs", request.topk_sample_logprobs, 0, MAX_TOPK_LOGPROBS)
+    if request.prompt_logprobs_last_n is not None:
+        _check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
     if request.target_prompt_tokens is not None:
         _check_targets(request.target_prompt_tokens, length, vocab_size)
     if request.num_samples == 0:
         if not request.scores_prompt:
-            raise InvalidArgumentError.at("num_samples", "is 0 and no prompt score is asked for; nothing to do")
+            raise InvalidArgumentError.must_be("num_samples", "at least 1 in a request that scores no prompt", 0)
         return
     _check_params(params)
-    room = max_context_length - length
-    if not 1 <= params.max_tokens <= room:
-        raise InvalidArgumentError.at(
-            "sampling_params.max_tokens",
-            f"is {params.max_tokens} after a prompt of {length}; allowed are 1 to {room}, because prompt and completion"
-            f" together must fit the context of {max_context_length} tokens",
-        )
+    free = max_context_length - length
+    if not 1 <= params.max_tokens <= free:
+        rule = f"from 1 to {free}, what the context of {max_context_length} tokens leaves after a prompt of {length}"
+        raise InvalidArgumentError.must_be("sampling_params.max_tokens", rule, params.max_tokens)
+
+
+def _check_range(field: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InvalidArgumentError.must_be(field, f"from {least} to {most}", value)
 
 
 def _check_targets(rows: tuple[tuple[int, ...], ...], length: int, vocab_size: int) -> None:
+    field = "target_prompt_logprobs"
     if len(rows) != length or len({len(row) for row in rows}) != 1 or not rows[0]:
-        raise InvalidArgumentError.at(
-            "target_prompt_logprobs", f"must have {length} rows of one length, one for each prompt token"
-        )
+        raise InvalidArgumentError.must_be(field, f"{length} rows of one length, one for each prompt token")
     if min(map(min, rows)) < 0 or max(map(max, rows)) >= vocab_size:
-        raise InvalidArgumentError.at("target_prompt_logprobs", f"has a token outside 0 to {vocab_size - 1}")
+        raise InvalidArgumentError.must_be(field, f"token ids from 0 to {vocab_size - 1}")
 
 
 def _check_params(params: SamplingParams) -> None:
     if not (math.isfinite(params.temperature) and params.temperature >= 0):
-        raise InvalidArgumentError.at(
-            "sampling_params.temperature", f"is {params.temperature}; it must be finite and at least 0"
-        )
+        raise InvalidArgumentError.must_be("sampling_params.temperature", "finite and at least 0", params.temperature)
     if params.top_k < -1:
-        raise InvalidArgumentError.at("sampling_params.top_k", f"is {params.top_k}; it must be -1 or more")
+        raise InvalidArgumentError.must_be("sampling_params.top_k", "at least -1", params.top_k)
     if not 0 < params.top_p <= 1:
-        raise InvalidArgumentError.at("sampling_params.top_p", f"is {params.top_p}; it must be above 0 and at most 1")
+        raise InvalidArgumentError.must_be("sampling_params.top_p", "above 0 and at most 1", params.top_p)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -217,9 +217,7 @@ def test_bad_adapters_fail_alone(load: Load, checkpoint: Checkpoint, tmp_path: P
     assert_all_is_free(engine)
 
 
-def test_an_exception_in_a_step_fails_the_requests_in_it_and_the_engine_goes_on(
-    load: Load, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_exception_in_a_step_fails_the_requests_in_it_and_the_engine_goes_on(load: Load) -> None:
     base = load()
     engine = make_engine(base, max_sequences=4)
     for index in range(3):
@@ -230,14 +228,17 @@ def test_an_exception_in_a_step_fails_the_requests_in_it_and_the_engine_goes_on(
 
     engine.step()
     hook = base.module.base_model.layers[1].mlp.register_forward_pre_hook(explode)
-    with caplog.at_level(logging.CRITICAL):
+    with capture_logs() as logged:
         failed = engine.step()
     hook.remove()
     assert [finished.name for finished in failed] == ["in-0", "in-1", "in-2"]
     for finished in failed:
         assert isinstance(finished.outcome, InternalError)
         assert finished.outcome.reason == "STEP_FAILED"
-        assert "fire" not in finished.outcome.message  # what tenants see names no internals
+        assert finished.outcome.message == f"operation {finished.name} failed in the sampler; see its log"
+    assert [(entry["operation"], str(entry["exc_info"])) for entry in logged] == [
+        (finished.name, "the device is on fire") for finished in failed
+    ]
     assert engine.idle
     run(engine, ask("after", PROMPT, num_samples=9))
 

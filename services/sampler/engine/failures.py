@@ -1,33 +1,39 @@
-"""How what goes wrong with a request is reported: refusals as they are, everything else as a fault of the platform.
+"""How requests end that cannot be answered: refusals as they are, other errors as failures of the platform.
 
-What tenants see names no internals; the log has the exception.
+Messages to clients name no internals; the log has the exception.
 """
 
 from __future__ import annotations
 
-import logging
+import structlog
 
 from services.core.errors import FailedPreconditionError, InternalError, PlatformError, ResourceExhaustedError
 from services.model.device import is_out_of_memory
-from services.sampler.engine.sequence import Group
-from services.sampler.request import Finished
+from services.sampler.request import Finished, GenerationRequest
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 def failure(name: str, error: Exception) -> Finished:
-    """The end of a request with an error."""
+    """The end of a request with an error.
+
+    Args:
+        name: the request's name, which is its operation's.
+        error: a PlatformError, which is the request's own fault, or any other exception.
+    """
     if isinstance(error, PlatformError):
         return Finished(name, error)
     if is_out_of_memory(error):
-        message = "the sampler's memory has no room for the request beside the others; send it again later"
-        _log.warning("no memory for %s: %s", name, error)
+        _log.warning("out of memory", operation=name, error=str(error))
+        message = f"operation {name} does not fit into the sampler's memory beside the others; send it again later"
         return Finished(name, ResourceExhaustedError(message, reason="OUT_OF_MEMORY"))
-    _log.error("a step failed with %s in it", name, exc_info=error)
-    return Finished(name, InternalError(f"sampling failed: {type(error).__name__}", reason="STEP_FAILED"))
+    _log.error("operation failed", operation=name, exc_info=error)
+    message = f"operation {name} failed in the sampler; see its log"
+    return Finished(name, InternalError(message, reason="STEP_FAILED"))
 
 
-def not_finite(group: Group) -> FailedPreconditionError:
+def not_finite(request: GenerationRequest) -> FailedPreconditionError:
     """The error of a request whose weights give logits that are not finite."""
-    weights = group.request.adapter.name if group.request.adapter is not None else "the base model"
-    return FailedPreconditionError(f"{weights} gives logits that are not finite", reason="NON_FINITE_LOGITS")
+    weights = f"checkpoint {request.adapter.name}" if request.adapter is not None else "the base model"
+    message = f"operation {request.name} failed: {weights} gives logits that are not finite"
+    return FailedPreconditionError(message, reason="NON_FINITE_LOGITS")

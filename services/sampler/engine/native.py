@@ -54,11 +54,11 @@ class NativeSamplerEngine:
         deterministic: bool = False,
     ) -> None:
         if not 1 <= max_sequences <= max_tokens_per_step:
-            raise ValueError(
-                f"max_sequences is {max_sequences}; it must be 1 to max_tokens_per_step, {max_tokens_per_step}"
-            )
-        if max_cached_tokens < 1 or max_adapters < 1:
-            raise ValueError("max_cached_tokens and max_adapters must be at least 1")
+            rule = f"from 1 to max_tokens_per_step, which is {max_tokens_per_step}"
+            raise ValueError(f"max_sequences: must be {rule} (got {max_sequences})")
+        for name, limit in (("max_cached_tokens", max_cached_tokens), ("max_adapters", max_adapters)):
+            if limit < 1:
+                raise ValueError(f"{name}: must be at least 1 (got {limit})")
         self._max_sequences = max_sequences
         self._max_tokens_per_step = max_tokens_per_step
         self._store = KVStore(base, max_cached_tokens)
@@ -212,7 +212,7 @@ class NativeSamplerEngine:
             outcome.chunk.sequence.advance(outcome.chunk.end, outcome.scores, outcome.drawn)
             if outcome.drawn and outcome.chunk.sequence.group not in broken:
                 self._placement.announce(outcome.chunk.sequence)
-        return [self._fail(group, not_finite(group)) for group in broken]
+        return [self._fail(group, not_finite(group.request)) for group in broken]
 
     def _retire(self) -> list[Finished]:
         """Takes ended sequences out, and returns the requests that are complete."""
