@@ -15,7 +15,7 @@ from services.core.config import GatewaySettings
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.core.queue.events import EventHub
-from services.core.queue.finished import Completions
+from services.core.queue.finished import FinishedOperations
 from services.core.queue.operations import OperationStore
 from services.core.queue.payloads import Payloads
 from services.core.queue.run_log import RunLogs
@@ -36,7 +36,7 @@ class Stores:
     blobs: BlobStore
     catalog: Catalog
     checkpoints: CheckpointStore
-    completions: Completions
+    finished: FinishedOperations
     download_links: DownloadLinks
     events: EventHub
     exports: ExportStore
@@ -62,7 +62,7 @@ class Stores:
             blobs=blobs,
             catalog=Catalog(connection),
             checkpoints=checkpoints,
-            completions=Completions(connection),
+            finished=FinishedOperations(connection),
             download_links=DownloadLinks(connection),
             events=EventHub(connection),
             exports=ExportStore(storage),

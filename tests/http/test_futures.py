@@ -210,7 +210,7 @@ async def test_a_cursor_sees_each_finished_sample_once(http: httpx.AsyncClient, 
 async def test_a_cursor_that_the_events_have_left_behind_is_refused(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.core.queue.finished._EVENTS_KEPT", 1)
+    monkeypatch.setattr("services.core.queue.keyspace.EVENTS_KEPT", 1)
     sampling = await sampling_session(http)
     await sample(http, sampling, 0)
     await http.post("cancel_future", json={"request_id": f"{sampling}:0"})

@@ -26,7 +26,6 @@ from tests.soak.census import STREAMS, keys_by_prefix
 WORKERS = 2
 """Of each kind."""
 
-EVENTS_KEPT = 100_000
 """As the scripts cap the stream, but for one block of entries."""
 
 PATIENCE_MS = 10_000
@@ -116,7 +115,7 @@ def _immortal(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:
 def _waiting(commands: Any, by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     """Jobs that are still in a queue, streams above their cap, and more of a log than its snapshots need."""
     lengths = {name: commands.xlen(key) for name, key in STREAMS.items()}
-    limits = {"events": EVENTS_KEPT + 1000, "dead": 0, "cancelled": 11_000, "sample": 0}
+    limits = {"events": keyspace.EVENTS_KEPT + 1000, "dead": 0, "cancelled": 11_000, "sample": 0}
     found = [f"{lengths[name]} entries of {name}" for name, limit in limits.items() if lengths[name] > limit]
     for key in by_prefix["load"]:
         counts = {kind.decode(): int(count) for kind, count in commands.hgetall(key).items()}

@@ -7,7 +7,8 @@ here: NOT_FOUND.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from services.core.catalog.checkpoints import CheckpointCatalog
 from services.core.catalog.pages import Page, PageRequest, read_page
@@ -121,15 +122,20 @@ class Catalog:
             pipeline.hget(keyspace.run_meta(run_id), "last_request")
             pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, CheckpointKind.WEIGHTS), 0, 0)
             pipeline.zrevrange(keyspace.run_checkpoints_of_kind(run_id, CheckpointKind.SAMPLER_WEIGHTS), 0, 0)
-        replies = await pipeline.execute()
         runs = []
-        for record, last_request_ms, training, sampler in zip(*[iter(replies)] * 4, strict=True):
+        for record, last_request_ms, training, sampler in _in_groups(await pipeline.execute(), 4):
             run = training_pb2.TrainingRun.FromString(record)
             run.last_request_time.FromMilliseconds(int(last_request_ms or run.create_time.ToMilliseconds()))
             run.last_checkpoint = training[0].decode() if training else ""
             run.last_sampler_checkpoint = sampler[0].decode() if sampler else ""
             runs.append(run)
         return runs
+
+
+def _in_groups(replies: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """The replies of one pipeline, `size` at a time."""
+    for start in range(0, len(replies), size):
+        yield replies[start : start + size]
 
 
 def run_writes(tenant: str, run: training_pb2.TrainingRun) -> list[Write]:

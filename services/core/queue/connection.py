@@ -27,6 +27,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from services.core.queue import keyspace
+
 TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
 CONNECT_TIMEOUT_S = 10
@@ -77,7 +79,7 @@ class RedisConnection:
         sources = {
             source.name: source.read_text() for source in (resources.files("services.core.queue") / "lua").iterdir()
         }
-        prelude = sources.pop("prelude.lua")
+        prelude = f"local EVENTS_KEPT = {keyspace.EVENTS_KEPT}\n" + sources.pop("prelude.lua")
         scripts = {
             name.removesuffix(".lua"): commands.register_script(prelude + source) for name, source in sources.items()
         }

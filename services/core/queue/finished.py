@@ -1,7 +1,7 @@
-"""What has finished since a client last asked, for clients that keep a cursor instead of a stream.
+"""Finished operations after a cursor, for clients that poll instead of watching a stream.
 
-A cursor is a place in the event stream as one integer, and means the same to every gateway. The stream is capped: a
-cursor that it has left behind is refused, because what finished in between can no longer be told.
+A cursor is an entry of the event stream as one integer, valid on every gateway. The stream is capped: a cursor older
+than its first entry is refused, because the operations that finished in between are unknown.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
 
 CLONE_SEQ_IDS = 1_000_000_000
-"""A copy of a sampling client numbers its requests from its own multiple of this on."""
+"""Each copy of a sampling client numbers its requests from its own multiple of this."""
 
 _SEQUENCE_BITS = 20
 _AT_ONCE = 5_000
-_EVENTS_KEPT = 100_000  # as the scripts in lua/ cap the stream
 _CLOCK_MARGIN = timedelta(minutes=1)
 
 
-class Completions:
+class FinishedOperations:
     """Finished operations of sampling sessions, oldest first."""
 
     def __init__(self, connection: RedisConnection) -> None:
@@ -31,14 +30,14 @@ class Completions:
     async def after(
         self, cursor: int, sampling_session_id: str, clone: int, opened: datetime
     ) -> tuple[list[OperationName], int]:
-        """What one client of a sampling session has had finished behind `cursor`, and the next cursor.
+        """The operations of one client of a sampling session that finished after `cursor`, and the next cursor.
 
         Cursor 0 begins where the sampling session was opened.
 
         Raises:
             InvalidArgumentError: the event stream no longer goes back as far as the cursor.
         """
-        began = opened - _CLOCK_MARGIN  # the gateway's clock said when, Redis's numbers the events
+        began = opened - _CLOCK_MARGIN  # the time is from the gateway's clock, the events' ids from Redis's
         position = _position(cursor) if cursor else f"{int(began.timestamp() * 1000)}-0"
         if cursor:
             await self._check_reach(position)
@@ -57,9 +56,9 @@ class Completions:
     async def _check_reach(self, position: str) -> None:
         oldest = await self._commands.xrange(keyspace.EVENTS, count=1)
         length = await self._commands.xlen(keyspace.EVENTS)
-        if length >= _EVENTS_KEPT and _cursor(oldest[0][0].decode()) > _cursor(position):
-            message = "is older than all events that are kept; retrieve the results one by one"
-            raise InvalidArgumentError.at("prev_cursor", message, reason="CURSOR_EXPIRED")
+        if length >= keyspace.EVENTS_KEPT and _cursor(oldest[0][0].decode()) > _cursor(position):
+            rule = "newer than the oldest event that is kept; retrieve the results one by one"
+            raise InvalidArgumentError.must_be("prev_cursor", rule, reason="CURSOR_EXPIRED")
 
 
 def _cursor(position: str) -> int:

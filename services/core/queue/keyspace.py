@@ -5,6 +5,9 @@ from __future__ import annotations
 PREFIX = "{tinker}:"
 
 EVENTS = PREFIX + "events"
+EVENTS_KEPT = 100_000
+"""Entries of `EVENTS` that are kept, the names of finished operations; a few more may be there."""
+
 DEAD = PREFIX + "dead"
 
 CANCELLED = PREFIX + "cancelled"

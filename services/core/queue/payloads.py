@@ -1,8 +1,9 @@
-"""What Redis holds of a job or a response: the bytes themselves if they are few, else a reference to a blob."""
+"""Packed payloads of jobs and responses in Redis: the bytes themselves if they are few, else a reference to a blob."""
 
 from __future__ import annotations
 
 from services.core.storage.blobs import INLINE_LIMIT_BYTES, BlobKind, BlobStore
+from tinker_proto.internal.v1 import job_pb2
 
 _INLINE = b"i"
 _BLOB = b"b"
@@ -34,6 +35,10 @@ class Payloads:
         if packed[:1] == _INLINE:
             return packed[1:]
         return await self._blobs.get(packed[1:].decode())
+
+    async def read_job(self, packed: bytes) -> job_pb2.Job:
+        """The job in a packed value; raises as `unpack`."""
+        return job_pb2.Job.FromString(await self.unpack(packed))
 
     async def discard(self, packed: bytes) -> None:
         """Removes the blob of a packed value that nothing refers to."""

@@ -147,7 +147,7 @@ class RunLogs:
         Raises:
             DataLossError: its blob is gone.
         """
-        return job_pb2.Job.FromString(await self._payloads.unpack(entry.packed_job))
+        return await self._payloads.read_job(entry.packed_job)
 
     async def begin(self, lease: Lease, seq_id: int) -> bool:
         """Marks an operation as begun; False if it has its result already (refused, cancelled, finished, dead).

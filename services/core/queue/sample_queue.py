@@ -123,7 +123,7 @@ class SampleQueues:
         Raises:
             DataLossError: its blob is gone.
         """
-        return job_pb2.Job.FromString(await self._payloads.unpack(entry.packed_job))
+        return await self._payloads.read_job(entry.packed_job)
 
     async def begin(self, worker: str, entry: SampleEntry) -> bool:
         """Marks a job as begun by a sampler, which becomes its adapter's last user.

@@ -1,6 +1,7 @@
 -- Marks an operation as begun by the lease's holder. One that has crashed its workers too often is failed instead.
 -- KEYS  1 own  2 operation  3 skipped  4 dead  5 events
--- ARGV  1 epoch  2 operation name  3 seq_id  4 most attempts  5 error if it crashed its workers  6 ms to keep a finished operation
+-- ARGV  1 epoch  2 operation name  3 seq_id  4 most attempts  5 error for too many
+--       6 ms to keep a finished operation
 -- Returns 'run' | 'skip' (finished already) | 'fenced'
 local own, operation, skipped, dead, events = unpack(KEYS)
 if redis.call('HGET', own, 'epoch') ~= ARGV[1] then return 'fenced' end

@@ -1,6 +1,6 @@
 -- Marks a sampling operation as begun. One that has crashed its workers too often is failed instead.
 -- KEYS  1 operation  2 events  3 dead  4 last user of the adapter
--- ARGV  1 operation name  2 most attempts  3 error if it crashed its workers  4 ms to keep a finished operation  5 sampler
+-- ARGV  1 operation name  2 most attempts  3 error for too many  4 ms to keep a finished operation  5 sampler
 --       6 adapter's location or ''  7 ms to keep the adapter's last user
 -- Returns 'run' | 'skip' (finished already)
 local operation, events, dead = unpack(KEYS)

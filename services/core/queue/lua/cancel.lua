@@ -1,4 +1,4 @@
--- Cancels an operation that has not begun (a sampling one also while it runs). Its seq_id stays used in its run's order.
+-- Cancels an operation that has not begun (a sampling one also while it runs). In a run, its seq_id stays used.
 -- KEYS  1 operation  2 events  3 skipped  4 cancelled (stream that samplers read)
 -- ARGV  1 operation name  2 seq_id  3 error  4 ms to keep a finished operation  5 'trains' | 'samples'
 --       6 waiting  7 jobs of a base model's sampling (prefixes of keys)

@@ -21,7 +21,7 @@ local done_seq = tonumber(redis.call('HGET', meta, 'done_seq') or '-1')
 local parked = redis.call('HLEN', early)
 local waiting = next_seq - done_seq - 1 + parked
 if waiting >= most or seq - next_seq >= most then return {'full', run, 'operations', waiting, most} end
--- The operation that parked ones wait for is accepted over a limit: they count against it and could never run otherwise.
+-- The operation that parked ones wait for is accepted over the limits: they count too, and could never run otherwise.
 local closes_gap = seq == next_seq and parked > 0
 if failure == '' and not closes_gap then
   local full = overload(prefix_of(operation, name), tenant, 'operations', bytes, {unpack(ARGV, 12)})
@@ -34,7 +34,7 @@ if seq > next_seq then state = 'parked' end
 if failure ~= '' then state = 'failed' end
 redis.call('HSET', operation, 'state', state, 'digest', digest, 'method', method, 'tenant', tenant, 'time', now)
 redis.call('HSET', meta, 'last_request', now)
-hear_of(prefix_of(operation, name), string.match(name, '^[^:]+'), tenant, now)
+mark_seen(prefix_of(operation, name), string.match(name, '^[^:]+'), tenant, now)
 if failure ~= '' then
   finish(operation, events, name, state, 'error', failure, keep_ms)
   redis.call('SADD', skipped, seq)

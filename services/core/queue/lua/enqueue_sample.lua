@@ -1,7 +1,7 @@
 -- Accepts one sampling operation: gives it a turn among those that wait, and wakes the samplers that wait for work.
 --
--- Turns are fair between tenants (start-time fair queueing, Goyal, Vin and Cheng 1997): an operation's turn is the end of
--- the tenant's previous turn, or the turn that was taken last if that is later; it ends later by the operation's cost.
+-- Turns are fair between tenants (start-time fair queueing, Goyal, Vin and Cheng 1997): an operation's turn is the end
+-- of the tenant's previous turn, or the turn that was taken last if that is later; it ends later by the cost.
 -- KEYS  1 operation  2 waiting (turns)  3 jobs  4 shares  5 wake stream
 -- ARGV  1 operation name  2 entry (job or its blob)  3 digest  4 method  5 tenant  6 base model  7 adapter's location or ''
 --       8 sequences  9 most tokens that it may cost  10 bytes of the job  11.. limits (see `overload`)

@@ -15,5 +15,5 @@ for _, scope in ipairs(scopes) do
 end
 redis.call('HSET', session, 'tenant', tenant, 'metadata', metadata, 'created', now / 1000)
 redis.call('ZADD', sessions, now / 1000, session_id)
-hear_of(prefix, session_id, tenant, now)
+mark_seen(prefix, session_id, tenant, now)
 return {'opened'}

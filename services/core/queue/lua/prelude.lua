@@ -1,6 +1,4 @@
--- What several scripts do alike: put before each of them.
-
-local EVENTS_KEPT = 100000
+-- Functions that several scripts share; put before each of them, behind `local EVENTS_KEPT = ...` (keyspace.py).
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -11,13 +9,13 @@ local function announce(events, name)
   redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'operation', name)
 end
 
--- What begins the keys of everything, given the key of the operation of this name.
+-- The prefix of all keys, given the key of the operation of this name.
 local function prefix_of(operation, name)
   return string.sub(operation, 1, #operation - #name - #'operation:')
 end
 
--- Says that a session is alive, unless it has ended.
-local function hear_of(prefix, session_id, tenant, now)
+-- Records that a session was seen; an ended one does not open again.
+local function mark_seen(prefix, session_id, tenant, now)
   local session = prefix .. 'session:' .. session_id
   redis.call('HSET', session, 'seen', now / 1000)
   if redis.call('HEXISTS', session, 'ended') == 1 then return end
@@ -32,19 +30,19 @@ local function add_load(prefix, tenant, kind, number, bytes)
   end
 end
 
--- Counts an operation that was accepted among what waits, of its tenant and in all, until it is finished.
+-- Counts an accepted operation as load of its tenant and of all, until it is finished.
 local function count_in(operation, name, tenant, kind, bytes)
   redis.call('HSET', operation, 'kind', kind, 'bytes', bytes)
   add_load(prefix_of(operation, name), tenant, kind, 1, bytes)
 end
 
--- Which limit one more operation would exceed: {'full', whose, what, how much waits, limit}; nil if none. What is larger
--- than all that may wait is accepted while nothing else waits.
+-- The limit that one more operation would exceed: {'full', whose, what, load, limit}; nil if none. A request that is
+-- larger than the byte limit is accepted while there is no other load.
 -- limits: number of the tenant's, number in all, bytes of the tenant's, bytes in all
 local function overload(prefix, tenant, kind, bytes, limits)
-  local scopes = {{'load:' .. tenant, tenant}, {'load', ''}}
+  local scopes = {{prefix .. 'load:' .. tenant, tenant}, {prefix .. 'load', ''}}
   for i, scope in ipairs(scopes) do
-    local waiting = redis.call('HMGET', prefix .. scope[1], kind, 'bytes')
+    local waiting = redis.call('HMGET', scope[1], kind, 'bytes')
     local number, waiting_bytes = tonumber(waiting[1] or '0'), tonumber(waiting[2] or '0')
     if number >= tonumber(limits[i]) then return {'full', scope[2], kind, number, limits[i]} end
     if waiting_bytes > 0 and waiting_bytes + bytes > tonumber(limits[i + 2]) then
@@ -66,8 +64,8 @@ local function finish(operation, events, name, state, field, content, keep_ms)
   announce(events, name)
 end
 
--- Counts whoever begins an operation, once each: a call that is repeated because its reply was lost is no second attempt.
--- Returns how many have begun it.
+-- Counts the attempts at an operation, one per beginner: a call that is repeated for a lost reply is the same one.
+-- Returns the number of attempts.
 local function count_attempt(operation, beginner)
   if redis.call('HGET', operation, 'begun_by') == beginner then
     return tonumber(redis.call('HGET', operation, 'attempts'))
@@ -76,8 +74,8 @@ local function count_attempt(operation, beginner)
   return redis.call('HINCRBY', operation, 'attempts', 1)
 end
 
--- Notes that one of a queue's operations has ended: busy / ended is the mean time in ms from one to the next while others
--- waited, of about the last fifty.
+-- Records that an operation of a queue has ended: busy / ended is the mean time in ms between two ends while others
+-- waited, over about the last fifty.
 local function keep_pace(queue, others_wait)
   local now = now_ms()
   local pace = redis.call('HMGET', queue, 'last_end', 'busy', 'ended')

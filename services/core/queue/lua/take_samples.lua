@@ -1,5 +1,5 @@
--- Moves waiting operations, in the order of their turns, to the queue of those under way, for one sampler with free slots.
--- An operation whose adapter another sampler used last is left to that sampler while it waits for work: it was woken too.
+-- Moves waiting operations, in the order of their turns, to the queue of those under way, for one sampler with free
+-- slots. One whose adapter another sampler used last is left to that sampler while it waits for work; it was woken too.
 -- KEYS  1 waiting (turns)  2 jobs  3 shares  4 wake stream  5 queue  6 free slots of this sampler
 -- ARGV  1 sampler  2 its free slots  3 group  4 ms that it waits if slots stay free
 --       5 operation  6 last user of an adapter  7 free slots of a sampler (prefixes of keys)

@@ -118,7 +118,7 @@ class Futures:
         cursor, opened = fields.prev_cursor, sampling.create_time.ToDatetime(UTC)
         with self._stores.events.watch(session_of(target.sampling_session_id)) as watcher:
             while True:
-                finished, cursor = await self._stores.completions.after(
+                finished, cursor = await self._stores.finished.after(
                     cursor, target.sampling_session_id, target.cloned_sampler_id, opened
                 )
                 if finished:
