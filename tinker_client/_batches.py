@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tinker_client.errors import APIStatusError, FieldViolation, RequestFailedError, TinkerError
+from tinker_client.errors import CodedError, FieldViolation, TinkerError
 from tinker_client.types import ForwardBackwardOutput
 from tinker_proto.v1 import data_pb2
 
@@ -46,8 +46,8 @@ def join(outputs: Sequence[ForwardBackwardOutput]) -> ForwardBackwardOutput:
 
 
 def name_data_from(error: TinkerError, first: int) -> None:
-    """Makes an error about the batch that starts at datum `first` name its data as the user knows them."""
-    if isinstance(error, APIStatusError | RequestFailedError):
+    """Makes an error about the batch that starts at datum `first` name its data by their index in the user's list."""
+    if isinstance(error, CodedError):
         error.message = _shifted(error.message, first)
         error.args = (error.message,)
         error.field_violations = tuple(

@@ -1,8 +1,22 @@
-"""Everything that this client raises about the platform, and the one table from gRPC status to exception.
+"""Exceptions that the client raises about the platform, and the table from gRPC status to exception.
 
-A call that the platform refuses, or that does not reach it, raises an `APIStatusError` or `APIConnectionError`; an
-operation that was accepted and failed later raises `RequestFailedError`. Both carry the code, the reason for programs
-and the bad fields. Wrong arguments found before anything is sent are plain ValueErrors.
+    TinkerError                       any failure of the platform, or on the way to it
+    ├── APIConnectionError            the platform cannot be reached
+    │   └── APITimeoutError           it was reached, and did not answer in time
+    └── CodedError                    the platform answered with an error: code, reason, field_violations
+        ├── APIStatusError            a call was refused; the class follows the code
+        │   ├── BadRequestError       INVALID_ARGUMENT, OUT_OF_RANGE, FAILED_PRECONDITION
+        │   ├── AuthenticationError   UNAUTHENTICATED
+        │   ├── PermissionDeniedError PERMISSION_DENIED
+        │   ├── NotFoundError         NOT_FOUND
+        │   ├── ConflictError         ALREADY_EXISTS, ABORTED
+        │   ├── RateLimitError        RESOURCE_EXHAUSTED
+        │   └── InternalServerError   every other code
+        └── RequestFailedError        an accepted operation failed, with any code
+
+The same problem can be found when a call is made or when its operation is carried out: a checkpoint that does not exist
+is a NotFoundError or a RequestFailedError, and both are a CodedError with code "NOT_FOUND". Wrong arguments that the
+client finds before it sends anything are plain ValueErrors.
 """
 
 from __future__ import annotations
@@ -23,14 +37,23 @@ _DETAILS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One bad field: its path in the request, and what is wrong with it and what is allowed."""
+    """A field of a request that was refused.
+
+    Attributes:
+        field: path of the field in the request, e.g. `data[2].loss_fn_inputs["weights"]`.
+        description: the rule that the value breaks.
+    """
 
     field: str
     description: str
 
 
 class TinkerError(Exception):
-    """Any failure of the platform or on the way to it."""
+    """Any failure of the platform, or on the way to it.
+
+    Attributes:
+        message: the error as a sentence, equal to `str(error)`.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -45,8 +68,15 @@ class APITimeoutError(APIConnectionError):
     """The platform was reached but did not answer in time."""
 
 
-class APIStatusError(TinkerError):
-    """The platform refused a call: `code` is a google.rpc.Code by name, `reason` a constant for programs."""
+class CodedError(TinkerError):
+    """The platform answered with an error: it refused a call, or an operation failed.
+
+    Attributes:
+        message: the error as a sentence.
+        code: name of the google.rpc.Code, e.g. "NOT_FOUND".
+        reason: constant for programs, e.g. "BAD_SHAPE"; empty if the platform gave none.
+        field_violations: the fields that were refused; empty if the error is not about fields.
+    """
 
     def __init__(
         self, message: str, *, code: str, reason: str = "", field_violations: tuple[FieldViolation, ...] = ()
@@ -57,8 +87,12 @@ class APIStatusError(TinkerError):
         self.field_violations = field_violations
 
 
+class APIStatusError(CodedError):
+    """The platform refused a call; attributes as CodedError."""
+
+
 class BadRequestError(APIStatusError):
-    """INVALID_ARGUMENT, OUT_OF_RANGE or FAILED_PRECONDITION: the request is wrong, or wrong at this moment."""
+    """INVALID_ARGUMENT, OUT_OF_RANGE or FAILED_PRECONDITION: the request is wrong, or wrong in the present state."""
 
 
 class AuthenticationError(APIStatusError):
@@ -66,29 +100,35 @@ class AuthenticationError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """PERMISSION_DENIED: the key may not do this."""
+    """PERMISSION_DENIED: the key's owner may not do this."""
 
 
 class NotFoundError(APIStatusError):
-    """NOT_FOUND: it does not exist, or belongs to another tenant."""
+    """NOT_FOUND: the thing does not exist, or belongs to another tenant."""
 
 
 class ConflictError(APIStatusError):
-    """ALREADY_EXISTS or ABORTED: the name is taken, or someone else was faster."""
+    """ALREADY_EXISTS or ABORTED: the name is in use, or a concurrent change came first."""
 
 
 class RateLimitError(APIStatusError):
-    """RESOURCE_EXHAUSTED: a limit is reached that waiting does not lift."""
+    """RESOURCE_EXHAUSTED: a limit is reached, and waiting does not help (where it does, the client waits)."""
 
 
 class InternalServerError(APIStatusError):
-    """Any other code: a fault of the platform itself."""
+    """Any other code: a fault of the platform."""
 
 
-class RequestFailedError(TinkerError):
-    """An operation failed after it was accepted; the training run goes on with its next operation.
+class RequestFailedError(CodedError):
+    """An operation failed after it was accepted; the training run continues with its next operation.
 
-    `request_id` is the operation's name; `category` says whose fault it was. A cancelled operation has code CANCELLED.
+    Attributes:
+        message: the error as a sentence.
+        request_id: name of the operation.
+        category: whose fault it was: "user", "server" or "unknown".
+        code: name of the google.rpc.Code; "CANCELLED" for a cancelled operation.
+        reason: constant for programs, or empty.
+        field_violations: the fields that were refused, or empty.
     """
 
     def __init__(
@@ -101,12 +141,9 @@ class RequestFailedError(TinkerError):
         reason: str = "",
         field_violations: tuple[FieldViolation, ...] = (),
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code, reason=reason, field_violations=field_violations)
         self.request_id = request_id
         self.category = category
-        self.code = code
-        self.reason = reason
-        self.field_violations = field_violations
 
 
 _BY_CODE: dict[grpc.StatusCode, type[APIStatusError]] = {

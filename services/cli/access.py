@@ -136,7 +136,7 @@ def exit_code_of(error: Exception) -> ExitCode:
 
     if isinstance(error, errors.APIConnectionError):
         return ExitCode.NO_ANSWER
-    code = error.code if isinstance(error, errors.APIStatusError | errors.RequestFailedError) else ""
+    code = error.code if isinstance(error, errors.CodedError) else ""
     return {
         "INVALID_ARGUMENT": ExitCode.BAD_REQUEST,
         "OUT_OF_RANGE": ExitCode.BAD_REQUEST,

@@ -72,6 +72,26 @@ def test_a_failed_operation_says_whose_fault_it_was(kind: type[platform_errors.P
     assert error.field_violations == (errors.FieldViolation("a", "b"),)
 
 
+def test_a_refused_call_and_a_failed_operation_have_one_base_with_code_and_reason() -> None:
+    original = platform_errors.NotFoundError("a sentence", reason="NO_CHECKPOINT")
+    failed = errors.from_operation_error("run:1", original.to_operation_error())
+    refused = tinker.NotFoundError("a sentence", code="NOT_FOUND", reason="NO_CHECKPOINT")
+    for error in (failed, refused):
+        assert isinstance(error, tinker.CodedError)
+        assert (error.message, error.code, error.reason) == ("a sentence", "NOT_FOUND", "NO_CHECKPOINT")
+        assert error.field_violations == ()
+
+
+def test_the_drawn_tree_of_errors_is_the_real_one() -> None:
+    drawing = [line for line in str(errors.__doc__).splitlines() if line.startswith("    ")]
+    drawn = [line.strip(" ├─│└").split()[0] for line in drawing]
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    own = [item for item in classes if item.__module__ == errors.__name__]
+    depths = {item.__name__: len(item.__mro__) - len(tinker.TinkerError.__mro__) for item in own}
+    indents = {name: line.index(name) // 4 - 1 for name, line in zip(drawn, drawing, strict=True)}
+    assert indents == depths
+
+
 def test_a_wrong_key_is_an_authentication_error(platform: LoopbackPlatform) -> None:
     with (
         tinker.ServiceClient(base_url=platform.url, api_key="wrong") as service,
