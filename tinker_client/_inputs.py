@@ -19,7 +19,14 @@ LossFnInput = Any
 
 @dataclass(frozen=True)
 class EncodedTextChunk:
-    """Text that is already tokenized."""
+    """Text that is already tokenized.
+
+    Attributes:
+        tokens: token ids, a flat sequence of integers (or an array of them); kept as a list.
+
+    Raises:
+        ValueError: `tokens` is not a flat sequence of integers.
+    """
 
     tokens: Sequence[int]
 
@@ -34,7 +41,17 @@ class EncodedTextChunk:
 
 @dataclass(frozen=True)
 class ImageChunk:
-    """The bytes of an image file; `expected_tokens`, if given, is compared with what the platform counts."""
+    """An image file.
+
+    Attributes:
+        data: bytes of the file, not empty.
+        format: "png" or "jpeg".
+        expected_tokens: number of positions the image takes, which the platform compares with its own count; None:
+            unknown.
+
+    Raises:
+        ValueError: `format` is another one, or `data` is empty.
+    """
 
     data: bytes = field(repr=False)
     format: Literal["png", "jpeg"]
@@ -48,7 +65,11 @@ class ImageChunk:
 
     @property
     def length(self) -> int:
-        """Number of positions the image takes; ValueError if expected_tokens does not say it."""
+        """Number of positions the image takes.
+
+        Raises:
+            ValueError: `expected_tokens` is None.
+        """
         if self.expected_tokens is None:
             raise ValueError("the length of an image is known only with expected_tokens")
         return self.expected_tokens
@@ -59,7 +80,11 @@ ModelInputChunk = EncodedTextChunk | ImageChunk
 
 @dataclass(frozen=True)
 class ModelInput:
-    """A sequence of chunks, read in order."""
+    """A sequence of chunks, read in order; never changes.
+
+    Attributes:
+        chunks: EncodedTextChunk and ImageChunk values.
+    """
 
     chunks: list[ModelInputChunk]
 
@@ -68,24 +93,43 @@ class ModelInput:
 
     @classmethod
     def from_ints(cls, tokens: Sequence[int]) -> ModelInput:
-        """A text of these tokens."""
+        """Makes an input of one text chunk.
+
+        Args:
+            tokens: token ids, a flat sequence of integers.
+
+        Raises:
+            ValueError: `tokens` is not a flat sequence of integers.
+        """
         return cls([EncodedTextChunk(tokens)])
 
     @classmethod
     def empty(cls) -> ModelInput:
-        """No chunks."""
+        """Makes an input without chunks, to append to."""
         return cls([])
 
     def append(self, chunk: ModelInputChunk) -> ModelInput:
-        """A new input with a chunk more."""
+        """Returns a new input with one more chunk at the end.
+
+        Args:
+            chunk: the chunk to add.
+        """
         return ModelInput([*self.chunks, chunk])
 
     def append_int(self, token: int) -> ModelInput:
-        """A new input with a token more."""
+        """Returns a new input with one more text chunk, of a single token, at the end.
+
+        Args:
+            token: token id.
+        """
         return self.append(EncodedTextChunk([token]))
 
     def to_ints(self) -> list[int]:
-        """All tokens; ValueError if there is an image."""
+        """Returns the token ids of all chunks in order.
+
+        Raises:
+            ValueError: a chunk is an image.
+        """
         tokens: list[int] = []
         for chunk in self.chunks:
             if not isinstance(chunk, EncodedTextChunk):
@@ -94,13 +138,29 @@ class ModelInput:
         return tokens
 
     def length(self) -> int:
-        """Number of positions; ValueError if there is an image that does not say its length."""
+        """Returns the number of positions.
+
+        Raises:
+            ValueError: an image has no `expected_tokens`.
+        """
         return sum(chunk.length for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
 class Datum:
-    """One training example; every input of the loss has one row for each position of `model_input`."""
+    """One training example.
+
+    Row i of every loss input belongs to position i of the model input, which predicts token i + 1.
+
+    Attributes:
+        model_input: the N positions that the model reads.
+        loss_fn_inputs: arrays by name, all of the shape of "target_tokens" ([N] or [N, K]): "target_tokens" is int64,
+            the others ("weights", "logprobs", "advantages", "mask", ...) float32. Each loss takes its own
+            (docs/numerics.md). Values may be TensorData, numpy arrays, torch tensors or lists; they become TensorData.
+
+    Raises:
+        ValueError: a value cannot become TensorData; names the input.
+    """
 
     model_input: ModelInput
     loss_fn_inputs: Mapping[str, LossFnInput] = field(default_factory=dict)
@@ -112,7 +172,16 @@ class Datum:
 
 @dataclass(frozen=True)
 class AdamParams:
-    """One AdamW step: decoupled weight decay; `grad_clip_norm` bounds the gradient's global norm, 0 turns that off."""
+    """Parameters of one AdamW step, with the meaning they have in torch.optim.AdamW.
+
+    Attributes:
+        learning_rate: step size, finite and at least 0.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        eps: added to the square root of the second moment, greater than 0.
+        weight_decay: decoupled weight decay, at least 0.
+        grad_clip_norm: largest global norm of the run's LoRA gradient; 0 or less: no clipping.
+    """
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
@@ -126,8 +195,18 @@ class AdamParams:
 class SamplingParams:
     """How tokens are drawn: logits / temperature, then top_k, then top_p on what is left.
 
-    `max_tokens` None goes to the context limit; `top_k` -1 keeps all tokens; `stop` None is the model's end of
-    sequence, [] nothing at all, else a string, strings or token ids; `seed` None is drawn by the platform.
+    Attributes:
+        max_tokens: most tokens to generate, at least 1; None: up to the context limit.
+        temperature: finite and at least 0; 0 takes the likeliest token.
+        top_p: keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1].
+        top_k: keep this many likeliest tokens; -1 or 0 keeps all.
+        stop: what ends a sequence before max_tokens. None: the model's end-of-sequence tokens. A string or strings:
+            these, and end-of-sequence. Token ids: these alone. []: nothing. What stops is part of the result.
+        seed: the same request with the same seed gives the same tokens (docs/numerics.md says where); None: drawn by
+            the platform.
+
+    Raises:
+        ValueError: `stop` mixes strings and token ids.
     """
 
     max_tokens: int | None = None
@@ -149,10 +228,21 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The shape of an adapter. `seed` None is drawn by the platform and recorded.
+    """Shape of an adapter.
 
-    Its scale is alpha / rank, or alpha / sqrt(rank) with `use_rslora`. `target_modules` names the adapted linears one
-    by one (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head) in place of the train_ flags.
+    Attributes:
+        rank: at least 1, at most the platform's limit (SupportedModel.max_lora_rank).
+        seed: seed of the initialisation; None: drawn by the platform and recorded.
+        train_unembed: adapt lm_head.
+        train_mlp: adapt the gate, up and down projections.
+        train_attn: adapt the q, k, v and o projections.
+        alpha: numerator of the scale alpha / rank, at least 1.
+        use_rslora: scale by alpha / sqrt(rank) instead.
+        target_modules: names of the adapted linears (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj,
+            lm_head), instead of the three train_ flags; None: what the flags say.
+
+    Raises:
+        ValueError: `target_modules` is empty, is a string, or is given with a train_ flag that is False.
     """
 
     rank: int

@@ -39,7 +39,17 @@ class TensorData:
     __slots__ = ("_array",)
 
     def __init__(self, data: Sequence[float], dtype: TensorDtype, shape: Sequence[int] | None = None) -> None:
-        """Takes the elements row by row; `shape` None means one dimension."""
+        """Makes an array of a flat list.
+
+        Args:
+            data: the elements, row by row.
+            dtype: "int64" or "float32".
+            shape: size of each dimension; None: one dimension.
+
+        Raises:
+            ValueError: `dtype` is another one, `data` is not a flat list of numbers of that dtype, or does not fill
+                `shape`.
+        """
         if dtype not in ("int64", "float32"):
             raise ValueError(f"dtype {dtype!r} is not allowed; allowed are 'int64' and 'float32'")
         array = _from_list(list(data), dtype)
@@ -50,21 +60,43 @@ class TensorData:
 
     @classmethod
     def from_numpy(cls, array: npt.NDArray[Any]) -> TensorData:
-        """Copies a numpy array; ValueError for bool, unsigned and other dtypes that are not plain numbers."""
+        """Copies a numpy array: signed integers become int64, floats float32.
+
+        Args:
+            array: any shape.
+
+        Raises:
+            ValueError: the dtype is neither a signed integer nor a float, or a value is too large for float32.
+        """
         tensor = cls.__new__(cls)
         tensor._array = _frozen(_from_array(array))
         return tensor
 
     @classmethod
     def from_torch(cls, tensor: torch.Tensor) -> TensorData:
-        """Copies a torch tensor of any device; ValueError as `from_numpy`, and for sparse tensors."""
+        """Copies a torch tensor of any device: signed integers become int64, floats float32.
+
+        Args:
+            tensor: any shape, dense.
+
+        Raises:
+            ValueError: the tensor is sparse, or as `from_numpy`.
+        """
         from tinker_client import _torch
 
         return cls.from_numpy(_torch.to_numpy(tensor))
 
     @classmethod
     def from_value(cls, name: str, value: object) -> TensorData:
-        """What a loss function's input `name` becomes: TensorData, numpy array, torch tensor or (nested) list."""
+        """Makes the array of one entry of `Datum.loss_fn_inputs`.
+
+        Args:
+            name: name of the loss input, which decides the dtype of a list (LIST_DTYPES).
+            value: TensorData, numpy array, torch tensor, or a (nested) list of numbers.
+
+        Raises:
+            ValueError: the value cannot become an array, or is a list under a name that has no dtype; names the input.
+        """
         try:
             if isinstance(value, TensorData):
                 return value
@@ -82,32 +114,32 @@ class TensorData:
 
     @property
     def data(self) -> list[Any]:
-        """The elements, row by row, as Python numbers."""
+        """Elements, row by row, as Python numbers."""
         flat: list[Any] = self._array.ravel().tolist()
         return flat
 
     @property
     def dtype(self) -> TensorDtype:
-        """The element type."""
+        """Element type, "int64" or "float32"."""
         return "int64" if self._array.dtype == np.int64 else "float32"
 
     @property
     def shape(self) -> list[int]:
-        """The size of each dimension."""
+        """Size of each dimension."""
         return list(self._array.shape)
 
     def to_numpy(self) -> npt.NDArray[Any]:
-        """A fresh, writable array."""
+        """Returns a new, writable array of the same dtype and shape."""
         return self._array.copy()
 
     def to_torch(self) -> torch.Tensor:
-        """A fresh tensor on the CPU."""
+        """Returns a new tensor on the CPU, of the same dtype and shape."""
         from tinker_client import _torch
 
         return _torch.from_numpy(self.to_numpy())
 
     def tolist(self) -> Any:
-        """The elements as (nested) lists."""
+        """Returns the elements as (nested) lists."""
         return self._array.tolist()
 
     def __len__(self) -> int:
