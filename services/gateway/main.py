@@ -17,7 +17,7 @@ from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.retention import KEEP_FINISHED
 from services.gateway.creation import Creation
 from services.gateway.http.app import http_server
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.malloc import give_freed_memory_back
 from services.gateway.rpc.admission import AdmissionInterceptor
 from services.gateway.rpc.auth import Authenticator
@@ -57,7 +57,7 @@ async def serve(settings: GatewaySettings) -> None:
     position = await stores.events.start()
     server = grpc_server(settings, stores)
     port = await server.start(settings.grpc_port, SERVICES)
-    http = http_server(Front.open(settings, stores), connection)
+    http = http_server(Backend.open(settings, stores), connection)
     loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),

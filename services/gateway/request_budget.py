@@ -1,7 +1,7 @@
-"""Room for requests in a gateway's memory: a request is read once there is room for it, and its sender waits till then.
+"""Memory budget of requests: a gateway reads a request once its bytes are reserved; its sender waits until then.
 
-Room is given in turn to owners, in order to those of one owner, and an owner never has more than its share, so that
-requests that arrive slowly, or in masses, hold up nobody else's.
+Owners are served in turn, requests of one owner in order, and an owner never has more than its share: requests that
+arrive slowly, or in great number, delay no other owner's.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from services.core.config import GatewaySettings
 
 OWNERS = 4
-"""So many owners fill the memory together."""
+"""Number of owners whose shares fill the budget together."""
 
 
-class Room:
-    """What one request may take of the memory; the largest it may be at first."""
+class Reservation:
+    """Bytes that are reserved for one request: the largest size at first, its own size once that is known."""
 
-    def __init__(self, memory: RequestMemory, owner: str, size_bytes: int) -> None:
-        self._memory, self._owner, self._size_bytes = memory, owner, size_bytes
+    def __init__(self, budget: RequestBudget, owner: str, size_bytes: int) -> None:
+        self._budget, self._owner, self._size_bytes = budget, owner, size_bytes
 
-    def keep(self, size_bytes: int) -> None:
-        """Gives back all but `size_bytes`."""
+    def shrink(self, size_bytes: int) -> None:
+        """Releases all but `size_bytes`; does nothing if no more than that is reserved."""
         if size_bytes < self._size_bytes:
-            self._memory.give_back(self._owner, self._size_bytes - size_bytes)
+            self._budget.release(self._owner, self._size_bytes - size_bytes)
             self._size_bytes = size_bytes
 
 
@@ -37,14 +37,14 @@ class _Waiting:
     turn: asyncio.Future[None]
 
 
-class RequestMemory:
-    """A number of bytes, given out to requests."""
+class RequestBudget:
+    """Bytes that requests reserve and release."""
 
     def __init__(self, size_bytes: int, most_bytes: int) -> None:
         """
         Args:
-            size_bytes: all that is given out.
-            most_bytes: the largest request; at most `size_bytes`.
+            size_bytes: bytes that can be reserved at once.
+            most_bytes: size of the largest request; at most `size_bytes`.
         """
         self.most_bytes = most_bytes
         self._free_bytes = size_bytes
@@ -53,22 +53,27 @@ class RequestMemory:
         self._queues: dict[str, deque[_Waiting]] = {}
 
     @classmethod
-    def of(cls, settings: GatewaySettings) -> RequestMemory:
-        """What is set."""
+    def of(cls, settings: GatewaySettings) -> RequestBudget:
+        """The budget that the settings give one port."""
         return cls(max(settings.max_arriving_bytes, settings.max_message_bytes), settings.max_message_bytes)
 
     @asynccontextmanager
-    async def room(self, owner: str, size_bytes: int) -> AsyncIterator[Room]:
-        """Room for a request of at most so many bytes, itself at most `most_bytes`; waits until there is some."""
-        await self._take(owner, size_bytes)
-        room = Room(self, owner, size_bytes)
-        try:
-            yield room
-        finally:
-            room.keep(0)
+    async def reserve(self, owner: str, size_bytes: int) -> AsyncIterator[Reservation]:
+        """Reserves bytes while the context is open; waits until they are free.
 
-    def give_back(self, owner: str, size_bytes: int) -> None:
-        """Takes room back from an owner, and gives it to those who wait."""
+        Args:
+            owner: requests of one owner share a part of the budget and are served in order.
+            size_bytes: the most that the request may have; at most `most_bytes`.
+        """
+        await self._take(owner, size_bytes)
+        reservation = Reservation(self, owner, size_bytes)
+        try:
+            yield reservation
+        finally:
+            reservation.shrink(0)
+
+    def release(self, owner: str, size_bytes: int) -> None:
+        """Takes bytes back from an owner, and serves requests that wait for them."""
         self._free_bytes += size_bytes
         self._used[owner] -= size_bytes
         if not self._used[owner]:
@@ -85,13 +90,14 @@ class RequestMemory:
             if waiting.turn.cancelled():
                 self._serve()
             else:
-                self.give_back(owner, size_bytes)
+                self.release(owner, size_bytes)
             raise
 
     def _serve(self) -> None:
-        """Gives room to whose turn it is and to all behind them; who was served goes behind the others.
+        """Serves the waiting requests that fit, owner after owner; an owner that was served goes to the end.
 
-        Who waits for its own share holds up nobody. Who waits for the memory does, or small requests would always pass.
+        A request that waits for its owner's share delays no other owner. One that waits for free bytes does: otherwise
+        small requests would always overtake it.
         """
         for owner, queue in list(self._queues.items()):
             del self._queues[owner]

@@ -1,18 +1,18 @@
-"""Room for requests: never more than there is, and in turn."""
+"""Reservations of requests: never more than the budget, and in turn."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
 
-from services.gateway.request_budget import RequestMemory
+from services.gateway.request_budget import RequestBudget
 
 
 class Taker:
-    """Takes room in tasks, and notes who has got some."""
+    """Reserves bytes in tasks, and notes which are served."""
 
-    def __init__(self, memory: RequestMemory) -> None:
-        self.memory = memory
+    def __init__(self, budget: RequestBudget) -> None:
+        self.budget = budget
         self.served: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self._leave: dict[str, asyncio.Event] = {}
@@ -32,7 +32,7 @@ class Taker:
             await asyncio.sleep(0)
 
     async def _hold(self, name: str, owner: str, size_bytes: int) -> None:
-        async with self.memory.room(owner, size_bytes):
+        async with self.budget.reserve(owner, size_bytes):
             self.served.append(name)
             await self._leave[name].wait()
 
@@ -43,7 +43,7 @@ class Taker:
 
 
 async def test_an_owner_has_no_more_than_its_share_and_holds_up_nobody_else() -> None:
-    taker = Taker(RequestMemory(40, 10))
+    taker = Taker(RequestBudget(40, 10))
     for name in ("a1", "a2", "b1"):
         await taker.take(name, name[0], 10)
     assert taker.served == ["a1", "b1"]
@@ -52,8 +52,8 @@ async def test_an_owner_has_no_more_than_its_share_and_holds_up_nobody_else() ->
     await taker.end()
 
 
-async def test_owners_are_served_in_turn_when_the_memory_is_full() -> None:
-    taker = Taker(RequestMemory(40, 10))
+async def test_owners_are_served_in_turn_when_the_budget_is_used_up() -> None:
+    taker = Taker(RequestBudget(40, 10))
     for name in ("a1", "b1", "c1", "d1", "e1", "a2", "a3", "f1"):
         await taker.take(name, name[0], 10)
     for name in ("a1", "b1", "c1", "d1"):
@@ -63,7 +63,7 @@ async def test_owners_are_served_in_turn_when_the_memory_is_full() -> None:
 
 
 async def test_small_requests_do_not_pass_a_large_one_for_ever() -> None:
-    taker = Taker(RequestMemory(40, 40))
+    taker = Taker(RequestBudget(40, 40))
     for name, size_bytes in (("a1", 30), ("b1", 40), ("c1", 1)):
         await taker.take(name, name[0], size_bytes)
     assert taker.served == ["a1"]
@@ -74,17 +74,17 @@ async def test_small_requests_do_not_pass_a_large_one_for_ever() -> None:
     await taker.end()
 
 
-async def test_what_a_request_does_not_need_is_given_to_others() -> None:
-    memory = RequestMemory(40, 10)
-    taker = Taker(memory)
+async def test_bytes_that_a_request_does_not_need_are_released() -> None:
+    budget = RequestBudget(40, 10)
+    taker = Taker(budget)
     async with AsyncExitStack() as held:
-        room = await held.enter_async_context(memory.room("a", 10))
+        reservation = await held.enter_async_context(budget.reserve("a", 10))
         await taker.take("a2", "a", 9)
         assert taker.served == []
-        room.keep(1)
+        reservation.shrink(1)
         await taker.settle()
         assert taker.served == ["a2"]
-        room.keep(5)
+        reservation.shrink(5)
         await taker.take("a3", "a", 1)
         assert taker.served == ["a2"], "what was given back is not had again"
     await taker.settle()
@@ -92,8 +92,8 @@ async def test_what_a_request_does_not_need_is_given_to_others() -> None:
     await taker.end()
 
 
-async def test_who_goes_away_leaves_its_room_and_its_place() -> None:
-    taker = Taker(RequestMemory(10, 10))
+async def test_a_cancelled_request_releases_its_bytes_and_its_turn() -> None:
+    taker = Taker(RequestBudget(10, 10))
     for name in ("a1", "a2", "b1"):
         await taker.take(name, name[0], 10)
     taker.tasks["a2"].cancel()
@@ -106,8 +106,8 @@ async def test_who_goes_away_leaves_its_room_and_its_place() -> None:
     await taker.end()
 
 
-async def test_who_is_cancelled_in_the_moment_of_being_served_keeps_nothing() -> None:
-    taker = Taker(RequestMemory(10, 10))
+async def test_a_request_cancelled_while_it_is_served_keeps_nothing() -> None:
+    taker = Taker(RequestBudget(10, 10))
     await taker.take("a1", "a", 10)
     await taker.take("b1", "b", 10)
     taker.tasks["a1"].cancel()

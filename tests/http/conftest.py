@@ -12,7 +12,7 @@ import pytest
 from services.core.config import Settings
 from services.core.queue.connection import RedisConnection
 from services.gateway.http.app import http_app
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.stores import Stores
 from testing.platform import Platform, free_port
 from testing.tiny_models import save_tiny_model
@@ -43,7 +43,7 @@ async def http(stores: Stores, connection: RedisConnection, settings: Settings) 
     position = await stores.events.start()
     reader = asyncio.create_task(stores.events.run(position))
     key, _ = await stores.api_keys.create("alice")
-    app = http_app(Front.open(settings, stores), connection)
+    app = http_app(Backend.open(settings, stores), connection)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(
         transport=transport, base_url="http://gateway/api/v1", headers={"x-api-key": key}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.core.config import Settings
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.openai import targets
 from services.gateway.http.openai.targets import Targets
 from services.gateway.stores import Stores
@@ -16,7 +16,7 @@ from tests.gateway.caller import BASE
 
 async def opened(stores: Stores, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Targets:
     monkeypatch.setattr(targets, "ModelText", dict)
-    return Targets(Front.open(Settings(data_dir=data_dir), stores))
+    return Targets(Backend.open(Settings(data_dir=data_dir), stores))
 
 
 async def session_of_next(at: Targets, stores: Stores) -> str:

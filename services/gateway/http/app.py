@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.core.process.metrics import HTTP_REQUESTS
 from services.core.queue.connection import RedisConnection
 from services.gateway.http import monitoring
-from services.gateway.http.backend import Front
-from services.gateway.http.body_budget import HeldUntilAnswered
+from services.gateway.http.backend import Backend
+from services.gateway.http.body_budget import ReleaseWhenAnswered
 from services.gateway.http.description import described
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.openai.routes import openai_routes
@@ -47,18 +47,18 @@ class _CountAnswers:
         await self._app(scope, receive, counting)
 
 
-def http_app(front: Front, connection: RedisConnection) -> Starlette:
+def http_app(backend: Backend, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
-    routes = [*monitoring.routes(connection, front.stores.workers), *sdk_routes(front), *openai_routes(front)]
-    middleware = [Middleware(_CountAnswers), Middleware(HeldUntilAnswered)]
+    routes = [*monitoring.routes(connection, backend.stores.workers), *sdk_routes(backend), *openai_routes(backend)]
+    middleware = [Middleware(_CountAnswers), Middleware(ReleaseWhenAnswered)]
     return Starlette(routes=described(routes), exception_handlers=exception_handlers(), middleware=middleware)
 
 
-def http_server(front: Front, connection: RedisConnection) -> uvicorn.Server:
+def http_server(backend: Backend, connection: RedisConnection) -> uvicorn.Server:
     """A server to run in the gateway's own loop."""
-    settings = front.settings
+    settings = backend.settings
     config = uvicorn.Config(
-        http_app(front, connection),
+        http_app(backend, connection),
         host=settings.host,
         port=settings.http_port,
         log_level="warning",

@@ -1,4 +1,4 @@
-"""What every group of routes works with: the stores, the application functions, and who is calling."""
+"""Backend of all routes: the stores, the application functions, and authentication by API key."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from starlette.requests import Request
 from services.core.config import GatewaySettings
 from services.core.errors import UnauthenticatedError
 from services.gateway.creation import Creation
-from services.gateway.http.body_budget import Arrival
-from services.gateway.request_budget import RequestMemory
+from services.gateway.http.body_budget import BodyBudget
+from services.gateway.request_budget import RequestBudget
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.transfers import CheckpointFiles
 
 
 @dataclass(frozen=True)
-class Front:
+class Backend:
     """The application functions behind the HTTP port."""
 
     settings: GatewaySettings
     stores: Stores
     submission: Submission
     creation: Creation
-    memory: RequestMemory
+    requests: RequestBudget
 
     @classmethod
-    def open(cls, settings: GatewaySettings, stores: Stores) -> Front:
+    def open(cls, settings: GatewaySettings, stores: Stores) -> Backend:
         """The application functions over one set of stores."""
         submission = Submission(stores, settings)
-        return cls(settings, stores, submission, Creation(stores, submission), RequestMemory.of(settings))
+        return cls(settings, stores, submission, Creation(stores, submission), RequestBudget.of(settings))
 
     @property
     def files(self) -> CheckpointFiles:
@@ -45,7 +45,7 @@ class Front:
         """
         tenant = await self.stores.api_keys.tenant_of(key_of(request))
         owner = f"{tenant} {request.scope['endpoint'].__qualname__}"
-        request.state.arrival = Arrival(self.memory, owner, self.settings.arrival_seconds, request.state.held)
+        request.state.body = BodyBudget(self.requests, owner, self.settings.arrival_seconds, request.state.held)
         return tenant
 
 

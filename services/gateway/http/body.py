@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from services.core.errors import InvalidArgumentError, PlatformError, Violation, broken_rule, quoted
-from services.gateway.http.body_budget import Arrival
+from services.gateway.http.body_budget import BodyBudget
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -132,12 +132,12 @@ async def read_body(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise _too_large("body", limit, f"content-length {length[:20]}")
-    arrival: Arrival = request.state.arrival
-    async with arrival.room(int(length) if length.isdecimal() and encoding == "identity" else limit) as room:
+    budget: BodyBudget = request.state.body
+    async with budget.reserve(int(length) if length.isdecimal() and encoding == "identity" else limit) as reservation:
         content = await _arrived(request, limit)
         if encoding == "zstd":
             content = _decompressed(content, limit)
-        room.keep(len(content))
+        reservation.shrink(len(content))
         return content
 
 

@@ -1,4 +1,4 @@
-"""How a request's body arrives: in which room of the memory, how slowly at most, and held until the answer begins."""
+"""Memory and time for the body of a request: reserved before it is read, released when the answer begins."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import DeadlineExceededError
-from services.gateway.request_budget import RequestMemory, Room
+from services.gateway.request_budget import RequestBudget, Reservation
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """What the body of a known caller's request may take."""
+class BodyBudget:
+    """Budget of memory and time for the body of one request of a known caller."""
 
-    memory: RequestMemory
+    requests: RequestBudget
     owner: str
     seconds: float
 
@@ -25,23 +25,23 @@ class Arrival:
     """What the request holds until it is answered."""
 
     @asynccontextmanager
-    async def room(self, size_bytes: int) -> AsyncIterator[Room]:
-        """Waits for room for a body of at most so many bytes, which then must come while this is open.
+    async def reserve(self, size_bytes: int) -> AsyncIterator[Reservation]:
+        """Waits until `size_bytes` are reserved; the body must then arrive while the context is open.
 
         Raises:
             DeadlineExceededError: it took too long.
         """
-        size_bytes = min(size_bytes, self.memory.most_bytes)
-        room = await self.held.enter_async_context(self.memory.room(self.owner, size_bytes))
+        size_bytes = min(size_bytes, self.requests.most_bytes)
+        reservation = await self.held.enter_async_context(self.requests.reserve(self.owner, size_bytes))
         try:
             async with asyncio.timeout(self.seconds):
-                yield room
+                yield reservation
         except TimeoutError:
             raise DeadlineExceededError.of_arrival(self.seconds) from None
 
 
-class HeldUntilAnswered:
-    """Gives back what a request holds when its answer begins, or there will be none."""
+class ReleaseWhenAnswered:
+    """Middleware that releases what a request holds when its answer begins, or when it ends without one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

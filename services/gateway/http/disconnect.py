@@ -1,4 +1,4 @@
-"""Whether the caller of a request still waits for its answer."""
+"""Callers that close the connection before they are answered."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from starlette.requests import Request
 T = TypeVar("T")
 
 
-class CallerGoneError(Exception):
-    """Nobody waits for the answer any more."""
+class CallerDisconnectedError(Exception):
+    """The caller has closed the connection."""
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is given up when the caller of a request whose body has been read goes away.
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the caller disconnects. The request's body must have been read.
 
     Raises:
-        CallerGoneError: it was.
+        CallerDisconnectedError: the caller has disconnected.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise CallerGoneError
+            raise CallerDisconnectedError
         return task.result()
     finally:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Routes for whoever runs the platform: a health check for load balancers and metrics for Prometheus."""
+"""Monitoring: a health check for load balancers, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.gateway.queue_gauges import fill_gauges
 
 ANSWER_WITHIN_S = 1.0
-"""A queue that stands still is as bad as none for whoever asks; calls that do work wait for it longer."""
+"""A health check reports a queue that does not answer this fast; calls that do work wait for it longer."""
 
 _ABSENT = (TimeoutError, *TRANSIENT_ERRORS)
 

@@ -1,7 +1,7 @@
-"""Who is heard: a caller is known, and there is room for its request, before the request is read.
+"""Admission of gRPC calls: the caller is authenticated and memory is reserved before a request is read.
 
-gRPC leaves what is not read with its sender. A request that has no room therefore waits there, and one without a
-valid key is refused unread. Calls of one method of a tenant wait for each other alone, until the gateway is full.
+gRPC leaves a request that is not read with its sender. It waits there until its bytes are reserved, and it is refused
+unread without a valid key. Calls of one method of a tenant wait for each other only, until the budget is used up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import grpc
 from services.core.config import GatewaySettings
 from services.core.errors import DeadlineExceededError, InvalidArgumentError
 from services.core.process.server import Context, MethodInterceptor
-from services.gateway.request_budget import RequestMemory
+from services.gateway.request_budget import RequestBudget
 from services.gateway.rpc.auth import Authenticator
 
 _HEALTH = "/grpc.health."
@@ -23,16 +23,16 @@ _REFLECTION = "/grpc.reflection."
 
 
 class AdmissionInterceptor(MethodInterceptor):
-    """Reads the requests of all methods itself, each when there is room for it.
+    """Reads the requests of all methods itself, each once its bytes are reserved.
 
-    A call keeps the room of its request until it answers. One that sends a stream of requests has the room of the
-    largest until it ends, in a memory of its own: it may take long.
+    A call holds the reservation of its request until it answers. A stream of requests holds one for the largest request
+    until it ends, in a budget of its own: it may take long.
     """
 
     def __init__(self, auth: Authenticator, settings: GatewaySettings) -> None:
         self._auth = auth
-        self._memory = RequestMemory.of(settings)
-        self._streams = RequestMemory.of(settings)
+        self._requests = RequestBudget.of(settings)
+        self._streams = RequestBudget.of(settings)
         self._arrival_s = settings.arrival_seconds
         self._open = (_HEALTH, _REFLECTION) if settings.reflection == "open" else (_HEALTH,)
 
@@ -51,11 +51,11 @@ class AdmissionInterceptor(MethodInterceptor):
         async def call(requests: AsyncIterator[tuple[Any, int]], context: Context) -> Any:
             owner = await self._owner(method, context)
             if handler.request_streaming:
-                async with self._streams.room(owner, self._streams.most_bytes):
+                async with self._streams.reserve(owner, self._streams.most_bytes):
                     return await handler.stream_unary(self._each(requests), context)
-            async with self._memory.room(owner, self._memory.most_bytes) as room:
+            async with self._requests.reserve(owner, self._requests.most_bytes) as reservation:
                 request, size_bytes = await self._first(requests)
-                room.keep(size_bytes)
+                reservation.shrink(size_bytes)
                 return await handler.unary_unary(request, context)
 
         return call
@@ -64,21 +64,21 @@ class AdmissionInterceptor(MethodInterceptor):
         async def stream(requests: AsyncIterator[tuple[Any, int]], context: Context) -> AsyncIterator[Any]:
             owner = await self._owner(method, context)
             if handler.request_streaming:
-                async with self._streams.room(owner, self._streams.most_bytes):
+                async with self._streams.reserve(owner, self._streams.most_bytes):
                     async for response in handler.stream_stream(self._each(requests), context):
                         yield response
                 return
-            async with self._memory.room(owner, self._memory.most_bytes) as room:
+            async with self._requests.reserve(owner, self._requests.most_bytes) as reservation:
                 request, size_bytes = await self._first(requests)
-                room.keep(size_bytes)
+                reservation.shrink(size_bytes)
                 async for response in handler.unary_stream(request, context):
-                    room.keep(0)
+                    reservation.shrink(0)
                     yield response
 
         return stream
 
     async def _owner(self, method: str, context: Context) -> str:
-        """Whose room a call takes."""
+        """The owner of a call's reservation."""
         if method.startswith(self._open):
             return method
         return f"{await self._auth.tenant(context)} {method}"

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from services.core.errors import PlatformError, UnavailableError
 from services.core.queue.connection import TRANSIENT_ERRORS
-from services.gateway.http.disconnect import unless_gone
+from services.gateway.http.disconnect import unless_disconnected
 from services.gateway.http.openai.errors import content_of
 from services.gateway.http.openai.generations import NewTokens
 from services.gateway.http.openai.text import ModelText, TextStream
@@ -91,13 +91,13 @@ async def event_stream(request: Request, contents: AsyncGenerator[dict[str, Any]
 
     Raises:
         PlatformError: there is no first event.
-        CallerGoneError: nobody waits for it.
+        CallerDisconnectedError: nobody waits for it.
     """
 
     async def next_content() -> dict[str, Any]:
         return await anext(contents)
 
-    first = await unless_gone(request, next_content())
+    first = await unless_disconnected(request, next_content())
 
     async def events() -> AsyncIterator[str]:
         yield _event(first)

@@ -12,9 +12,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
-from services.gateway.http.disconnect import unless_gone
+from services.gateway.http.disconnect import unless_disconnected
 from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
 from services.gateway.http.openai.fields import Chat
 from services.gateway.http.openai.generations import Generations
@@ -47,19 +47,19 @@ class _Asked:
 class ChatCompletions:
     """The endpoint."""
 
-    def __init__(self, front: Front, targets: Targets, generations: Generations) -> None:
-        self._front = front
+    def __init__(self, backend: Backend, targets: Targets, generations: Generations) -> None:
+        self._backend = backend
         self._targets = targets
         self._generations = generations
 
     @takes(Chat)
     async def create(self, request: Request) -> Response:
         """Answers a conversation."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         asked = await self._asked(tenant, await read_json(request, Chat))
         if asked.fields.stream:
             return await event_stream(request, self._events(tenant, asked))
-        (response,) = await unless_gone(request, self._generations.run(tenant, [asked.request]))
+        (response,) = await unless_disconnected(request, self._generations.run(tenant, [asked.request]))
         choices = [_choice(asked, index, sequence) for index, sequence in enumerate(response.sequences)]
         answer = {**asked.head("chat.completion"), "choices": choices, "usage": usage([asked.prompt], [response])}
         return JSONResponse(answer)

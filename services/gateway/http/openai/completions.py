@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.core.errors import InvalidArgumentError
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
-from services.gateway.http.disconnect import unless_gone
+from services.gateway.http.disconnect import unless_disconnected
 from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
 from services.gateway.http.openai.fields import Completion
 from services.gateway.http.openai.generations import Generations, NewTokens
@@ -47,19 +47,19 @@ class _Asked:
 class Completions:
     """The endpoint."""
 
-    def __init__(self, front: Front, targets: Targets, generations: Generations) -> None:
-        self._front = front
+    def __init__(self, backend: Backend, targets: Targets, generations: Generations) -> None:
+        self._backend = backend
         self._targets = targets
         self._generations = generations
 
     @takes(Completion)
     async def create(self, request: Request) -> Response:
         """Continues prompts."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         asked = await self._asked(tenant, await read_json(request, Completion))
         if asked.fields.stream:
             return await event_stream(request, self._events(tenant, asked))
-        responses = await unless_gone(request, self._generations.run(tenant, asked.requests))
+        responses = await unless_disconnected(request, self._generations.run(tenant, asked.requests))
         choices = [
             _choice(asked, index * asked.fields.n + i, index, response, sequence)
             for index, response in enumerate(responses)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from services.core.errors import InternalError, NotFoundError, PlatformError, UnauthenticatedError, UnavailableError
 from services.core.queue.connection import TRANSIENT_ERRORS
-from services.gateway.http.disconnect import CallerGoneError
+from services.gateway.http.disconnect import CallerDisconnectedError
 from services.gateway.http.errors import retry_headers, status_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -64,7 +64,7 @@ def answering_errors(endpoint: Endpoint) -> Endpoint:
             return await endpoint(request)
         except PlatformError as error:
             return error_response(error)
-        except CallerGoneError:
+        except CallerDisconnectedError:
             return Response(status_code=CALLER_GONE)
         except TRANSIENT_ERRORS:
             return error_response(UnavailableError.of_queue())

@@ -190,7 +190,7 @@ class Chat(Generation):
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens to generate; None: what the context has room for."""
+        """Most tokens to generate; None: as many as fit the context."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def check(self) -> None:

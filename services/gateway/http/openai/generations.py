@@ -11,7 +11,7 @@ from typing import Any
 from services.core.errors import UnavailableError, from_operation_error
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.queue.token_stream import TokenListener
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
@@ -33,9 +33,9 @@ class NewTokens:
 class Generations:
     """Runs sampling requests of one gateway's callers."""
 
-    def __init__(self, front: Front) -> None:
-        self._stores = front.stores
-        self._submission = front.submission
+    def __init__(self, backend: Backend) -> None:
+        self._stores = backend.stores
+        self._submission = backend.submission
         self._cancelling: set[asyncio.Future[bool]] = set()
 
     async def run(self, tenant: str, wanted: Sequence[sampling_pb2.SampleRequest]) -> list[sampling_pb2.SampleResponse]:

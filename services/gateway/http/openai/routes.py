@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Mount, Route
 
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.openai.chat import ChatCompletions
 from services.gateway.http.openai.completions import Completions
 from services.gateway.http.openai.errors import answering_errors
@@ -15,11 +15,11 @@ from services.gateway.http.openai.models import Models
 from services.gateway.http.openai.targets import Targets
 
 
-def openai_routes(front: Front) -> Sequence[BaseRoute]:
+def openai_routes(backend: Backend) -> Sequence[BaseRoute]:
     """All routes of this part."""
-    targets, generations = Targets(front), Generations(front)
-    completions, chat = Completions(front, targets, generations), ChatCompletions(front, targets, generations)
-    models = Models(front, targets)
+    targets, generations = Targets(backend), Generations(backend)
+    completions, chat = Completions(backend, targets, generations), ChatCompletions(backend, targets, generations)
+    models = Models(backend, targets)
     endpoints = [
         ("/completions", completions.create, "POST"),
         ("/chat/completions", chat.create, "POST"),

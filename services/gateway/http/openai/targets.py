@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, quoted
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.openai.text import ModelText
 from services.gateway.validation.fields import parse_path
 from tinker_proto.internal.v1 import job_pb2
@@ -51,8 +51,8 @@ class _Visitor:
 class Targets:
     """All targets of one gateway."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._visitors: defaultdict[str, _Visitor] = defaultdict(_Visitor)
         self._texts: OrderedDict[str, ModelText] = OrderedDict()
 
@@ -75,29 +75,29 @@ class Targets:
     async def version(self, tenant: str, name: str) -> str:
         """Where a checkpoint is stored now; "" for a base model. Raises as `of`."""
         if not name.startswith("tinker://"):
-            await self._front.stores.workers.serving(name, job_pb2.WORKER_KIND_SAMPLER, "model")
+            await self._backend.stores.workers.serving(name, job_pb2.WORKER_KIND_SAMPLER, "model")
             return ""
         path = parse_path("model", name)
         if path.kind is None:
             rule = "a path with /sampler_weights/ or /weights/ before the name"
             raise InvalidArgumentError.must_be("model", rule, quoted(name), reason="BAD_TINKER_PATH")
-        return (await self._front.stores.catalog.checkpoints.get(path, tenant)).location
+        return (await self._backend.stores.catalog.checkpoints.get(path, tenant)).location
 
     async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:
         """Says that the session is in use; False if it is gone, or has served its time and is ended here."""
         if visitor.opened >= MOST_TARGETS or time.monotonic() - visitor.since > SESSION_S:
-            await self._front.stores.sessions.end(visitor.session_id, tenant)
+            await self._backend.stores.sessions.end(visitor.session_id, tenant)
             return False
         try:
-            await self._front.stores.sessions.open(visitor.session_id, tenant)
+            await self._backend.stores.sessions.open(visitor.session_id, tenant)
         except (NotFoundError, FailedPreconditionError):
             return False
-        await self._front.stores.sessions.touch(visitor.session_id)
+        await self._backend.stores.sessions.touch(visitor.session_id)
         return True
 
     async def _open(self, visitor: _Visitor, tenant: str, name: str) -> sampling_pb2.SamplingSession:
         if not visitor.session_id or not await self._is_open(visitor, tenant):
-            session = await self._front.stores.sessions.create(tenant, SESSION_LABELS)
+            session = await self._backend.stores.sessions.create(tenant, SESSION_LABELS)
             visitor.session_id, visitor.since, visitor.opened = session.session_id, time.monotonic(), 0
             visitor.samplings.clear()
         wanted = sampling_pb2.CreateSamplingSessionRequest(
@@ -108,10 +108,10 @@ class Targets:
             wanted.model_path = name
         else:
             wanted.base_model = name
-        return await self._front.creation.sampling_session(tenant, wanted)
+        return await self._backend.creation.sampling_session(tenant, wanted)
 
     async def _text(self, base_model: str) -> ModelText:
-        stores = self._front.stores
+        stores = self._backend.stores
         blob = (await stores.workers.any_kind(base_model, "model")).tokenizer_blob
         if blob not in self._texts:
             files = job_pb2.TokenizerFiles.FromString(await stores.blobs.get(blob)).files

@@ -8,20 +8,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
 
     async def no_usage(request: Request) -> Response:
         """Nothing is billed here."""
-        await front.tenant(request)
+        await backend.tenant(request)
         return JSONResponse({"data": [], "sessions": {}})
 
     async def no_entries(request: Request) -> Response:
         """Nothing of the kind is kept here."""
-        await front.tenant(request)
+        await backend.tenant(request)
         return JSONResponse({"entries": []})
 
     return [

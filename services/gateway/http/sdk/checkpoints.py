@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.catalog.pages import Cursor, PageRequest
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.sdk.fields import Int64, SdkFields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page
@@ -40,13 +40,13 @@ class WeightsInfo(SdkFields):
     tinker_path: str
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    checkpoints, catalog = front.stores.catalog.checkpoints, front.stores.catalog
+    checkpoints, catalog = backend.stores.catalog.checkpoints, backend.stores.catalog
 
     async def listing(request: Request) -> Response:
         """The tenant's checkpoints."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         wanted = offset_page(request, DEFAULT_CHECKPOINTS_PER_PAGE)
         found, page = await catalog.checkpoint_page(tenant, "", wanted)
         cursor = cursor_fields(wanted, page.total_size)
@@ -54,7 +54,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 
     async def of_run(request: Request) -> Response:
         """The checkpoints of a run."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         found: list[checkpoint_pb2.Checkpoint] = []
         after: Cursor | None = None
         while True:
@@ -68,21 +68,21 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 
     async def delete(request: Request) -> Response:
         """Deletes a checkpoint."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         removed = await checkpoints.remove(path_of(request), tenant)
-        await front.stores.pins.remove_if_unpinned(removed.location)
+        await backend.stores.pins.remove_if_unpinned(removed.location)
         return Response(status_code=204)
 
     async def publish(request: Request) -> Response:
         """Lets every tenant read a checkpoint, or takes that back."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         await checkpoints.set_public(path_of(request), tenant, public=request.method == "POST")
         return Response(status_code=204)
 
     @takes(Ttl)
     async def limit(request: Request) -> Response:
         """Sets or removes when a checkpoint deletes itself."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         seconds = (await read_json(request, Ttl)).ttl_seconds
         check_ttl("ttl_seconds", checkpoint_pb2.SetCheckpointTtlRequest(ttl_seconds=seconds))
         await checkpoints.set_lifetime(path_of(request), tenant, seconds)
@@ -91,7 +91,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     @takes(WeightsInfo)
     async def info(request: Request) -> Response:
         """What a checkpoint holds."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         path = parse_path("tinker_path", (await read_json(request, WeightsInfo)).tinker_path)
         stored = (await checkpoints.get(path, tenant)).checkpoint
         config = stored.lora_config

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.process.workers import supported_models
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_body
 
 MAX_TELEMETRY_BYTES = 4 << 20
@@ -27,28 +27,28 @@ FLAGS = {
 DYNAMIC_FLAGS = {"refresh_interval_sec": 300, "sample_cancel_enabled": True, "sample_cancel_max_batch_size": 64}
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
 
     async def config(request: Request) -> Response:
         """What the SDK may use."""
-        await front.tenant(request)
+        await backend.tenant(request)
         return JSONResponse(FLAGS)
 
     async def dynamic_config(request: Request) -> Response:
         """What the SDK may use, asked for again and again."""
-        await front.tenant(request)
+        await backend.tenant(request)
         return JSONResponse(DYNAMIC_FLAGS)
 
     async def telemetry(request: Request) -> Response:
         """Read and forgotten: nobody here evaluates it."""
-        await front.tenant(request)
+        await backend.tenant(request)
         await read_body(request, MAX_TELEMETRY_BYTES)
         return JSONResponse({"status": "accepted"})
 
     async def capabilities(request: Request) -> Response:
         """The base models that are served."""
-        await front.tenant(request)
+        await backend.tenant(request)
         known = [
             {
                 "model_name": found.model_name,
@@ -56,7 +56,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
                 "trainable": found.trainable,
                 "sampleable": found.sampleable,
             }
-            for found in supported_models(await front.stores.workers.live())
+            for found in supported_models(await backend.stores.workers.live())
         ]
         return JSONResponse({"supported_models": known})
 

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.catalog.download_links import DownloadLink
 from services.core.errors import NotFoundError
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.sdk.checkpoints import ONE, path_of
 from services.gateway.transfers import CheckpointFiles
 from services.gateway.validation.fields import parse_path
@@ -26,20 +26,20 @@ from tinker_proto.v1 import checkpoint_pb2
 VALID = timedelta(hours=1)
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    links = front.stores.download_links
+    links = backend.stores.download_links
 
     async def checkpoint(request: Request) -> tuple[StoredCheckpoint, DownloadLink, str]:
-        tenant = await front.tenant(request)
-        stored = await front.stores.catalog.checkpoints.get(path_of(request), tenant)
+        tenant = await backend.tenant(request)
+        stored = await backend.stores.catalog.checkpoints.get(path_of(request), tenant)
         link = DownloadLink(stored.checkpoint.tinker_path, tenant, datetime.now(UTC) + VALID)
         return stored, link, await links.sign(link)
 
     async def urls(request: Request) -> Response:
         """Links to a checkpoint's files."""
         stored, link, token = await checkpoint(request)
-        files = await front.files.of_checkpoint(stored)
+        files = await backend.files.of_checkpoint(stored)
         content = {file.name: str(request.url_for("download", token=token, name=file.name)) for file in files}
         return JSONResponse({"urls": content, "expires": link.expires.isoformat()})
 
@@ -54,14 +54,14 @@ def routes(front: Front) -> Sequence[BaseRoute]:
         """What a link leads to."""
         link = await links.verify(request.path_params["token"])
         path = parse_path("token", link.tinker_path)
-        stored = await front.stores.catalog.checkpoints.get(path, link.tenant)
-        wanted, files = request.path_params["name"], await front.files.of_checkpoint(stored)
+        stored = await backend.stores.catalog.checkpoints.get(path, link.tenant)
+        wanted, files = request.path_params["name"], await backend.files.of_checkpoint(stored)
         if wanted == f"{path.name}.tar":
-            return StreamingResponse(_tar(front.files, stored, files), media_type="application/x-tar")
+            return StreamingResponse(_tar(backend.files, stored, files), media_type="application/x-tar")
         for file in files:
             if file.name == wanted:
                 headers = {"content-length": str(file.size_bytes)}
-                pieces = front.files.read_checkpoint(stored, wanted, 0)
+                pieces = backend.files.read_checkpoint(stored, wanted, 0)
                 return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
         raise NotFoundError(f"there is no file {wanted[:100]!r} in {path}", reason="FILE_NOT_FOUND")
 

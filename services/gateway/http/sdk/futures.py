@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.sdk import results
@@ -62,9 +62,9 @@ class Cancel(SdkFields):
     request_id: str
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    futures = Futures(front)
+    futures = Futures(backend)
     return [
         Route("/retrieve_future", futures.retrieve, methods=["POST"]),
         Route("/retrieve_futures", futures.retrieve_many, methods=["POST"]),
@@ -75,14 +75,14 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 class Futures:
     """The endpoints of this group."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
-        self._stores = front.stores
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._stores = backend.stores
 
     @takes(Retrieve)
     async def retrieve(self, request: Request) -> Response:
         """A result as soon as there is one."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         name = OperationName.parse((await read_json(request, Retrieve)).request_id)
         deadline = asyncio.get_running_loop().time() + HOLD_S
         operation = await until_done(self._stores, name, tenant, deadline)
@@ -110,7 +110,7 @@ class Futures:
     @takes(RetrieveMany)
     async def retrieve_many(self, request: Request) -> Response:
         """What a client of a sampling session has had finished since its cursor."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, RetrieveMany)
         target = fields.target
         sampling, _ = await self._stores.catalog.sampling_session(target.sampling_session_id, tenant)
@@ -137,7 +137,7 @@ class Futures:
     @takes(Cancel)
     async def cancel(self, request: Request) -> Response:
         """Ends an operation that has not begun, or that samples; another is left as it is."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         name = OperationName.parse((await read_json(request, Cancel)).request_id)
         await self._stores.operations.get(str(name), tenant)
         await self._stores.operations.cancel(name)
@@ -165,7 +165,7 @@ class Futures:
                 session_id=session_id, sampling_session_seq_id=seq_id, model_path=path
             )
             follows = name if reserved.inflight else None
-            opened = await self._front.creation.sampling_session(tenant, wanted, follows)
+            opened = await self._backend.creation.sampling_session(tenant, wanted, follows)
         if opened.model_path != path and not reserved.inflight:
             rule = "unused by other sampling sessions of the session"
             raise InvalidArgumentError.must_be("sampling_session_seq_id", rule, seq_id)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.routing import BaseRoute, Mount
 
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.sdk import (
     billing,
     checkpoints,
@@ -22,6 +22,6 @@ from services.gateway.http.sdk import (
 _GROUPS = (client, sessions, training, sampling, futures, runs, checkpoints, downloads, billing)
 
 
-def sdk_routes(front: Front) -> Sequence[BaseRoute]:
+def sdk_routes(backend: Backend) -> Sequence[BaseRoute]:
     """All routes of the SDK."""
-    return [Mount("/api/v1", routes=[route for group in _GROUPS for route in group.routes(front)])]
+    return [Mount("/api/v1", routes=[route for group in _GROUPS for route in group.routes(backend)])]

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError, quoted
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.sdk.data import ModelInput, TensorFields
 from services.gateway.http.sdk.fields import Int32, Int64, SdkFields, SeqId
@@ -112,16 +112,16 @@ class JoinSamplingSession(SdkFields):
     sampling_session_id: str
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    catalog = front.stores.catalog
+    catalog = backend.stores.catalog
 
     @takes(CreateSamplingSession)
     async def create(request: Request) -> Response:
         """Opens a sampling session."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         fields = await read_json(request, CreateSamplingSession)
-        sampling = await front.creation.sampling_session(tenant, fields.message())
+        sampling = await backend.creation.sampling_session(tenant, fields.message())
         if fields.base_model not in (None, sampling.base_model):
             rule = f"the checkpoint's, {sampling.base_model!r}"
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
@@ -131,14 +131,14 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     @takes(JoinSamplingSession)
     async def join(request: Request) -> Response:
         """Counts one more client of a sampling session."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         fields = await read_json(request, JoinSamplingSession)
         sampling, _ = await catalog.sampling_session(fields.sampling_session_id, tenant)
         return JSONResponse({"client_counter": await catalog.count_client(sampling.sampling_session_id)})
 
     async def get(request: Request) -> Response:
         """What a sampling session samples from."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         sampling, _ = await catalog.sampling_session(request.path_params["sampler"], tenant)
         content = {"sampler_id": sampling.sampling_session_id, "base_model": sampling.base_model}
         return JSONResponse({**content, "model_path": sampling.model_path or None})
@@ -146,9 +146,9 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     @takes(Sample)
     async def sample(request: Request) -> Response:
         """Queues a generation."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         wanted = (await read_json(request, Sample)).message()
-        operation = await front.submission.sample(tenant, wanted)
+        operation = await backend.submission.sample(tenant, wanted)
         sequences = [f"{operation.name}:{i}" for i in range(wanted.num_samples)]
         return JSONResponse({"request_id": operation.name, "sample_sequence_ids": sequences})
 

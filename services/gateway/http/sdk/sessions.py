@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.errors import error_response
 from services.gateway.http.sdk.fields import Metadata, SdkFields
@@ -50,14 +50,14 @@ class Finish(SdkFields):
     detail: str | None = None
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    sessions = front.stores.sessions
+    sessions = backend.stores.sessions
 
     @takes(CreateSession)
     async def create(request: Request) -> Response:
         """Opens a session."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         fields = await read_json(request, CreateSession)
         session = await sessions.create(tenant, _labels(fields))
         return JSONResponse({"type": "create_session", "session_id": session.session_id})
@@ -65,7 +65,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     @takes(Heartbeat)
     async def heartbeat(request: Request) -> Response:
         """Says that the client is there."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         session_id = (await read_json(request, Heartbeat)).session_id
         try:
             await sessions.open(session_id, tenant)
@@ -77,7 +77,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
     @takes(Finish)
     async def finish(request: Request) -> Response:
         """Ends a session."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         await read_json(request, Finish)
         session = await sessions.get(request.path_params["session"], tenant)
         await sessions.end(session.session_id, tenant)
@@ -85,7 +85,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 
     async def get(request: Request) -> Response:
         """A session with its runs and samplers."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         refuse_foreign_scope(request)
         session = await sessions.get_with_contents(request.path_params["session"], tenant)
         labels = dict(session.user_metadata)
@@ -100,7 +100,7 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 
     async def listing(request: Request) -> Response:
         """The tenant's sessions."""
-        tenant = await front.tenant(request)
+        tenant = await backend.tenant(request)
         refuse_foreign_scope(request)
         found, _ = await sessions.page(tenant, offset_page(request, 20))
         return JSONResponse({"sessions": [session.session_id for session in found]})

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, quoted
-from services.gateway.http.backend import Front
+from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, read_protobuf, takes
 from services.gateway.http.sdk.data import LossRequest, fill_loss
 from services.gateway.http.sdk.training_fields import (
@@ -30,9 +30,9 @@ UNNAMED_TTL_S = 24 * 3600
 """How long weights without a name stay in the catalog; their sampling session keeps the files as long as it lives."""
 
 
-def routes(front: Front) -> Sequence[BaseRoute]:
+def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
-    training = Training(front)
+    training = Training(backend)
     posts = {
         "/create_model": training.create_model,
         "/get_info": training.get_info,
@@ -49,21 +49,21 @@ def routes(front: Front) -> Sequence[BaseRoute]:
 class Training:
     """The endpoints of this group."""
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     @takes(CreateModel)
     async def create_model(self, request: Request) -> Response:
         """A run with a fresh adapter."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, CreateModel)
-        return _promise(await self._front.creation.training_run(tenant, fields.message()))
+        return _promise(await self._backend.creation.training_run(tenant, fields.message()))
 
     @takes(GetInfo)
     async def get_info(self, request: Request) -> Response:
         """A run's base model and adapter."""
-        tenant = await self._front.tenant(request)
-        run = await self._front.stores.catalog.run_record((await read_json(request, GetInfo)).model_id, tenant)
+        tenant = await self._backend.tenant(request)
+        run = await self._backend.stores.catalog.run_record((await read_json(request, GetInfo)).model_id, tenant)
         return JSONResponse(
             {
                 "type": "get_info",
@@ -79,8 +79,8 @@ class Training:
     @takes(sdk_pb2.ForwardBackwardRequest)
     async def forward_backward(self, request: Request) -> Response:
         """A loss, with or without its gradient."""
-        tenant = await self._front.tenant(request)
-        limit = self._front.settings.max_message_bytes
+        tenant = await self._backend.tenant(request)
+        limit = self._backend.settings.max_message_bytes
         given = await read_protobuf(request, sdk_pb2.ForwardBackwardRequest(), limit)
         wanted: LossRequest = (
             training_pb2.ForwardRequest() if given.forward_only else training_pb2.ForwardBackwardRequest()
@@ -95,53 +95,53 @@ class Training:
     @takes(OptimStep)
     async def optim_step(self, request: Request) -> Response:
         """An optimizer step."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, OptimStep)
         return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(SaveWeights)
     async def save_weights(self, request: Request) -> Response:
         """A training checkpoint."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         return await self._enter(tenant, (await read_json(request, SaveWeights)).message())
 
     @takes(SaveWeightsForSampler)
     async def save_weights_for_sampler(self, request: Request) -> Response:
         """A sampler checkpoint; an unnamed one gets a sampling session."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, SaveWeightsForSampler)
         wanted, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
         if fields.sampling_session_seq_id is not None and refusal is None:
-            await self._front.stores.catalog.run_record(fields.model_id, tenant)
+            await self._backend.stores.catalog.run_record(fields.model_id, tenant)
             operation = f"{fields.model_id}:{fields.seq_id}"
             reserved = ReservedSampler(fields.sampling_session_seq_id, fields.kind == "inflight")
-            await self._front.stores.reserved_samplers.reserve(operation, reserved)
+            await self._backend.stores.reserved_samplers.reserve(operation, reserved)
         return await self._enter(tenant, wanted, refusal)
 
     @takes(SaveExternal)
     async def save_weights_external(self, request: Request) -> Response:
         """A sampler checkpoint to be downloaded."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, SaveExternal)
         return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(LoadWeights)
     async def load_weights(self, request: Request) -> Response:
         """A checkpoint into a run, or a new run from a checkpoint."""
-        tenant = await self._front.tenant(request)
+        tenant = await self._backend.tenant(request)
         fields = await read_json(request, LoadWeights)
         if fields.model_id is not None:
             return await self._enter(tenant, fields.message(), fields.refusal())
         wanted = fields.creation()
         path = training_path("path", fields.path)
-        base_model = (await self._front.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
+        base_model = (await self._backend.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
         if fields.base_model not in (None, base_model):
             rule = f"the checkpoint's, {base_model!r}"
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
-        return _promise(await self._front.creation.training_run_from_checkpoint(tenant, wanted))
+        return _promise(await self._backend.creation.training_run_from_checkpoint(tenant, wanted))
 
     async def _enter(self, tenant: str, wanted: RunRequest, refusal: InvalidArgumentError | None = None) -> Response:
-        return _promise(await self._front.submission.enter(tenant, wanted, refusal))
+        return _promise(await self._backend.submission.enter(tenant, wanted, refusal))
 
 
 def _promise(operation: operation_pb2.Operation) -> Response:
