@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 class APIFuture(Generic[T]):
-    """The result, to come, of something that the platform does."""
+    """Result of an operation or call that the platform has not finished yet.
+
+    `await future` gives the result in any event loop, any number of times.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,18 @@ class APIFuture(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self, timeout: float | None = None) -> T:
-        """Waits for the result at most `timeout` seconds; TimeoutError does not cancel the operation.
+        """Waits for the result and returns it.
+
+        Args:
+            timeout: most seconds to wait; None: no limit.
+
+        Returns:
+            The value that the method which made this future describes.
 
         Raises:
-            TinkerError: the operation failed.
-            TimeoutError: it has not finished yet; ask again.
+            TinkerError: the operation was refused or failed.
+            TimeoutError: it has not finished yet; it goes on, and the result can be asked for again.
+            RuntimeError: called in a callback of a future, where waiting would never end.
         """
         self._loop.refuse_own_thread()
         return self._future.result(timeout)
@@ -49,19 +59,30 @@ class APIFuture(Generic[T]):
             return await asyncio.wrap_future(self._future)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Waits like `result` and returns what it would raise, or None."""
+        """Waits like `result` and returns the exception that it would raise; None if the operation succeeded.
+
+        Args:
+            timeout: most seconds to wait; None: no limit.
+
+        Raises:
+            TimeoutError: it has not finished yet.
+            RuntimeError: called in a callback of a future, where waiting would never end.
+        """
         self._loop.refuse_own_thread()
         return self._future.exception(timeout)
 
     def done(self) -> bool:
-        """Whether `result` would return or raise at once."""
+        """Returns whether `result` would return or raise at once."""
         return self._future.done()
 
     def cancel(self) -> bool:
-        """Asks the platform to drop the operation; False if it is done already, or is a call that ends soon anyway.
+        """Asks the platform to drop the operation.
 
         An operation that has not begun, or that samples, then fails with a RequestFailedError of code CANCELLED; one
-        that trains goes on and finishes normally. Either way the operations after it are carried out.
+        that trains and has begun finishes normally. The operations after it are carried out either way.
+
+        Returns:
+            False if it is done already, or cannot be cancelled, as a lookup; True if the platform is asked.
         """
         if self._cancel is None or self._future.done():
             return False
@@ -69,5 +90,8 @@ class APIFuture(Generic[T]):
         return True
 
     def future(self) -> Future[T]:
-        """The result as a `concurrent.futures.Future`; its callbacks run on the client's thread and must not block."""
+        """Returns the result as a `concurrent.futures.Future`.
+
+        Its callbacks run on the client's own thread: they must return soon, and must not wait for the client.
+        """
         return self._future

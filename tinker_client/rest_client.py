@@ -22,66 +22,222 @@ T = TypeVar("T")
 
 
 class RestClient:
-    """Reads, shares and deletes what the API key's owner has made; reads what others have published."""
+    """Lists, shares, downloads and deletes what the owner of the API key made."""
 
     def __init__(
         self, *, base_url: str | None = None, api_key: str | None = None, connection: Connection | None = None
     ) -> None:
-        """Address and key as ServiceClient, whose `connection` is shared if it made this client."""
+        """Says where the platform is; sends nothing.
+
+        Args:
+            base_url: as in ServiceClient.
+            api_key: as in ServiceClient.
+            connection: the connection of the ServiceClient that creates this client; None: a new one.
+
+        Raises:
+            ValueError: `base_url` is not an address as in ServiceClient.
+            AuthenticationError: there is no API key.
+        """
         self._shares = connection is not None
         self._connection = connection or Connection(base_url, api_key)
         self._calls = CatalogCalls(self._connection.transport)
 
     def get_server_capabilities(self) -> APIFuture[types.GetServerCapabilitiesResponse]:
-        """The base models that are served at this moment, and their limits."""
+        """Looks up the base models that are served at this moment.
+
+        Returns:
+            A future of GetServerCapabilitiesResponse: the models and their limits.
+
+        Raises:
+            APIStatusError: raised by the future: the platform refused the call.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.server_capabilities())
 
     def get_training_run(self, training_run_id: str) -> APIFuture[types.TrainingRun]:
-        """One training run."""
+        """Looks up one training run.
+
+        Args:
+            training_run_id: id of the run.
+
+        Returns:
+            A future of TrainingRun.
+
+        Raises:
+            APIStatusError: raised by the future: NotFoundError: there is no such run.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.training_run(training_run_id))
 
     def get_training_run_by_tinker_path(self, tinker_path: str) -> APIFuture[types.TrainingRun]:
-        """The training run that wrote a checkpoint."""
+        """Looks up the training run that wrote a checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint.
+
+        Returns:
+            A future of TrainingRun.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such run.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self.get_training_run(TinkerPath.parse(tinker_path).training_run_id)
 
     def list_training_runs(self, limit: int = 20, page_token: str = "") -> APIFuture[types.TrainingRunsResponse]:
-        """A page of training runs, newest first; `page_token` is the `next_page_token` of the page before."""
+        """Lists training runs, newest first.
+
+        Args:
+            limit: most runs on the page, 1 to 1,000.
+            page_token: `next_page_token` of the page before; empty: the first page.
+
+        Returns:
+            A future of TrainingRunsResponse: a page, and the token of the next one.
+
+        Raises:
+            ValueError: `limit` is not in [1, 1000]; raised by the call itself.
+            APIStatusError: raised by the future: the platform refused the call.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.training_runs(_page_size(limit), page_token))
 
     def list_training_metrics(
         self, training_run_id: str, limit: int = LARGEST_PAGE, page_token: str = ""
     ) -> APIFuture[types.TrainingMetricsResponse]:
-        """A page of what a run's operations have measured, oldest first."""
+        """Lists what the operations of a run measured, oldest first.
+
+        Args:
+            training_run_id: id of the run.
+            limit: most entries on the page, 1 to 1,000.
+            page_token: `next_page_token` of the page before; empty: the first page.
+
+        Returns:
+            A future of TrainingMetricsResponse: a page, and the token of the next one.
+
+        Raises:
+            ValueError: `limit` is not in [1, 1000]; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such run.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.training_metrics(training_run_id, _page_size(limit), page_token))
 
     def list_checkpoints(self, training_run_id: str) -> APIFuture[types.CheckpointsListResponse]:
-        """All checkpoints of one training run, newest first."""
+        """Lists all checkpoints of one training run, newest first.
+
+        Args:
+            training_run_id: id of the run.
+
+        Returns:
+            A future of CheckpointsListResponse: all of them, with an empty token.
+
+        Raises:
+            APIStatusError: raised by the future: the platform refused the call.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.all_checkpoints(training_run_id))
 
     def list_user_checkpoints(self, limit: int = 100, page_token: str = "") -> APIFuture[types.CheckpointsListResponse]:
-        """A page of all checkpoints, newest first; `page_token` is the `next_page_token` of the page before."""
+        """Lists the checkpoints of all runs, newest first.
+
+        Args:
+            limit: most checkpoints on the page, 1 to 1,000.
+            page_token: `next_page_token` of the page before; empty: the first page.
+
+        Returns:
+            A future of CheckpointsListResponse: a page, and the token of the next one.
+
+        Raises:
+            ValueError: `limit` is not in [1, 1000]; raised by the call itself.
+            APIStatusError: raised by the future: the platform refused the call.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.checkpoints(_page_size(limit), page_token))
 
     def get_checkpoint(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
-        """One checkpoint; the two-part form of a path means the only one of that name."""
+        """Looks up one checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+
+        Returns:
+            A future of Checkpoint.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.checkpoint(_path(tinker_path)))
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> APIFuture[types.WeightsInfoResponse]:
-        """What a checkpoint's weights are for: base model and adapter shape."""
+        """Looks up base model and adapter shape of a checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+
+        Returns:
+            A future of WeightsInfoResponse.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._weights_info(_path(tinker_path)))
 
     def publish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
-        """Lets every user of the platform read, load, sample and download a checkpoint; only its owner changes it."""
+        """Lets every user of the platform read, load, sample and download a checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+
+        Returns:
+            A future of the published Checkpoint.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint; PermissionDeniedError: it
+                is another user's.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.publish(_path(tinker_path)))
 
     def unpublish_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[types.Checkpoint]:
-        """Takes a publication back; sampling clients that are open keep the checkpoint."""
+        """Takes a publication back; open sampling clients keep the checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+
+        Returns:
+            A future of the Checkpoint.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint; PermissionDeniedError: it
+                is another user's.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.unpublish(_path(tinker_path)))
 
     def set_checkpoint_ttl_from_tinker_path(
         self, tinker_path: str, ttl_seconds: int | None
     ) -> APIFuture[types.Checkpoint]:
-        """Has a checkpoint delete itself so many seconds from now; None: never."""
+        """Sets or removes the expiry of a checkpoint.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+            ttl_seconds: seconds from now until the platform deletes it, 3,600 to 315,360,000 (ten years); None: never.
+
+        Returns:
+            A future of the Checkpoint, with its `expires_at`.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path, or `ttl_seconds` no integer; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint; PermissionDeniedError: it
+                is another user's; BadRequestError: `ttl_seconds` is out of range.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         with _convert.naming("ttl_seconds"):
             request = checkpoint_pb2.SetCheckpointTtlRequest(tinker_path=_path(tinker_path), ttl_seconds=ttl_seconds)
         return self._start(self._calls.set_ttl(request))
@@ -89,103 +245,167 @@ class RestClient:
     def download_checkpoint(
         self, tinker_path: str, directory: str | Path, progress: ReportBytes | None = None
     ) -> APIFuture[Path]:
-        """Writes a checkpoint into a directory that PEFT can load; returns the directory.
+        """Downloads a checkpoint as a directory that PEFT can load; the same call resumes a download.
 
-        An interrupted download goes on where it stopped when it is asked for again. `progress` is called with the bytes
-        that are here and the bytes in all. A file of the same name with other content is a FileExistsError.
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+            directory: where to write; created if it is missing.
+            progress: called with (bytes here, bytes in all) on the client's own thread, so it must return soon; None:
+                nothing.
+
+        Returns:
+            A future of the directory's path.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            FileExistsError: raised by the future: a file of the same name has other content; nothing was downloaded.
+            TinkerError: raised by the future: a file arrived damaged.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
         """
         return self._start(self._download(_path(tinker_path), Path(directory), progress))
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> APIFuture[None]:
-        """Deletes a checkpoint, e.g. of id "weights/step-100"."""
+        """Deletes a checkpoint; open sampling clients keep it.
+
+        Args:
+            training_run_id: id of the run.
+            checkpoint_id: `weights/<name>` or `sampler_weights/<name>`.
+
+        Returns:
+            A future of None.
+
+        Raises:
+            ValueError: the two do not make a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint; PermissionDeniedError: it
+                is another user's.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture[None]:
-        """Deletes a checkpoint; sampling clients that are open keep it."""
+        """Deletes a checkpoint; open sampling clients keep it.
+
+        Args:
+            tinker_path: path of the checkpoint; the form without a kind means the only checkpoint of that name.
+
+        Returns:
+            A future of None.
+
+        Raises:
+            ValueError: `tinker_path` is not a tinker path; raised by the call itself.
+            APIStatusError: raised by the future: NotFoundError: there is no such checkpoint; PermissionDeniedError: it
+                is another user's.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.delete(_path(tinker_path)))
 
     def get_session(self, session_id: str) -> APIFuture[types.Session]:
-        """A session with the ids of what was made in it."""
+        """Looks up a session, with the ids of its training runs and sampling sessions.
+
+        Args:
+            session_id: id of the session.
+
+        Returns:
+            A future of Session.
+
+        Raises:
+            APIStatusError: raised by the future: NotFoundError: there is no such session.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.session(session_id))
 
     def list_sessions(self, limit: int = 20, page_token: str = "") -> APIFuture[types.ListSessionsResponse]:
-        """A page of sessions, newest first; `page_token` is the `next_page_token` of the page before."""
+        """Lists sessions, newest first.
+
+        Args:
+            limit: most sessions on the page, 1 to 1,000.
+            page_token: `next_page_token` of the page before; empty: the first page.
+
+        Returns:
+            A future of ListSessionsResponse: a page, and the token of the next one.
+
+        Raises:
+            ValueError: `limit` is not in [1, 1000]; raised by the call itself.
+            APIStatusError: raised by the future: the platform refused the call.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
+        """
         return self._start(self._calls.sessions(_page_size(limit), page_token))
 
     async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
-        """`get_server_capabilities`, awaited."""
+        """Like `get_server_capabilities` in an event loop; awaiting it gives the value."""
         return await self.get_server_capabilities()
 
     async def get_training_run_async(self, training_run_id: str) -> types.TrainingRun:
-        """`get_training_run`, awaited."""
+        """Like `get_training_run` in an event loop; awaiting it gives the value."""
         return await self.get_training_run(training_run_id)
 
     async def get_training_run_by_tinker_path_async(self, tinker_path: str) -> types.TrainingRun:
-        """`get_training_run_by_tinker_path`, awaited."""
+        """Like `get_training_run_by_tinker_path` in an event loop; awaiting it gives the value."""
         return await self.get_training_run_by_tinker_path(tinker_path)
 
     async def list_training_runs_async(self, limit: int = 20, page_token: str = "") -> types.TrainingRunsResponse:
-        """`list_training_runs`, awaited."""
+        """Like `list_training_runs` in an event loop; awaiting it gives the value."""
         return await self.list_training_runs(limit, page_token)
 
     async def list_training_metrics_async(
         self, training_run_id: str, limit: int = LARGEST_PAGE, page_token: str = ""
     ) -> types.TrainingMetricsResponse:
-        """`list_training_metrics`, awaited."""
+        """Like `list_training_metrics` in an event loop; awaiting it gives the value."""
         return await self.list_training_metrics(training_run_id, limit, page_token)
 
     async def list_checkpoints_async(self, training_run_id: str) -> types.CheckpointsListResponse:
-        """`list_checkpoints`, awaited."""
+        """Like `list_checkpoints` in an event loop; awaiting it gives the value."""
         return await self.list_checkpoints(training_run_id)
 
     async def list_user_checkpoints_async(
         self, limit: int = 100, page_token: str = ""
     ) -> types.CheckpointsListResponse:
-        """`list_user_checkpoints`, awaited."""
+        """Like `list_user_checkpoints` in an event loop; awaiting it gives the value."""
         return await self.list_user_checkpoints(limit, page_token)
 
     async def get_checkpoint_async(self, tinker_path: str) -> types.Checkpoint:
-        """`get_checkpoint`, awaited."""
+        """Like `get_checkpoint` in an event loop; awaiting it gives the value."""
         return await self.get_checkpoint(tinker_path)
 
     async def get_weights_info_by_tinker_path_async(self, tinker_path: str) -> types.WeightsInfoResponse:
-        """`get_weights_info_by_tinker_path`, awaited."""
+        """Like `get_weights_info_by_tinker_path` in an event loop; awaiting it gives the value."""
         return await self.get_weights_info_by_tinker_path(tinker_path)
 
     async def publish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> types.Checkpoint:
-        """`publish_checkpoint_from_tinker_path`, awaited."""
+        """Like `publish_checkpoint_from_tinker_path` in an event loop; awaiting it gives the value."""
         return await self.publish_checkpoint_from_tinker_path(tinker_path)
 
     async def unpublish_checkpoint_from_tinker_path_async(self, tinker_path: str) -> types.Checkpoint:
-        """`unpublish_checkpoint_from_tinker_path`, awaited."""
+        """Like `unpublish_checkpoint_from_tinker_path` in an event loop; awaiting it gives the value."""
         return await self.unpublish_checkpoint_from_tinker_path(tinker_path)
 
     async def set_checkpoint_ttl_from_tinker_path_async(
         self, tinker_path: str, ttl_seconds: int | None
     ) -> types.Checkpoint:
-        """`set_checkpoint_ttl_from_tinker_path`, awaited."""
+        """Like `set_checkpoint_ttl_from_tinker_path` in an event loop; awaiting it gives the value."""
         return await self.set_checkpoint_ttl_from_tinker_path(tinker_path, ttl_seconds)
 
     async def download_checkpoint_async(
         self, tinker_path: str, directory: str | Path, progress: ReportBytes | None = None
     ) -> Path:
-        """`download_checkpoint`, awaited."""
+        """Like `download_checkpoint` in an event loop; awaiting it gives the value."""
         return await self.download_checkpoint(tinker_path, directory, progress)
 
     async def delete_checkpoint_async(self, training_run_id: str, checkpoint_id: str) -> None:
-        """`delete_checkpoint`, awaited."""
+        """Like `delete_checkpoint` in an event loop; awaiting it gives the value."""
         await self.delete_checkpoint(training_run_id, checkpoint_id)
 
     async def delete_checkpoint_from_tinker_path_async(self, tinker_path: str) -> None:
-        """`delete_checkpoint_from_tinker_path`, awaited."""
+        """Like `delete_checkpoint_from_tinker_path` in an event loop; awaiting it gives the value."""
         await self.delete_checkpoint_from_tinker_path(tinker_path)
 
     async def get_session_async(self, session_id: str) -> types.Session:
-        """`get_session`, awaited."""
+        """Like `get_session` in an event loop; awaiting it gives the value."""
         return await self.get_session(session_id)
 
     async def list_sessions_async(self, limit: int = 20, page_token: str = "") -> types.ListSessionsResponse:
-        """`list_sessions`, awaited."""
+        """Like `list_sessions` in an event loop; awaiting it gives the value."""
         return await self.list_sessions(limit, page_token)
 
     def close(self) -> None:

@@ -28,7 +28,10 @@ Messages = AsyncIterator[sampling_pb2.SampleStreamResponse]
 
 
 class SampleStream:
-    """Tokens of one `sample_stream` call; `with` or `async with` cancels what is not read to the end."""
+    """Tokens of one `sample_stream` call, as SampledToken values in the order in which they arrive; for one reader.
+
+    Leaving a `with` or `async with` block cancels a generation that is not finished.
+    """
 
     def __init__(
         self,
@@ -72,19 +75,22 @@ class SampleStream:
         return self._waiting.popleft()
 
     def result(self) -> types.SampleResponse:
-        """Waits for the end and returns what `sample` would have; tokens that were not read stay readable.
+        """Waits for the end of the generation and returns it; tokens that were not read can still be read.
+
+        Returns:
+            The SampleResponse that `sample` would return.
 
         Raises:
-            TinkerError: the operation failed, or was cancelled.
+            TinkerError: the operation was refused, failed or was cancelled.
         """
         return self._loop.run(self._read_all())
 
     async def result_async(self) -> types.SampleResponse:
-        """`result`, awaited."""
+        """Like `result`, for use in an event loop; awaiting it gives the value."""
         return await asyncio.wrap_future(self._loop.start(self._read_all()))
 
     def cancel(self) -> None:
-        """Asks the platform to drop the generation; what it holds is free at once. Nothing happens if it is done."""
+        """Asks the platform to drop the generation, and so to free its memory; has no effect if it is done."""
         self._loop.start(self._cancel())
 
     def __enter__(self) -> Self:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class SampleOptions(TypedDict, total=False):
-    """What `sample` can return beside the tokens; see there."""
+    """Optional arguments of `SamplingClient.sample` and `sample_stream`; `sample` describes them."""
 
     include_prompt_logprobs: bool
     topk_prompt_logprobs: int | None
@@ -43,7 +43,10 @@ class SampleOptions(TypedDict, total=False):
 
 
 class SamplingClient:
-    """Samples from one fixed set of weights; made by ServiceClient, or by TrainingClient from what it has saved."""
+    """Samples from one fixed set of weights; created by ServiceClient, or by TrainingClient from what it saved.
+
+    Requests have no order among each other, and many can be outstanding.
+    """
 
     def __init__(
         self, connection: Connection, session: OpenSession, sampling_session: sampling_pb2.SamplingSession
@@ -60,7 +63,17 @@ class SamplingClient:
     async def open(
         cls, connection: Connection, *, model_path: str | None = None, base_model: str | None = None
     ) -> SamplingClient:
-        """Opens a sampling session for exactly one of the two; on the background loop."""
+        """Opens a sampling session, on the background loop; users call `ServiceClient.create_sampling_client`.
+
+        Args:
+            connection: the channel and its session.
+            model_path: a checkpoint; exactly one of the two is given.
+            base_model: a base model.
+
+        Raises:
+            APIStatusError: the platform refused; NotFoundError: there is no such checkpoint or model.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         session = await connection.session()
         request = sampling_pb2.CreateSamplingSessionRequest(
             session_id=session.session_id,
@@ -75,7 +88,7 @@ class SamplingClient:
 
     @property
     def model_path(self) -> str | None:
-        """The checkpoint's full path; None for a base model."""
+        """Full path of the checkpoint; None for a base model."""
         return self._model_path or None
 
     def sample(
@@ -90,19 +103,33 @@ class SamplingClient:
         prompt_logprobs_last_n: int | None = None,
         include_raw_logprobs: bool = False,
     ) -> APIFuture[types.SampleResponse]:
-        """Continues `prompt` `num_samples` times; all of them share the work on the prompt.
+        """Generates `num_samples` completions of a prompt, which share the work on the prompt.
 
         Args:
             prompt: at least one token.
-            num_samples: how many completions; they differ from each other under one seed.
-            sampling_params: how tokens are drawn.
-            include_prompt_logprobs: also return each prompt token's logprob.
-            topk_prompt_logprobs: also return the k likeliest tokens at each prompt position.
-            topk_sample_logprobs: also return the k likeliest tokens at each generated token's position.
-            target_prompt_logprobs: also return the logprobs of these token ids, as many for each prompt token, where
-                that prompt token is predicted.
-            prompt_logprobs_last_n: score only the last n prompt tokens; earlier entries stay empty.
-            include_raw_logprobs: also return generated tokens' logprobs at temperature 1.
+            num_samples: number of completions, 1 to 1,024; they differ from each other under one seed.
+            sampling_params: how tokens are drawn, and what ends a completion.
+            include_prompt_logprobs: also return the log-probability of each prompt token.
+            topk_prompt_logprobs: also return this many likeliest tokens at each prompt position, at most 100; None:
+                none.
+            topk_sample_logprobs: also return this many likeliest tokens at each generated token's position, at most
+                100.
+            target_prompt_logprobs: also return the log-probabilities of these token ids, integers [prompt length, K]
+                with K from 1 to 1,024: row i is scored where prompt token i is predicted; row 0 is not scored, but must
+                hold valid ids.
+            prompt_logprobs_last_n: score only the last n prompt tokens, 1 to the prompt's length; the scores before are
+                None or NaN. None: all. Needs one of the prompt scores.
+            include_raw_logprobs: also return the log-probability of each generated token at temperature 1.
+
+        Returns:
+            A future of SampleResponse: `sequences`, num_samples of them with token ids and log-probabilities (nats),
+            and the requested scores of the prompt.
+
+        Raises:
+            ValueError: a value does not fit its field; raised by the call itself.
+            APIStatusError: raised by the future: the platform refused the operation (BadRequestError names the field).
+            RequestFailedError: raised by the future: the operation was accepted and failed.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
         """
         request = _sample_request(
             prompt,
@@ -125,9 +152,21 @@ class SamplingClient:
         sampling_params: types.SamplingParams,
         **options: Unpack[SampleOptions],
     ) -> SampleStream:
-        """Like `sample`, with the same options, but hands out tokens as they come: `async for token in stream`.
+        """Generates like `sample`, and yields tokens as they are generated.
 
-        A plain `for` works too. `stream.result()` is what `sample` would have returned.
+        Read it with `async for token in stream` or `for token in stream`.
+
+        Args:
+            prompt: as in `sample`.
+            num_samples: as in `sample`.
+            sampling_params: as in `sample`.
+            options: the optional arguments of `sample`, by name.
+
+        Returns:
+            A SampleStream of SampledToken values; its `result` is the SampleResponse that `sample` would return.
+
+        Raises:
+            ValueError: a value does not fit its field. Reading the stream raises what the future of `sample` raises.
         """
         request = _sample_request(prompt, num_samples, sampling_params, **options)
         self._name(request)
@@ -137,9 +176,21 @@ class SamplingClient:
     def compute_logprobs(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> APIFuture[list[float | None]]:
-        """Returns the logprob of each prompt token at temperature 1; the first, which nothing predicts, is None.
+        """Scores a prompt at temperature 1.
 
-        With `prompt_logprobs_last_n` only the last n are scored, and the others are None too.
+        Args:
+            prompt: at least one token.
+            prompt_logprobs_last_n: score only the last n tokens, 1 to the prompt's length; None: all.
+
+        Returns:
+            A future of a list with one log-probability (nats) for each prompt token; None for the first, which nothing
+            predicts, and for tokens that were not scored.
+
+        Raises:
+            ValueError: a value does not fit its field; raised by the call itself.
+            APIStatusError: raised by the future: the platform refused the operation (BadRequestError names the field).
+            RequestFailedError: raised by the future: the operation was accepted and failed.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
         """
         with _convert.naming("compute_logprobs"):
             request = sampling_pb2.ComputeLogprobsRequest(
@@ -153,10 +204,24 @@ class SamplingClient:
         )
 
     def merge_weights(self, directory: str | Path, progress: ReportBytes | None = None) -> APIFuture[Path]:
-        """Writes base model and adapter as one full Hugging Face model into a directory; returns the directory.
+        """Merges the adapter into the base model, in float32, and downloads the result.
 
-        The platform merges in float32 and keeps the result for a day; an interrupted download goes on where it stopped
-        when it is asked for again. `progress` is called with the bytes that are here and the bytes in all.
+        The same call resumes an interrupted download. The platform keeps the merged model for a day.
+
+        Args:
+            directory: where to write; created if it is missing.
+            progress: called with (bytes here, bytes in all) on the client's own thread, so it must return soon; None:
+                nothing.
+
+        Returns:
+            A future of the directory's path, with a Hugging Face model in it: safetensors, configuration and tokenizer.
+
+        Raises:
+            APIStatusError: raised by the future: the platform refused; this client samples from a base model, for one.
+            RequestFailedError: raised by the future: the merge failed.
+            FileExistsError: raised by the future: a file of the same name has other content; nothing was downloaded.
+            TinkerError: raised by the future: a file arrived damaged.
+            APIConnectionError: raised by the future: the platform did not answer for `patience`.
         """
         request = sampling_pb2.MergeWeightsRequest()
         self._name(request)
@@ -176,7 +241,7 @@ class SamplingClient:
         prompt_logprobs_last_n: int | None = None,
         include_raw_logprobs: bool = False,
     ) -> types.SampleResponse:
-        """`sample`, awaited."""
+        """Like `sample` in an event loop; awaiting it gives the value."""
         return await self.sample(
             prompt,
             num_samples,
@@ -192,23 +257,29 @@ class SamplingClient:
     async def compute_logprobs_async(
         self, prompt: types.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> list[float | None]:
-        """`compute_logprobs`, awaited."""
+        """Like `compute_logprobs` in an event loop; awaiting it gives the value."""
         return await self.compute_logprobs(prompt, prompt_logprobs_last_n)
 
     async def merge_weights_async(self, directory: str | Path, progress: ReportBytes | None = None) -> Path:
-        """`merge_weights`, awaited."""
+        """Like `merge_weights` in an event loop; awaiting it gives the value."""
         return await self.merge_weights(directory, progress)
 
     def get_base_model(self) -> str:
-        """The base model's name."""
+        """Returns the name of the base model."""
         return self._base_model
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer, as the platform uses it."""
+        """Returns the base model's tokenizer, downloaded once and kept in the user's cache directory.
+
+        Raises:
+            ImportError: transformers is not installed.
+            APIStatusError: the platform does not serve the base model any more.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         return get_tokenizer(self._connection, self._base_model)
 
     async def get_tokenizer_async(self) -> PreTrainedTokenizerBase:
-        """`get_tokenizer`, awaited."""
+        """Like `get_tokenizer` in an event loop; awaiting it gives the value."""
         return await get_tokenizer_async(self._connection, self._base_model)
 
     def _name(

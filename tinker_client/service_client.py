@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class ServiceClient:
-    """One platform, seen with one API key."""
+    """A platform, used with one API key: creates the clients that train, sample and look things up."""
 
     def __init__(
         self,
@@ -42,19 +42,25 @@ class ServiceClient:
         """Says where the platform is; sends nothing.
 
         Args:
-            user_metadata: labels of the session.
-            base_url: grpc://host:port, or grpcs:// for TLS; None: TINKER_GRPC_URL, else grpc://127.0.0.1:50051.
+            user_metadata: labels of the session, at most 64 of at most 1,024 characters.
+            base_url: grpc://host:port, or grpcs://host:port for TLS; None: TINKER_GRPC_URL, else
+                grpc://127.0.0.1:50051.
             api_key: None: TINKER_API_KEY.
             patience: how long the platform may be unreachable, after a first contact, before calls fail.
 
         Raises:
-            ValueError: the address is not one.
-            AuthenticationError: there is no key.
+            ValueError: `base_url` is not such an address.
+            AuthenticationError: there is no API key.
         """
         self._connection = Connection(base_url, api_key, user_metadata=user_metadata, patience=patience)
 
     def get_server_capabilities(self) -> types.GetServerCapabilitiesResponse:
-        """The base models that are served at this moment, and their limits."""
+        """Returns the base models that are served at this moment, with their limits.
+
+        Raises:
+            APIStatusError: the platform refused the call.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         return self._run(self._get_server_capabilities())
 
     def create_lora_training_client(
@@ -71,7 +77,31 @@ class ServiceClient:
         use_rslora: bool = False,
         target_modules: Sequence[str] | None = None,
     ) -> TrainingClient:
-        """Starts a training run with a fresh adapter on a frozen base model; LoraConfig says what its shape means."""
+        """Creates a training run: a fresh LoRA adapter on a frozen base model.
+
+        Args:
+            base_model: a trainable model of `get_server_capabilities`.
+            rank: rank of the adapter, 1 to the model's max_lora_rank.
+            seed: seed of the initialisation; None: drawn by the platform and recorded.
+            train_mlp: adapt the gate, up and down projections.
+            train_attn: adapt the q, k, v and o projections.
+            train_unembed: adapt lm_head.
+            user_metadata: labels of the run, at most 64 of at most 1,024 characters.
+            alpha: numerator of the scale alpha / rank, at least 1.
+            use_rslora: scale by alpha / sqrt(rank) instead.
+            target_modules: names of the adapted linears instead of the train_ flags, as in LoraConfig; None: what they
+                say.
+
+        Returns:
+            A TrainingClient of the new run.
+
+        Raises:
+            ValueError: `target_modules` is empty or given with a train_ flag that is False, or a value does not fit its
+                field.
+            APIStatusError: the platform refused the call; BadRequestError names the field.
+            RequestFailedError: the run could not be created.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
         config = types.LoraConfig(
             rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
@@ -81,17 +111,58 @@ class ServiceClient:
     def create_training_client_from_state(
         self, path: str, user_metadata: Mapping[str, str] | None = None
     ) -> TrainingClient:
-        """Starts a training run from a checkpoint's weights; base model and adapter shape are the checkpoint's."""
+        """Creates a training run from a checkpoint's weights, with a fresh optimizer and no accumulated gradient.
+
+        Args:
+            path: `tinker://<training_run_id>/weights/<name>`, the key owner's or a published one.
+            user_metadata: labels of the run, at most 64 of at most 1,024 characters.
+
+        Returns:
+            A TrainingClient of the new run; base model and adapter shape are the checkpoint's.
+
+        Raises:
+            ValueError: a value does not fit its field.
+            APIStatusError: the platform refused the call; NotFoundError: there is no such checkpoint.
+            RequestFailedError: the run could not be created.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         return self._run(self._create_training_client_from_state(path, user_metadata, restore_optimizer=False))
 
     def create_training_client_from_state_with_optimizer(
         self, path: str, user_metadata: Mapping[str, str] | None = None
     ) -> TrainingClient:
-        """Starts a training run that goes on where the checkpoint's stood, optimizer included."""
+        """Creates a training run that continues from a checkpoint's weights, optimizer and accumulated gradient.
+
+        Args:
+            path: `tinker://<training_run_id>/weights/<name>`, the key owner's or a published one.
+            user_metadata: labels of the run, at most 64 of at most 1,024 characters.
+
+        Returns:
+            A TrainingClient of the new run; base model and adapter shape are the checkpoint's.
+
+        Raises:
+            ValueError: a value does not fit its field.
+            APIStatusError: the platform refused the call; NotFoundError: there is no such checkpoint.
+            RequestFailedError: the run could not be created.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         return self._run(self._create_training_client_from_state(path, user_metadata, restore_optimizer=True))
 
     def create_sampling_client(self, model_path: str | None = None, base_model: str | None = None) -> SamplingClient:
-        """Samples from a checkpoint or from a base model: give exactly one."""
+        """Creates a client that samples from a checkpoint or from a base model; give exactly one.
+
+        Args:
+            model_path: `tinker://<training_run_id>/sampler_weights/<name>` or `.../weights/<name>`.
+            base_model: a sampleable model of `get_server_capabilities`.
+
+        Returns:
+            A SamplingClient of these weights, which do not change even if the checkpoint is deleted.
+
+        Raises:
+            ValueError: both or neither is given.
+            APIStatusError: the platform refused the call; NotFoundError: there is no such checkpoint.
+            APIConnectionError: the platform did not answer for `patience`.
+        """
         return self._run(self._create_sampling_client(model_path, base_model))
 
     def import_checkpoint(
@@ -106,33 +177,39 @@ class ServiceClient:
         ttl_seconds: int | None = None,
         progress: ReportBytes | None = None,
     ) -> types.ImportCheckpointResponse:
-        """Makes a training run with a training checkpoint from a LoRA adapter in PEFT's format.
+        """Creates a training run with a training checkpoint from a LoRA adapter in PEFT's format.
 
         Args:
-            path: the adapter's directory, or its .safetensors file. bfloat16 and float16 are taken too, and become
-                float32.
-            base_model: the base model that it is for, as the platform calls it.
-            name: the checkpoint's name.
-            user_metadata: labels of run and checkpoint.
-            config: adapter_config.json of a .safetensors file, if it is not beside it.
-            rename_base_model: take it though its configuration names another base model; its shapes must fit.
-            ttl_seconds: when the checkpoint deletes itself; None: never.
-            progress: called with the bytes sent and the bytes in all.
+            path: the adapter's directory, or its .safetensors file. bfloat16 and float16 weights become float32.
+            base_model: the base model that the adapter is for, by the platform's name.
+            name: name of the checkpoint, 1 to 200 characters of [A-Za-z0-9._-], not "." or "..".
+            user_metadata: labels of run and checkpoint, at most 64 of at most 1,024 characters.
+            config: adapter_config.json of a .safetensors file, if it is not in the same directory.
+            rename_base_model: accept an adapter whose configuration names another base model, if its shapes fit.
+            ttl_seconds: seconds until the platform deletes the checkpoint, 3,600 to 315,360,000; None: never.
+            progress: called with (bytes sent, bytes in all) on the client's own thread, so it must return soon; None:
+                nothing.
+
+        Returns:
+            An ImportCheckpointResponse: the checkpoint's path and its run.
 
         Raises:
-            ValueError, FileNotFoundError: there is no adapter of plain files at `path`.
-            RequestFailedError: the adapter does not fit the base model; says what of it.
+            ValueError: `path` is not an adapter of plain files, or a value does not fit its field.
+            FileNotFoundError: a file of the adapter is missing.
+            APIStatusError: the platform refused the upload or the import.
+            RequestFailedError: the adapter does not fit the base model; the message says what does not.
+            APIConnectionError: the platform did not answer for `patience`.
         """
         files = AdapterFiles.find(path, config)
         request = import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
         return self._run(self._import_checkpoint(files, request, progress))
 
     def create_rest_client(self) -> RestClient:
-        """Looks at training runs and checkpoints."""
+        """Returns a client for lookups, sharing and deletion on this client's connection; sends nothing."""
         return RestClient(connection=self._connection)
 
     async def get_server_capabilities_async(self) -> types.GetServerCapabilitiesResponse:
-        """`get_server_capabilities`, awaited."""
+        """Like `get_server_capabilities` in an event loop; awaiting it gives the value."""
         return await self._start(self._get_server_capabilities())
 
     async def create_lora_training_client_async(
@@ -149,7 +226,7 @@ class ServiceClient:
         use_rslora: bool = False,
         target_modules: Sequence[str] | None = None,
     ) -> TrainingClient:
-        """`create_lora_training_client`, awaited."""
+        """Like `create_lora_training_client` in an event loop; awaiting it gives the value."""
         flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
         config = types.LoraConfig(
             rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
@@ -159,19 +236,19 @@ class ServiceClient:
     async def create_training_client_from_state_async(
         self, path: str, user_metadata: Mapping[str, str] | None = None
     ) -> TrainingClient:
-        """`create_training_client_from_state`, awaited."""
+        """Like `create_training_client_from_state` in an event loop; awaiting it gives the value."""
         return await self._start(self._create_training_client_from_state(path, user_metadata, restore_optimizer=False))
 
     async def create_training_client_from_state_with_optimizer_async(
         self, path: str, user_metadata: Mapping[str, str] | None = None
     ) -> TrainingClient:
-        """`create_training_client_from_state_with_optimizer`, awaited."""
+        """Like `create_training_client_from_state_with_optimizer` in an event loop; awaiting it gives the value."""
         return await self._start(self._create_training_client_from_state(path, user_metadata, restore_optimizer=True))
 
     async def create_sampling_client_async(
         self, model_path: str | None = None, base_model: str | None = None
     ) -> SamplingClient:
-        """`create_sampling_client`, awaited."""
+        """Like `create_sampling_client` in an event loop; awaiting it gives the value."""
         return await self._start(self._create_sampling_client(model_path, base_model))
 
     async def import_checkpoint_async(
@@ -186,17 +263,20 @@ class ServiceClient:
         ttl_seconds: int | None = None,
         progress: ReportBytes | None = None,
     ) -> types.ImportCheckpointResponse:
-        """`import_checkpoint`, awaited."""
+        """Like `import_checkpoint` in an event loop; awaiting it gives the value."""
         files = AdapterFiles.find(path, config)
         request = import_request(base_model, name, user_metadata, rename_base_model, ttl_seconds)
         return await self._start(self._import_checkpoint(files, request, progress))
 
     def close(self) -> None:
-        """Ends the session; what is still outstanding fails here, and is carried out there."""
+        """Ends the session and closes the connection, in a few seconds at most.
+
+        Outstanding futures fail with TinkerError; the platform still carries their operations out.
+        """
         self._run(self._connection.close())
 
     async def close_async(self) -> None:
-        """`close`, awaited."""
+        """Like `close` in an event loop; awaiting it gives the value."""
         await self._start(self._connection.close())
 
     def __enter__(self) -> Self:
