@@ -25,21 +25,23 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Reads a URL; raises ValueError, naming what is allowed, for anything but grpc:// and grpcs://."""
+        """Reads a URL; raises ValueError for anything but grpc://host:port and grpcs://host:port."""
         parts = urlsplit(url)
         problem = ""
         if parts.scheme in ("http", "https"):
-            problem = ": that is the address of an HTTP front, and this client speaks gRPC"
+            problem = "an HTTP address; this client speaks gRPC"
         elif parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-            problem = " is not the address of a server"
+            problem = "not a server address"
         elif parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
-            problem = " has more than a host and a port"
+            problem = "more than a host and a port"
         try:
             port = parts.port
         except ValueError:
-            port, problem = None, " has a port outside 0 to 65535"
+            port, problem = None, "a port outside 0 to 65535"
         if problem or not parts.hostname:
-            raise ValueError(f"{url!r}{problem}; allowed are grpc://host:port, and grpcs://host:port for TLS")
+            raise ValueError(
+                f"base_url: must be grpc://host:port, or grpcs://host:port for TLS (got {url!r}: {problem})"
+            )
         return cls(parts.hostname, port or _DEFAULT_PORTS[parts.scheme], parts.scheme == "grpcs")
 
     @classmethod

@@ -107,7 +107,9 @@ def targets_to_proto(targets: Sequence[Sequence[int]]) -> data_pb2.Tensor:
     with naming("target_prompt_logprobs"):
         array = np.asarray(targets)
         if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ValueError("must be token ids, as many for each prompt token")
+            raise ValueError(
+                f"must be integers of shape [prompt length, K] (got {array.dtype} of shape {list(array.shape)})"
+            )
         return from_array(array.astype(np.int64))
 
 
@@ -180,7 +182,7 @@ def _chunk_to_proto(chunk: types.ModelInputChunk) -> data_pb2.Chunk:
     if isinstance(chunk, types.ImageChunk):
         image = data_pb2.ImageChunk(data=chunk.data, format=chunk.format, expected_tokens=chunk.expected_tokens)
         return data_pb2.Chunk(image=image)
-    raise ValueError(f"a chunk is an EncodedTextChunk or an ImageChunk, not {type(chunk).__name__}")
+    raise ValueError(f"chunks: must be EncodedTextChunk or ImageChunk values (got {type(chunk).__name__})")
 
 
 def _stop_to_proto(stop: str | Sequence[str] | Sequence[int] | None) -> sampling_pb2.Stop | None:

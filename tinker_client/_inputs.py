@@ -59,9 +59,9 @@ class ImageChunk:
 
     def __post_init__(self) -> None:
         if self.format not in ("png", "jpeg"):
-            raise ValueError(f"format {self.format!r} is not allowed; allowed are 'png' and 'jpeg'")
+            raise ValueError(f"format: must be 'png' or 'jpeg' (got {self.format!r})")
         if not self.data:
-            raise ValueError("an image must have data")
+            raise ValueError("data: must be the bytes of an image file (got none)")
 
     @property
     def length(self) -> int:
@@ -71,7 +71,7 @@ class ImageChunk:
             ValueError: `expected_tokens` is None.
         """
         if self.expected_tokens is None:
-            raise ValueError("the length of an image is known only with expected_tokens")
+            raise ValueError("expected_tokens: must be set to know the length of an image (got None)")
         return self.expected_tokens
 
 
@@ -133,7 +133,7 @@ class ModelInput:
         tokens: list[int] = []
         for chunk in self.chunks:
             if not isinstance(chunk, EncodedTextChunk):
-                raise ValueError("a model input with an image cannot be written as tokens")
+                raise ValueError(f"chunks: must be text to be returned as tokens (got {type(chunk).__name__})")
             tokens.extend(chunk.tokens)
         return tokens
 
@@ -221,7 +221,7 @@ class SamplingParams:
             return
         kinds = {str if isinstance(item, str) else int for item in self.stop}
         if len(kinds) > 1:
-            raise ValueError("stop mixes strings and token ids; allowed are strings, or token ids, or neither")
+            raise ValueError("stop: must be all strings or all token ids (got a mix)")
         stop = list(self.stop) if kinds == {str} else _token_list(self.stop)
         object.__setattr__(self, "stop", stop)
 
@@ -258,9 +258,11 @@ class LoraConfig:
         if self.target_modules is None:
             return
         if isinstance(self.target_modules, str) or not self.target_modules:
-            raise ValueError("target_modules must be a list of at least one name, or None")
+            raise ValueError(
+                f"target_modules: must be a list of at least one name, or None (got {self.target_modules!r})"
+            )
         if not (self.train_unembed and self.train_mlp and self.train_attn):
-            raise ValueError("give either target_modules or train_ flags, and not both")
+            raise ValueError("target_modules: must be None if a train_ flag is False (got both)")
         object.__setattr__(self, "target_modules", list(self.target_modules))
 
 
@@ -271,4 +273,6 @@ def _token_list(tokens: Any) -> list[int]:
     try:
         return [operator.index(value) for value in values]
     except TypeError:
-        raise ValueError("tokens must be a flat sequence of integers") from None
+        raise ValueError(
+            f"tokens: must be a flat sequence of integers (got {type(tokens).__name__} of something else)"
+        ) from None

@@ -73,7 +73,7 @@ def compute_custom_loss(
 
 def _nonempty(data: Sequence[Datum]) -> Sequence[Datum]:
     if not data:
-        raise ValueError("data is empty; at least one Datum is needed")
+        raise ValueError("data: must be at least one Datum (got none)")
     return data
 
 
@@ -81,7 +81,7 @@ def _scored(datum: Datum, index: int) -> data_pb2.Datum:
     """A datum whose targets are scored without weight: room for the weights is in it, and counts for its size."""
     targets = datum.loss_fn_inputs.get("target_tokens")
     if targets is None:
-        raise ValueError(f'data[{index}].loss_fn_inputs["target_tokens"] is missing; a custom loss needs it')
+        raise ValueError(f'data[{index}].loss_fn_inputs["target_tokens"]: must be given for a custom loss (got none)')
     no_weight = np.zeros(targets.shape, dtype=np.float32)
     return datum_to_proto(Datum(datum.model_input, {"target_tokens": targets, "weights": no_weight}), index)
 

@@ -51,11 +51,11 @@ class TensorData:
                 `shape`.
         """
         if dtype not in ("int64", "float32"):
-            raise ValueError(f"dtype {dtype!r} is not allowed; allowed are 'int64' and 'float32'")
+            raise ValueError(f"dtype: must be 'int64' or 'float32' (got {dtype!r})")
         array = _from_list(list(data), dtype)
         size = array.shape if shape is None else tuple(shape)
         if math.prod(size) != array.size or array.ndim != 1:
-            raise ValueError(f"data of shape {list(array.shape)} does not fill shape {list(size)}; data is a flat list")
+            raise ValueError(f"data: must be a flat list that fills shape {list(size)} (got shape {list(array.shape)})")
         self._array = _frozen(array.reshape(size))
 
     @classmethod
@@ -105,9 +105,11 @@ class TensorData:
             if "torch" in sys.modules and _is_torch(value):
                 return cls.from_torch(value)  # type: ignore[arg-type]
             if not isinstance(value, (list, tuple)):
-                raise ValueError(f"{type(value).__name__} is not allowed; allowed are TensorData, arrays and lists")
+                raise ValueError(f"must be TensorData, an array, a tensor or a list (got {type(value).__name__})")
             if name not in LIST_DTYPES:
-                raise ValueError(f"give an array: a plain list is allowed only for {', '.join(LIST_DTYPES)}")
+                raise ValueError(
+                    f"must be an array, because a list has no dtype, except for {', '.join(LIST_DTYPES)} (got list)"
+                )
             return cls.from_numpy(_from_list(value, LIST_DTYPES[name]))
         except ValueError as error:
             raise ValueError(f'loss_fn_inputs["{name}"]: {error}') from None
@@ -172,11 +174,13 @@ def _from_array(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind == "i":
         return array.astype(np.int64)
     if array.dtype.kind != "f":
-        raise ValueError(f"dtype {array.dtype} is not allowed; convert it to int64 or float32")
+        raise ValueError(
+            f"dtype: must be a signed integer or a float (got {array.dtype}); convert it to int64 or float32"
+        )
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)
     if np.any(np.isinf(single) & np.isfinite(array)):
-        raise ValueError("a value is too large for float32")
+        raise ValueError("must be in the range of float32 (got a larger value)")
     return single
 
 
@@ -184,10 +188,10 @@ def _from_list(values: Sequence[Any], dtype: TensorDtype) -> npt.NDArray[Any]:
     try:
         array = np.asarray(values)
     except ValueError:
-        raise ValueError("the rows of a nested list must be of the same length") from None
+        raise ValueError("must be rows of the same length (got a ragged list)") from None
     if array.size == 0:
         return array.astype(dtype)
     if array.dtype.kind not in "if" or (dtype == "int64" and array.dtype.kind != "i"):
         kind = "integers" if dtype == "int64" else "numbers"
-        raise ValueError(f"a list of {kind} is needed, this one holds {array.dtype}")
+        raise ValueError(f"must be a list of {kind} (got {array.dtype})")
     return _from_array(array.astype(dtype if array.dtype.kind == "i" else array.dtype))

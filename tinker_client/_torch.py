@@ -27,7 +27,7 @@ def to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """The tensor's values as an array on the host; bfloat16 and float16 become float32."""
     values = tensor.detach().cpu()
     if values.layout is not torch.strided:
-        raise ValueError(f"a tensor of layout {values.layout} cannot be sent; allowed are dense ones (to_dense())")
+        raise ValueError(f"layout: must be torch.strided (got {values.layout}); call to_dense() first")
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
     array: npt.NDArray[Any] = values.numpy()

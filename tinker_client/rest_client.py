@@ -435,10 +435,10 @@ class RestClient:
 
 def _page_size(limit: int) -> int:
     if not 1 <= limit <= LARGEST_PAGE:
-        raise ValueError(f"limit is {limit}; allowed are 1 to {LARGEST_PAGE}")
+        raise ValueError(f"limit: must be in [1, {LARGEST_PAGE}] (got {limit})")
     return limit
 
 
 def _path(tinker_path: str) -> str:
-    """A path as it was given, once it is known to be one; ValueError with what is allowed otherwise."""
+    """Returns the path as given; ValueError if it is not a tinker path."""
     return str(TinkerPath.parse(tinker_path))

@@ -352,5 +352,7 @@ class ServiceClient:
 
     async def _create_sampling_client(self, model_path: str | None, base_model: str | None) -> SamplingClient:
         if (model_path is None) == (base_model is None):
-            raise ValueError("give either model_path or base_model, and not both")
+            raise ValueError(
+                f"model_path: must be given without base_model, or left out (got {model_path!r} and {base_model!r})"
+            )
         return await SamplingClient.open(self._connection, model_path=model_path, base_model=base_model)

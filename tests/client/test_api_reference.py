@@ -104,7 +104,7 @@ def test_model_input() -> None:
     image = ImageChunk(data=b"png bytes", format="png", expected_tokens=5)
     multi_modal = types.ModelInput(chunks=[EncodedTextChunk(tokens=[1, 2, 3]), image])
     assert multi_modal.length() == 8
-    with pytest.raises(ValueError, match="with an image cannot be written as tokens"):
+    with pytest.raises(ValueError, match="chunks: must be text"):
         multi_modal.to_ints()
     with pytest.raises(ValueError, match="expected_tokens"):
         ModelInput([types.ImageChunk(data=b"x", format="jpeg", expected_tokens=None)]).length()

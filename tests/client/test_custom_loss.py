@@ -161,7 +161,7 @@ def test_data_that_is_refused_raises_and_the_run_goes_on(training: tinker.Traini
 
 def test_targets_are_needed(training: tinker.TrainingClient) -> None:
     without = types.Datum(types.ModelInput.from_ints([1]), {})
-    with pytest.raises(ValueError, match=r'data\[0\].loss_fn_inputs\["target_tokens"\] is missing'):
+    with pytest.raises(ValueError, match=r'data\[0\].loss_fn_inputs\["target_tokens"\]: must be given'):
         training.forward_backward_custom([without], lambda data, logprobs: (logprobs[0].sum(), {}))
 
 

@@ -112,9 +112,9 @@ def test_a_missing_key_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("http://localhost:8000", "this client speaks gRPC"),
         ("https://localhost", "this client speaks gRPC"),
-        ("localhost:50051", "is not the address of a server"),
-        ("127.0.0.1", "is not the address of a server"),
-        ("grpc://", "is not the address of a server"),
+        ("localhost:50051", "not a server address"),
+        ("127.0.0.1", "not a server address"),
+        ("grpc://", "not a server address"),
         ("grpc://host:port", "port outside"),
         ("grpc://host:99999", "port outside"),
         ("grpc://host/path", "more than a host and a port"),

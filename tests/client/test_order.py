@@ -187,7 +187,7 @@ def test_when_an_operation_never_arrives_the_later_ones_fail_with_a_sentence_ins
 def test_arguments_that_cannot_be_sent_take_no_place(
     platform: LoopbackPlatform, training: tinker.TrainingClient
 ) -> None:
-    with pytest.raises(ValueError, match="data is empty"):
+    with pytest.raises(ValueError, match="data: must be at least one Datum"):
         training.forward([], "cross_entropy")
     with pytest.raises(ValueError, match="loss_fn_config"):
         training.forward([datum()], "cross_entropy", {"beta": "high"})  # type: ignore[dict-item]
@@ -218,9 +218,9 @@ def test_creation_that_fails_raises_and_the_next_creation_works(service: tinker.
     with pytest.raises(tinker.RequestFailedError, match="there is no checkpoint"):
         service.create_training_client_from_state("tinker://r/weights/missing")
     assert service.create_training_client_from_state("tinker://r/weights/there").model_id == "s1:train:1"
-    with pytest.raises(ValueError, match="give either model_path or base_model"):
+    with pytest.raises(ValueError, match="model_path: must be given without base_model"):
         service.create_sampling_client()
-    with pytest.raises(ValueError, match="give either model_path or base_model"):
+    with pytest.raises(ValueError, match="model_path: must be given without base_model"):
         service.create_sampling_client("tinker://r/weights/a", MODEL)
 
 

@@ -42,7 +42,7 @@ def test_all_checkpoints_of_a_run_and_pages_of_all_checkpoints(rest: tinker.Rest
 
 def test_a_page_size_out_of_range_is_refused(rest: tinker.RestClient) -> None:
     for limit in (0, -1, 1001):
-        with pytest.raises(ValueError, match="allowed are 1 to 1000"):
+        with pytest.raises(ValueError, match=r"limit: must be in \[1, 1000\]"):
             rest.list_training_runs(limit=limit)
 
 
