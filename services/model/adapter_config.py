@@ -49,16 +49,14 @@ class AdapterConfig:
         Raises:
             InvalidArgumentError: a target module is none of the family's, or nothing is adapted.
         """
-        groups = family.groups
-        adaptable = tuple(name for names in groups.values() for name in names)
+        adaptable = family.last_names()
         if unknown := sorted(set(self.target_modules) - set(adaptable)):
             raise InvalidArgumentError.must_be(
                 "lora_config.target_modules", f"some of {', '.join(adaptable)}", str(unknown)
             )
         if self.target_modules:
             return tuple(name for name in adaptable if name in self.target_modules)
-        flags = {"attention": self.train_attn, "mlp": self.train_mlp, "unembed": self.train_unembed}
-        targets = tuple(name for group, names in groups.items() if flags[group] for name in names)
+        targets = family.last_names(attention=self.train_attn, mlp=self.train_mlp, unembed=self.train_unembed)
         if not targets:
             raise _adapts_nothing()
         return targets

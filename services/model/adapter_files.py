@@ -140,7 +140,7 @@ def read_config(path: Path, base: BaseModel, *, label: str, any_base_model: bool
         raise DataLossError(f"{label} is missing or not a PEFT configuration: {error}") from error
     if not any_base_model and trained_on != base.name:
         raise _refusal(label, "base_model_name_or_path", quoted(base.name), trained_on)
-    adaptable = [name for group in base.family.groups.values() for name in group]
+    adaptable = base.family.last_names()
     if not targets or not targets.issubset(adaptable):
         raise _refusal(label, "target_modules", f"some of {', '.join(adaptable)}", sorted(map(str, targets)))
     for option, number in (("r", rank), ("lora_alpha", alpha)):

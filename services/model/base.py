@@ -142,14 +142,14 @@ class BaseModel:
         Returns:
             False, and nothing is replaced, where some layer has no MLP whose activation is a module.
         """
-        mlp = self.family.mlp
-        if mlp is None:
+        block = self.family.feed_forward
+        if block is None:
             return False
-        blocks = [layer.get_submodule(mlp.path) for layer in self.decoder_layers]
-        if not all(isinstance(getattr(block, mlp.activation, None), nn.Module) for block in blocks):
+        modules = [layer.get_submodule(block.path) for layer in self.decoder_layers]
+        if not all(isinstance(getattr(module, block.activation, None), nn.Module) for module in modules):
             return False
-        for block in blocks:
-            setattr(block, mlp.activation, replacement(block.get_submodule(mlp.activation)))
+        for module in modules:
+            setattr(module, block.activation, replacement(module.get_submodule(block.activation)))
         return True
 
 

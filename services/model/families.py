@@ -78,23 +78,26 @@ class Family:
     unembedding: str = "lm_head"
     """What `train_unembed` adapts."""
 
-    mlp: FeedForward | None = FeedForward("mlp", MLP_LINEARS, "act_fn")
+    feed_forward: FeedForward | None = FeedForward("mlp", MLP_LINEARS, "act_fn")
     """None: the layers have no dense MLP; adapters leave it, and results are not promised bit by bit."""
 
     activation_field: str = "hidden_act"
     """Field of the configuration that names the MLP's activation."""
 
     def __post_init__(self) -> None:
-        names = [name for group in self.groups.values() for name in group]
+        attention, unembed = self.last_names(mlp=False, unembed=False), self.last_names(attention=False, mlp=False)
+        names = [*attention, *self.last_names(attention=False, unembed=False), *unembed]
         if len(names) != len(set(names)):
-            raise ValueError(f"the last names of adaptable linears must differ between groups (got {names})")
+            raise ValueError(f"the last names of adaptable linears must differ (got {', '.join(names)})")
 
-    @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Last names of the adaptable linears: of `attention`, `mlp` and `unembed`."""
-        attention = dict.fromkeys(_last(path) for kind in self.kinds.values() for path in kind.linears)
-        mlp = tuple(map(_last, self.mlp.linears)) if self.mlp is not None else ()
-        return {"attention": tuple(attention), "mlp": mlp, "unembed": (_last(self.unembedding),)}
+    def last_names(self, *, attention: bool = True, mlp: bool = True, unembed: bool = True) -> tuple[str, ...]:
+        """Last names of the adaptable linears of some groups, each name once."""
+        paths = [path for kind in self.kinds.values() for path in kind.linears] if attention else []
+        if mlp and self.feed_forward is not None:
+            paths += self.feed_forward.linears
+        if unembed:
+            paths.append(self.unembedding)
+        return tuple(dict.fromkeys(path.rpartition(".")[2] for path in paths))
 
     @property
     def layers_path(self) -> str:
@@ -112,13 +115,9 @@ class Family:
         for index, kind in enumerate(self.layer_kinds(config)):
             layer = f"{self.layers_path}.{index}"
             paths.update(f"{layer}.{kind.mixer}.{linear}" for linear in kind.linears)
-            if self.mlp is not None:
-                paths.update(f"{layer}.{self.mlp.path}.{linear}" for linear in self.mlp.linears)
+            if self.feed_forward is not None:
+                paths.update(f"{layer}.{self.feed_forward.path}.{linear}" for linear in self.feed_forward.linears)
         return frozenset(paths)
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 _FULL_ATTENTION = {"full_attention": LayerKind("self_attn", ATTENTION_LINEARS)}
@@ -150,11 +149,11 @@ _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 class KVShape:
     """Size of what the attention layers of a model keep of a token."""
 
-    layers: int
-    heads: int
+    layer_count: int
+    head_count: int
     """Of the keys, and of the values."""
 
-    head_dim: int
+    head_size: int
 
 
 def kv_shape(config: PreTrainedConfig) -> KVShape:

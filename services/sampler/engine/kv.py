@@ -94,7 +94,7 @@ class KVStore:
         """On a GPU, a row that no slot has."""
 
         stored = rows + spare_rows(base.device)
-        shape = (size.layers, 1, size.heads, stored, size.head_dim)
+        shape = (size.layer_count, 1, size.head_count, stored, size.head_size)
         self.keys_L1GRD = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.values_L1GRD = torch.zeros_like(self.keys_L1GRD)
         self._ranges = Ranges(rows)
