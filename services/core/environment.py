@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from services.core.config import ENV_PREFIX, Settings
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, broken_rule
 
 CLIENT_VARIABLES = frozenset(
     {
@@ -111,4 +111,4 @@ def _suggestion(variable: str, known: Iterable[str]) -> str:
 
 def _problem(model: type[Settings], name: str, value: object, flags: Mapping[str, Any]) -> str:
     source = flag_of(name) if name in flags else variable_of(name)
-    return f"{source}: must be {rule_of(model.model_fields[name])} (got {value!r})"
+    return f"{source}: {broken_rule(rule_of(model.model_fields[name]), repr(value))}"
