@@ -6,9 +6,8 @@ import asyncio
 
 from services.core.abilities import announcement
 from services.core.config import SamplerSettings, parse_base_model
-from services.core.process.presence import Presence, worker_name
-from services.core.process.server import until_stopped
 from services.core.process.telemetry import configure_logging
+from services.core.process.worker_server import WorkerServer, worker_name
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.core.queue.liveness import Liveness
@@ -46,15 +45,11 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
             abilities=announcement(engine.info.abilities),
         )
 
-    presence = Presence(settings, WorkerDirectory(connection), status)
-    await presence.start()
-    loops = asyncio.create_task(serving.run())
-    stopped = asyncio.create_task(until_stopped())
-    await asyncio.wait({loops, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    await presence.leave()
+    server = WorkerServer(settings, WorkerDirectory(connection), status)
+    loops = await server.run(serving.run())
+    await server.leave()
     loops.cancel()
-    stopped.cancel()
-    await asyncio.gather(loops, stopped, return_exceptions=True)
+    await asyncio.gather(loops, return_exceptions=True)
     await connection.close()
     if not loops.cancelled():
         loops.result()

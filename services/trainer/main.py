@@ -14,9 +14,8 @@ from services.core.catalog.sessions import Sessions
 from services.core.config import TrainerSettings, parse_base_model
 from services.core.losses import LOSSES
 from services.core.process.device_thread import DeviceThread
-from services.core.process.presence import Presence, worker_name
-from services.core.process.server import until_stopped
 from services.core.process.telemetry import configure_logging
+from services.core.process.worker_server import WorkerServer, worker_name
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.core.queue.operations import OperationStore
@@ -69,14 +68,10 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
             tokenizer_blob=tokenizer_blob,
         )
 
-    presence = Presence(settings, WorkerDirectory(connection), status)
-    await presence.start()
-    loops = asyncio.create_task(serving.run())
-    stopped = asyncio.create_task(until_stopped())
-    await asyncio.wait({loops, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
+    server = WorkerServer(settings, WorkerDirectory(connection), status)
+    loops = await server.run(serving.run())
     serving.stop()
-    device_is_free, _ = await asyncio.gather(loops, presence.leave())
+    device_is_free, _ = await asyncio.gather(loops, server.leave())
     await connection.close()
     if not device_is_free:
         _log.warning("the device is busy for longer than drain_seconds; what it does now will be done again elsewhere")
