@@ -1,8 +1,24 @@
-"""Every way in which the platform says no.
+"""Errors of the platform: one class for each google.rpc.Code that it uses.
 
-A `PlatformError` is raised where the fault is found and travels unchanged: as an `OperationError` in an operation's
-result, and as a gRPC status with ErrorInfo and BadRequest details from a call. Each class is one google.rpc.Code; this
-table is the only place where the two meet.
+A `PlatformError` is raised where the fault is found and is passed on unchanged: as an `OperationError` in a result, or
+as a gRPC status with ErrorInfo and BadRequest details from a call. Programs look at two of its parts: `code` says what
+kind of error it is and whether a retry can help; `reason`, e.g. "QUEUE_FULL", says which one it is, and is the code's
+name unless the error has a reason of its own. docs/reliability.md lists the reasons.
+
+| class                    | code                | meaning                                                   | retry |
+|--------------------------|---------------------|-----------------------------------------------------------|-------|
+| `InvalidArgumentError`   | INVALID_ARGUMENT    | the request breaks a rule; names field, rule and value    | no    |
+| `UnauthenticatedError`   | UNAUTHENTICATED     | the API key is missing or unknown                         | no    |
+| `PermissionDeniedError`  | PERMISSION_DENIED   | readable, but only its owner may change it                | no    |
+| `NotFoundError`          | NOT_FOUND           | it does not exist, or belongs to another tenant           | no    |
+| `AlreadyExistsError`     | ALREADY_EXISTS      | the name is in use                                        | no    |
+| `FailedPreconditionError`| FAILED_PRECONDITION | a valid request in the wrong state, e.g. an ended session | no    |
+| `CancelledError`         | CANCELLED           | the client cancelled it                                   | no    |
+| `DataLossError`          | DATA_LOSS           | a stored file is missing or damaged; names it             | no    |
+| `InternalError`          | INTERNAL            | a fault of the platform; its log has the traceback        | no    |
+| `UnavailableError`       | UNAVAILABLE         | a part of the platform cannot be reached                  | yes   |
+| `DeadlineExceededError`  | DEADLINE_EXCEEDED   | the caller was too slow                                   | yes   |
+| `ResourceExhaustedError` | RESOURCE_EXHAUSTED  | a limit is reached; carries the time to wait              | yes   |
 """
 
 from __future__ import annotations
@@ -17,7 +33,7 @@ from tinker_proto.v1 import operation_pb2
 
 ERROR_DOMAIN = "tinker-platform"
 MAX_VALUE_CHARACTERS = 100
-"""Of a value that a message prints."""
+"""Longest value that a message prints."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ def _cut(text: str) -> str:
 
 
 class PlatformError(Exception):
-    """A refusal or failure with a code for programs and a sentence for people."""
+    """A refusal or failure: `code` and `reason` for programs, `message` for people, `violations` for fields."""
 
     code: ClassVar[int] = code_pb2.INTERNAL
     default_reason: ClassVar[str] = "INTERNAL"
@@ -114,28 +130,28 @@ class UnauthenticatedError(PlatformError):
 
 
 class PermissionDeniedError(PlatformError):
-    """It may be read and not changed: it belongs to another tenant, who has published it."""
+    """Only its owner may change it: another tenant, who has published it."""
 
     code = code_pb2.PERMISSION_DENIED
     default_reason = "PERMISSION_DENIED"
 
 
 class NotFoundError(PlatformError):
-    """It does not exist, or belongs to another tenant."""
+    """There is no such thing, or it belongs to another tenant."""
 
     code = code_pb2.NOT_FOUND
     default_reason = "NOT_FOUND"
 
 
 class AlreadyExistsError(PlatformError):
-    """The name is taken."""
+    """The name is in use already."""
 
     code = code_pb2.ALREADY_EXISTS
     default_reason = "ALREADY_EXISTS"
 
 
 class FailedPreconditionError(PlatformError):
-    """Right request, wrong moment: the state that it needs is not there."""
+    """The request is valid, but not in the present state."""
 
     code = code_pb2.FAILED_PRECONDITION
     default_reason = "FAILED_PRECONDITION"
@@ -175,7 +191,7 @@ class DeadlineExceededError(PlatformError):
 
     @classmethod
     def of_arrival(cls, seconds: float) -> DeadlineExceededError:
-        """A request has not arrived in time."""
+        """The error of a request that has not arrived in time."""
         message = f"the request did not arrive within {seconds:g} s of its turn; send less at once, or try again"
         return cls(message, reason="ARRIVED_TOO_SLOWLY")
 

@@ -1,6 +1,6 @@
 """The loss functions by name: what each one reads and which options it has. Torch-free, so that a gateway can validate.
 
-What they compute stands in services.trainer.engine.losses; a test holds the two tables together. Every input has the
+services.trainer.engine.losses computes them; a test holds the two tables together. Every input has the
 shape of target_tokens, [N] or [N, K]. target_tokens is int64, all others are float32. `mask` multiplies each element of
 a loss.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 
 CLIP_LOW, CLIP_HIGH = "clip_low_threshold", "clip_high_threshold"
 
@@ -48,17 +48,17 @@ class LossSpec:
         for name, value in given.items():
             path = _path(name)
             if name not in self.config:
-                allowed = ", ".join(sorted(self.config)) or "none"
-                raise InvalidArgumentError.at(path, f"is unknown to {self.name}; allowed are {allowed}")
+                known = ", ".join(sorted(self.config)) or "none"
+                raise InvalidArgumentError.must_be(path, f"an option of {self.name} ({known})", quoted(name))
             if not math.isfinite(value) or value < 0:
-                raise InvalidArgumentError.at(path, f"is {value:g}; allowed are finite numbers from 0")
+                raise InvalidArgumentError.must_be(path, "a finite number, at least 0", value)
         options = {**self.config, **given}
         if CLIP_LOW in options and options[CLIP_LOW] > options[CLIP_HIGH]:
             given_name, bound, other = (
                 (CLIP_LOW, "at most", CLIP_HIGH) if CLIP_LOW in given else (CLIP_HIGH, "at least", CLIP_LOW)
             )
-            message = f"is {options[given_name]:g}; allowed is {bound} {other}, which is {options[other]:g}"
-            raise InvalidArgumentError.at(_path(given_name), message)
+            rule = f"{bound} {other} = {options[other]:g}"
+            raise InvalidArgumentError.must_be(_path(given_name), rule, options[given_name])
         return options
 
 

@@ -10,7 +10,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 
 _OPERATION = re.compile(r"(?P<scope>[a-z0-9-]{1,64}:(?P<kind>train|sample):\d{1,19}):(?P<seq_id>\d{1,19})", re.ASCII)
 MAX_SEQ_ID = 2**53 - 1
@@ -35,7 +35,7 @@ class OperationName:
 
     @property
     def trains(self) -> bool:
-        """Whether it is an operation of a training run."""
+        """Whether this is an operation of a training run."""
         return ":train:" in self.scope
 
     @classmethod
@@ -47,8 +47,8 @@ class OperationName:
         """
         match = _OPERATION.fullmatch(name)
         if match is None:
-            allowed = "<training_run_id>:<seq_id> or <sampling_session_id>:<seq_id>"
-            raise InvalidArgumentError.at("name", f"{name[:100]!r} is not an operation's name; allowed is {allowed}")
+            rule = "<training_run_id>:<seq_id> or <sampling_session_id>:<seq_id>"
+            raise InvalidArgumentError.must_be("name", rule, quoted(name))
         return cls(match["scope"], int(match["seq_id"]))
 
 

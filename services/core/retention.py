@@ -1,4 +1,4 @@
-"""How long finished operations are kept, and what belongs to them: results, and the files of exports."""
+"""Retention of finished operations, their results, and the files of exports."""
 
 from __future__ import annotations
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2
 
+from services.core import errors
 from services.core.errors import (
     MAX_VALUE_CHARACTERS,
     InvalidArgumentError,
@@ -29,6 +32,11 @@ def test_every_error_survives_an_operations_result(kind: type[PlatformError]) ->
 def test_no_two_errors_share_a_code() -> None:
     assert len({kind.code for kind in KINDS}) == len(KINDS)
     assert {kind.code for kind in KINDS} <= {code.value[0] for code in grpc.StatusCode}
+
+
+def test_the_table_of_the_docstring_has_every_class_with_its_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` *\| (\w+) *\|", errors.__doc__ or "", re.MULTILINE)
+    assert sorted(rows) == sorted((kind.__name__, code_pb2.Code.Name(kind.code)) for kind in KINDS)
 
 
 def test_a_bad_field_is_named_in_status_and_operation() -> None:

@@ -98,13 +98,17 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("loss", "config", "refusal"),
     [
-        ("ppo", {"beta": 1.0}, r'loss_fn_config\["beta"\]: is unknown to ppo; allowed are clip_high_threshold'),
-        ("cross_entropy", {"beta": 1.0}, "allowed are none"),
-        ("dro", {"beta": -0.1}, r'loss_fn_config\["beta"\]: is -0.1; allowed are finite numbers from 0'),
-        ("dro", {"beta": math.nan}, "is nan"),
-        ("ppo", {"clip_high_threshold": math.inf}, "is inf"),
-        ("ppo", {"clip_low_threshold": 1.3}, r'"clip_low_threshold"\]: is 1.3; allowed is at most clip_high_threshold'),
-        ("ppo", {"clip_high_threshold": 0.5}, r'"clip_high_threshold"\]: is 0.5; allowed is at least clip_low'),
+        ("ppo", {"beta": 1.0}, r'loss_fn_config\["beta"\]: must be an option of ppo \(clip_high_threshold'),
+        ("cross_entropy", {"beta": 1.0}, r"must be an option of cross_entropy \(none\)"),
+        ("dro", {"beta": -0.1}, r'loss_fn_config\["beta"\]: must be a finite number, at least 0 \(got -0.1\)'),
+        ("dro", {"beta": math.nan}, r"must be a finite number, at least 0 \(got nan\)"),
+        ("ppo", {"clip_high_threshold": math.inf}, r"must be a finite number, at least 0 \(got inf\)"),
+        (
+            "ppo",
+            {"clip_low_threshold": 1.3},
+            r'clip_low_threshold"\]: must be at most clip_high_threshold = 1.2 \(got 1.3\)',
+        ),
+        ("ppo", {"clip_high_threshold": 0.5}, r'"clip_high_threshold"\]: must be at least clip_low_threshold = 0.8'),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(loss: str, config: dict[str, float], refusal: str) -> None:

@@ -1,1 +1,1 @@
-"""What clients can list: runs, checkpoints, sessions, keys, and what belongs to them."""
+"""Catalog: what clients can list (runs, checkpoints, sessions, API keys), with pins, garbage and verification."""

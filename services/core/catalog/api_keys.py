@@ -1,4 +1,4 @@
-"""API keys: who may call, and as which tenant.
+"""API keys: the secret that a caller sends, and the tenant that it stands for.
 
 A key is `tml-` and 43 random characters. Only its SHA-256 is stored, which is enough against guessing because the key
 itself is 256 random bits. Each key belongs to one tenant; a tenant may have many.
@@ -13,7 +13,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnauthenticatedError
+from services.core.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    quoted,
+)
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
 
@@ -24,7 +30,7 @@ _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True)
 class ApiKey:
-    """What is known of a key; the key itself is not."""
+    """Record of an API key; the key itself is not stored."""
 
     key_id: str
     tenant: str
@@ -39,16 +45,16 @@ class ApiKeys:
         self._commands = connection.commands
 
     async def create(self, tenant: str, label: str = "", key: str | None = None) -> tuple[str, ApiKey]:
-        """Makes a key for a tenant, or takes the given one; returns the key, which is never shown again.
+        """Creates a key for a tenant, or registers the given one; returns the key, which is never shown again.
 
         Raises:
             InvalidArgumentError: the tenant's name or the given key has the wrong form.
             AlreadyExistsError: the given key belongs to a tenant already.
         """
         if not _TENANT.fullmatch(tenant):
-            raise InvalidArgumentError.at("tenant", f"{tenant!r} is not 1 to 64 characters of [A-Za-z0-9._-]")
+            raise InvalidArgumentError.must_be("tenant", "1 to 64 characters of [A-Za-z0-9._-]", quoted(tenant))
         if key is not None and not _KEY.fullmatch(key):
-            raise InvalidArgumentError.at("key", "an API key is 'tml-' and 8 to 200 printable characters")
+            raise InvalidArgumentError.must_be("key", "'tml-' and 8 to 200 printable ASCII characters")
         key = key or KEY_PREFIX + secrets.token_urlsafe(32)
         digest = _digest(key)
         made = ApiKey(digest[:12], tenant, label, datetime.now(UTC))
@@ -65,7 +71,7 @@ class ApiKeys:
         """The tenant that a key belongs to.
 
         Raises:
-            UnauthenticatedError: nobody's, or revoked.
+            UnauthenticatedError: the key is unknown or revoked.
         """
         tenant: bytes | None = await self._commands.hget(keyspace.api_key(_digest(key)), "tenant")
         if tenant is None:

@@ -1,4 +1,4 @@
-"""Links to a checkpoint that need no key: signed, and good for a while.
+"""Download links: signed, need no API key, and expire.
 
 The secret is drawn once and kept in Redis, so that a link made by one gateway is honoured by all.
 """
@@ -21,7 +21,7 @@ from services.core.queue.connection import RedisConnection
 
 @dataclass(frozen=True)
 class DownloadLink:
-    """Which checkpoint may be read, as which tenant, and until when."""
+    """Permission to read one checkpoint as one tenant until a time."""
 
     tinker_path: str
     tenant: str
@@ -43,7 +43,7 @@ class DownloadLinks:
         """The link that a token stands for.
 
         Raises:
-            NotFoundError: it is none of ours, or has expired.
+            NotFoundError: the token is not valid, or has expired.
         """
         try:
             content, signature = (base64.b64decode(part + "==", altchars=b"-_") for part in token.split("."))

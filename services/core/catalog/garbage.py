@@ -1,8 +1,8 @@
-"""What lies in the storage and nobody needs any more.
+"""Garbage in the storage: files that nothing refers to any more.
 
-Nothing is found that is younger than a day: what is being written has not been entered anywhere yet. A checkpoint's
-files are kept while a path names them or somebody pins them; a blob while a log, a queue or a result refers to it.
-Tokenizers are few and small, and stay. What a trainer keeps of its runs' snapshots is its own to remove.
+Only files older than a day count, because a file that is being written is not referenced yet. A checkpoint is kept
+while a path names it or a pin keeps it; a blob while a log, a queue or a result refers to it. Tokenizers are few and
+small, and are always kept. Snapshots of runs are removed by trainers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WasteKind = Literal["unfinished write", "checkpoint", "blob", "upload", "export"
 
 @dataclass(frozen=True)
 class Waste:
-    """Something to remove, by its key in the storage or, of a checkpoint or blob, in its store."""
+    """One find: its key in the storage; for a checkpoint or blob, in its store."""
 
     kind: WasteKind
     key: str
@@ -40,14 +40,14 @@ class Waste:
 
 
 class GarbageCollector:
-    """Finds and removes what nobody needs, while the platform runs or not."""
+    """Finds and removes garbage; safe while the platform runs."""
 
     def __init__(self, connection: RedisConnection, storage: Storage, *, young: timedelta = YOUNG) -> None:
         """
         Args:
             connection: the Redis of the platform that uses the storage.
             storage: its storage.
-            young: what is younger is left alone.
+            young: age below which files are kept.
         """
         self._commands = connection.commands
         self._storage = storage
@@ -57,7 +57,7 @@ class GarbageCollector:
         self._young = young
 
     async def find(self) -> list[Waste]:
-        """Everything that could be removed now."""
+        """All garbage at this moment."""
         leftovers = await asyncio.to_thread(lambda: list(self._storage.leftovers(self._young)))
         uploads = await asyncio.to_thread(UploadStore(self._storage, 0).expired)
         exports = await asyncio.to_thread(ExportStore(self._storage).expired)
@@ -70,7 +70,7 @@ class GarbageCollector:
         ]
 
     async def remove(self, waste: Waste) -> bool:
-        """Removes what `find` has found; False if somebody has come to need it meanwhile."""
+        """Removes one find; False if it has been referenced meanwhile."""
         match waste.kind:
             case "unfinished write":
                 await asyncio.to_thread(self._storage.delete_leftover, waste.key)
@@ -90,7 +90,7 @@ class GarbageCollector:
         for location, stored in await asyncio.to_thread(lambda: list(self._checkpoints.all())):
             if not self._is_old(stored) or not await self._is_unneeded(location):
                 continue
-            if await asyncio.to_thread(self._checkpoints.exists, location):  # its end may have come meanwhile
+            if await asyncio.to_thread(self._checkpoints.exists, location):  # it may have been deleted meanwhile
                 yield Waste("checkpoint", location, stored.size_bytes)
 
     async def _is_unneeded(self, location: str) -> bool:
@@ -103,7 +103,7 @@ class GarbageCollector:
                 yield Waste("blob", reference, stored.size_bytes)
 
     async def _references(self) -> set[str]:
-        """The blobs that Redis refers to. Jobs move from where they wait into a stream, so streams are read later."""
+        """The blobs that Redis refers to. Jobs move from hashes into streams, so streams are read last."""
         packed = [
             *[value async for value in self._hash_values("early:*")],
             *[value async for value in self._hash_values("sample-jobs:*")],

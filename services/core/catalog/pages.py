@@ -1,7 +1,7 @@
-"""Pages of what Redis keeps in order, newest first.
+"""Pages of sorted sets in Redis, newest first.
 
-A page token is the place where the page before ended, not a count: entries that come or go between two pages make the
-next one neither repeat nor leave out another.
+A page token names the entry that the previous page ended with, not a count: entries that are added or removed between
+two pages never make the next page repeat or skip another entry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CURSOR = re.compile(r"(?P<score>[0-9]{1,20}(\.[0-9]{1,20})?(e\+[0-9]{1,2})?) (?
 
 @dataclass(frozen=True)
 class Cursor:
-    """The entry that a page ended with."""
+    """Position in a listing: the entry that a page ended with."""
 
     score: str
     member: str
@@ -35,7 +35,7 @@ class Cursor:
         """Reads a page token; "" is the beginning.
 
         Raises:
-            InvalidArgumentError: it is none of ours.
+            InvalidArgumentError: it is no page token of this platform.
         """
         if not token:
             return None
@@ -44,19 +44,19 @@ class Cursor:
         except (binascii.Error, ValueError):
             match = None
         if match is None:
-            raise InvalidArgumentError.at("page_token", "is not the next_page_token of a page before")
+            raise InvalidArgumentError.must_be("page_token", "empty or the next_page_token of a previous page")
         return cls(match["score"], match["member"])
 
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Which page is wanted."""
+    """Size and start of a requested page."""
 
     size: int
     after: Cursor | None = None
 
     skip: int = 0
-    """Entries to pass over; for callers that count instead of following tokens."""
+    """Number of entries to skip; for callers that count instead of following tokens."""
 
 
 @dataclass(frozen=True)

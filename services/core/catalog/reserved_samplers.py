@@ -1,6 +1,6 @@
-"""Sampling sessions that clients ask for together with a save: opened when the save's result is fetched.
+"""Reserved sampling sessions: requested together with a save, opened when the save's result is fetched.
 
-The reservation is made before the save is accepted, so that it is there whatever gateway hands out the result.
+The reservation is made before the save is accepted, so that every gateway that returns the result finds it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEEP = timedelta(days=30)
 
 @dataclass(frozen=True)
 class ReservedSampler:
-    """Which sampling session a save is for, and whether it goes on with later inflight saves."""
+    """The sampling session that a save is for, and whether later inflight saves replace its weights."""
 
     sampling_session_seq_id: int
     inflight: bool
@@ -29,7 +29,7 @@ class ReservedSamplers:
         self._commands = connection.commands
 
     async def reserve(self, operation: str, wanted: ReservedSampler) -> None:
-        """Notes what a save is for."""
+        """Reserves a sampling session for a save."""
         key = keyspace.reserved_sampler(operation)
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.hsetnx(key, "sampling_session_seq_id", wanted.sampling_session_seq_id)
@@ -38,7 +38,7 @@ class ReservedSamplers:
         await pipeline.execute()
 
     async def of(self, operation: str) -> ReservedSampler | None:
-        """What a save is for; None if it has a name."""
+        """The reservation that belongs to a save; None if there is none."""
         record = await self._commands.hgetall(keyspace.reserved_sampler(operation))
         if not record:
             return None

@@ -1,7 +1,7 @@
-"""The metrics history of each training run: what its operations have measured, for people to look at.
+"""Metrics history of each training run: one entry an operation.
 
-An entry is written together with its operation's result, so it is there exactly once, whatever is sent or carried out
-again. Each run keeps its last `KEPT` entries or a little more.
+An entry is written together with its operation's result, so retries and replays never duplicate it. Each run keeps its
+last `KEPT` entries or a few more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RunMetrics:
 
 
 def metrics_write(run: str, entry: training_pb2.TrainingMetrics) -> Write:
-    """The write that enters what an operation has measured, made visible with its result."""
+    """The write that adds an operation's metrics, made visible with its result."""
     position = entry_position(entry.seq_id)
     key = keyspace.run_metrics(run)
     return ("XADD", key, "MAXLEN", "~", KEPT, position, "record", entry.SerializeToString())

@@ -1,7 +1,6 @@
-"""What exists and whose it is: training runs, sampling sessions, and through `checkpoints` the checkpoints.
+"""Catalog of training runs and sampling sessions; `checkpoints` is that of the checkpoints.
 
-Records are protobuf messages in Redis with their tenant beside them. Whatever belongs to another tenant does not exist
-here: NOT_FOUND.
+Records are protobuf messages in Redis with their tenant beside them. A record of another tenant is NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Catalog:
         self.checkpoints = CheckpointCatalog(connection)
 
     async def add_run(self, tenant: str, run: training_pb2.TrainingRun) -> None:
-        """Enters a run; entering it again keeps the first record."""
+        """Adds a run; adding it again keeps the first record."""
         pipeline = self._commands.pipeline(transaction=True)
         for write in run_writes(tenant, run):
             pipeline.execute_command(*write)
@@ -69,7 +68,7 @@ class Catalog:
     async def add_sampling_session(
         self, tenant: str, sampling: sampling_pb2.SamplingSession, location: str, follows: str = ""
     ) -> None:
-        """Enters a sampling session; entering it again keeps the first record.
+        """Adds a sampling session; adding it again keeps the first record.
 
         One that `follows` a run samples from the run's newest inflight weights instead of `location` alone.
         """
@@ -102,7 +101,7 @@ class Catalog:
         return sampling, location
 
     async def publish_inflight(self, run_id: str, seq_id: int, location: str, path: str) -> None:
-        """Has the inflight sampling sessions of a run sample from weights, unless they have newer ones already."""
+        """Makes the inflight sampling sessions of a run sample from these weights, unless they have newer ones."""
         key = keyspace.inflight_weights(run_id)
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.zadd(key, {f"{location} {path}": seq_id})
@@ -114,7 +113,7 @@ class Catalog:
         return int(await self._commands.hincrby(keyspace.sampling_session(sampling_session_id), "clients", 1))
 
     async def _runs(self, run_ids: Sequence[str]) -> list[training_pb2.TrainingRun]:
-        """Runs with what is known about them by now, in one round trip."""
+        """Runs with their last request and newest checkpoints, in one round trip."""
         await self.checkpoints.remove_expired()
         pipeline = self._commands.pipeline(transaction=False)
         for run_id in run_ids:
@@ -139,7 +138,7 @@ def _in_groups(replies: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def run_writes(tenant: str, run: training_pb2.TrainingRun) -> list[Write]:
-    """The writes that enter a run; carried out again they keep the first record."""
+    """The writes that add a run; repeated, they keep the first record."""
     run_id, now = run.training_run_id, str(time.time())
     key = keyspace.training_run(run_id)
     return [

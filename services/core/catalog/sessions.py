@@ -1,7 +1,7 @@
-"""Sessions: one per client process, alive while somebody hears from it.
+"""Sessions: one per client process, alive while its client is seen.
 
-A session that has ended, or that nobody has heard of for `GRACE`, has no claim on places in the trainers' memory. Its
-runs are not lost: the log is the truth, and an operation brings a run back.
+The runs of a session that has ended, or was silent for `GRACE`, need not stay in a trainer's memory. They are not lost:
+a run is rebuilt from its snapshot and log at its next operation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sessions:
         """Opens a session.
 
         Raises:
-            ResourceExhaustedError: as many are alive as may be.
+            ResourceExhaustedError: the limit of open sessions is reached.
         """
         session_id = new_session_id()
         keys = [
@@ -104,7 +104,7 @@ class Sessions:
         return session
 
     async def touch(self, session_id: str) -> None:
-        """Says that the client is there."""
+        """Records that the session's client was seen."""
         await self._connection.run("touch_session", [keyspace.session(session_id)], [keyspace.PREFIX, session_id])
 
     async def end(self, session_id: str, tenant: str) -> None:
@@ -113,7 +113,7 @@ class Sessions:
         await self._connection.run("end_session", keys, [session_id])
 
     async def is_alive(self, session_id: str) -> bool:
-        """Whether the session's client can still be expected to go on."""
+        """Whether the session has not ended and was seen within `GRACE`."""
         seen, ended = await self._commands.hmget(keyspace.session(session_id), "seen", "ended")
         return seen is not None and ended is None and time.time() - float(seen) < GRACE.total_seconds()
 

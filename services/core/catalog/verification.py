@@ -1,6 +1,6 @@
-"""Checkpoints read back: every file that a manifest names must be there and have its SHA-256.
+"""Verification of checkpoints: every file that a manifest names must exist and have its SHA-256.
 
-What the catalog names and what the storage holds are both looked at, so that lost files are found as well as damaged
+Both the locations in the catalog and those in the storage are checked, so that lost files are found as well as damaged
 ones.
 """
 
@@ -23,12 +23,12 @@ _AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of one checkpoint."""
+    """Result of verifying one checkpoint."""
 
     location: str
     size_bytes: int
     problem: str
-    """What is wrong with it; empty if nothing is."""
+    """The first fault found; empty if there is none."""
 
 
 async def verify_checkpoints(

@@ -1,1 +1,1 @@
-"""What a server process needs: gRPC server, health, metrics, logging, its announcement."""
+"""Server processes: gRPC server, health, metrics, logging, and the announcement of workers."""

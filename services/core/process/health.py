@@ -1,7 +1,7 @@
-"""grpc.health.v1.Health of one server: it serves all of its services until it is about to stop.
+"""Health service of one server (grpc.health.v1.Health): SERVING until the server is about to stop.
 
-Written out because the servicer of grpcio-health-checking has no List, and a Watch that ends no sooner than its caller:
-a server that drains would wait for it.
+The servicer of grpcio-health-checking is not used: it has no List, and its Watch ends only with its caller, so that a
+draining server would wait for it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._leaving = asyncio.Event()
 
     def serve(self, *names: str) -> None:
-        """Says SERVING for these services, and for the server as a whole."""
+        """Sets these services, and the server as a whole, to SERVING."""
         self._names = frozenset(("", *names))
 
     def leave(self) -> None:
-        """Says NOT_SERVING for ever, and ends every watch."""
+        """Sets every service to NOT_SERVING for good, and ends every watch."""
         self._leaving.set()
 
     async def Check(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802

@@ -1,4 +1,4 @@
-"""What a process counts, for Prometheus. Every process has all of these and fills those that are its own.
+"""Prometheus metrics. Every process has all of them and fills its own.
 
 A gateway shows them on its HTTP port, a worker on TINKER_METRICS_PORT. The queue's gauges are filled when a
 gateway is asked for them.

@@ -1,6 +1,6 @@
-"""gRPC servers of the platform: options, errors, health, reflection, and a graceful end.
+"""gRPC servers of the platform: options, errors, health, reflection, and graceful stop.
 
-One interceptor turns exceptions into statuses, so that servicers just raise. SIGTERM and SIGINT drain: health says
+One interceptor turns exceptions into statuses, so that servicers just raise. SIGTERM and SIGINT drain: health turns to
 NOT_SERVING, new calls are refused, calls under way get `drain_seconds` to finish.
 """
 
@@ -28,7 +28,7 @@ from services.core.queue.connection import TRANSIENT_ERRORS
 _log = structlog.get_logger(__name__)
 
 UNREAD_BYTES = 256 << 10
-"""How much of a request is taken before it is read; gRPC would otherwise take ever more of what senders have ready."""
+"""HTTP/2 window: bytes of a request that gRPC buffers before the handler reads it; by default the window grows."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class MethodInterceptor(grpc.aio.ServerInterceptor, ABC):
 
 
 class ErrorInterceptor(MethodInterceptor):
-    """Turns what a servicer raises into a status: a PlatformError as it is, anything else into INTERNAL with a log.
+    """Turns exceptions of servicers into statuses: a PlatformError as it is, others into INTERNAL with a log entry.
 
-    What is no message of the method's type is INVALID_ARGUMENT.
+    A request that is no message of the method's type is INVALID_ARGUMENT.
     """
 
     def around(self, method: str, handler: Any) -> Any:
@@ -74,14 +74,14 @@ class ErrorInterceptor(MethodInterceptor):
 
 
 def _parsing(parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]) -> Callable[[bytes, Context], T]:
-    """Has a request parsed where errors are turned into statuses: gRPC itself says UNKNOWN to what it cannot read."""
+    """Parses a request where errors become statuses: gRPC itself answers UNKNOWN to a malformed one."""
     return lambda raw, context: call(_parsed(parse, raw), context)
 
 
 def _parsing_each(
     parse: Callable[[bytes], Any], call: Callable[[Any, Context], T]
 ) -> Callable[[AsyncIterator[bytes], Context], T]:
-    """The same for a stream of requests, read here: gRPC's own iterator keeps the last one until garbage goes."""
+    """As `_parsing`, for a stream of requests; gRPC's own iterator would keep the last one until garbage collection."""
 
     async def parsed(context: Context) -> AsyncIterator[Any]:
         while (raw := await context.read()) is not grpc.aio.EOF:
@@ -146,7 +146,7 @@ def _refusal(method: str, error: Exception) -> grpc.Status:
 
 
 async def _abort(context: Context, status: grpc.Status) -> NoReturn:
-    """Ends a call, outside of `except`: what gRPC raises would keep the error, and with it the request, for a while."""
+    """Ends a call; outside of `except`, or gRPC's exception would keep the error and the request in memory."""
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
@@ -160,7 +160,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
 
     async def start(self, port: int, service_names: Sequence[str]) -> int:
-        """Listens and says SERVING for every service; returns the port.
+        """Listens and sets every service to SERVING; returns the port.
 
         Raises:
             UnavailableError: the port is taken.

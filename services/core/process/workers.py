@@ -1,7 +1,7 @@
-"""Live workers announce themselves; what the platform can do is the union of their announcements.
+"""Directory of live workers; the platform's capabilities are the union of their announcements.
 
-An announcement is a heartbeat with an expiry: a worker that is gone is forgotten by itself, and nothing is configured
-twice.
+An announcement is a heartbeat with an expiry: a worker that is gone disappears by itself, and no list of workers is
+configured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WorkerDirectory:
         self._commands = connection.commands
 
     async def announce(self, status: job_pb2.WorkerStatus) -> None:
-        """Says that a worker lives; repeat every `HEARTBEAT_S`."""
+        """Announces a live worker; call it every `HEARTBEAT_S`."""
         pipeline = self._commands.pipeline(transaction=True)
         announcement = status.SerializeToString()
         pipeline.hset(keyspace.WORKERS, status.worker, announcement)
@@ -38,14 +38,14 @@ class WorkerDirectory:
         await pipeline.execute()
 
     async def withdraw(self, worker: str) -> None:
-        """Forgets a worker that stops."""
+        """Removes a worker that stops."""
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.hdel(keyspace.WORKERS, worker)
         pipeline.zrem(keyspace.WORKERS_EXPIRY, worker)
         await pipeline.execute()
 
     async def live(self) -> list[job_pb2.WorkerStatus]:
-        """The workers heard of in the last `EXPIRY_S`; drops the others."""
+        """The workers seen in the last `EXPIRY_S`; removes the others."""
         now = time.time()
         for gone in await self._commands.zrangebyscore(keyspace.WORKERS_EXPIRY, "-inf", now):
             await self.withdraw(gone.decode())
@@ -56,8 +56,8 @@ class WorkerDirectory:
         """A live worker of `kind` for a base model.
 
         Raises:
-            InvalidArgumentError: nobody has ever served it; names `field` and what is served.
-            UnavailableError: its workers are gone at the moment.
+            InvalidArgumentError: no worker has ever served it; names `field` and the base models that are served.
+            UnavailableError: none of its workers is up at the moment.
         """
         live = [status for status in await self.live() if status.kind == kind]
         for status in live:
@@ -78,7 +78,7 @@ class WorkerDirectory:
         """A worker of any kind that serves or has served a base model.
 
         Raises:
-            InvalidArgumentError: nobody has.
+            InvalidArgumentError: none has.
         """
         for kind in KIND_NAMES:
             announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
@@ -89,10 +89,10 @@ class WorkerDirectory:
         raise InvalidArgumentError.at(field, message, reason="UNKNOWN_BASE_MODEL")
 
     async def limits(self, base_model: str, kind: job_pb2.WorkerKind.ValueType) -> job_pb2.WorkerStatus:
-        """What a base model's workers of `kind` announced last, also while none of them is up.
+        """The last announcement of a base model's workers of `kind`, also while none of them is up.
 
         Raises:
-            UnavailableError: nobody has ever served it.
+            UnavailableError: no worker has ever served it.
         """
         announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
         if announcement is None:

@@ -1,9 +1,9 @@
 """The two Redis clients of a process, and its scripts.
 
 `commands` retries through a restart of the server, which makes every command at-least-once: each state change is
-therefore one idempotent script. Neither has a socket timeout: a blocking read is supposed to take long, and with one,
+therefore one idempotent script. Neither has a socket timeout: a blocking read may take long, and with a timeout,
 redis-py writes under `asyncio.wait_for`, which before Python 3.12 can lose a cancellation, so that a loop would not
-end. A server that is gone without a word is found out by the kernel instead.
+end. Instead, TCP keepalive of the kernel detects a server that disappears silently.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyErr
 CONNECT_TIMEOUT_S = 10
 _DEAD_AFTER_S = 30
 
-# A silent connection is probed after 10 s, and given up when nothing is acknowledged for `_DEAD_AFTER_S`.
+# A silent connection is probed after 10 s, and closed when nothing is acknowledged for `_DEAD_AFTER_S`.
 _KEEPALIVE = {
     option: value
     for name, value in (
@@ -50,7 +50,7 @@ Write = Sequence[str | bytes | int]
 """One Redis command, word by word, that becomes visible together with a result."""
 
 POOL_TIMEOUT_S = 30.0
-"""How long a command waits for its turn when more callers are at work than there are connections."""
+"""Maximum wait of a command for a free connection of the pool."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RedisConnection:
 
     @classmethod
     def open(cls, url: str) -> RedisConnection:
-        """Makes the clients; they connect when they are first used."""
+        """Creates the clients; they connect at their first use."""
         options: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": CONNECT_TIMEOUT_S}
         if not url.startswith("unix:"):
             options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
@@ -88,7 +88,7 @@ class RedisConnection:
     async def run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
         """Runs `lua/<script>.lua` and returns its reply.
 
-        A server that does not know the script gets it with the call: loaded before it, it could be gone again.
+        A server that does not know the script gets it with the call: one loaded beforehand could be flushed again.
         """
         registered = self.scripts[script]
         try:

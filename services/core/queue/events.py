@@ -1,8 +1,8 @@
-"""One reader of the event stream per process, whatever the number of watchers.
+"""Event hub: one reader of the event stream per process, for any number of watchers.
 
-Each finished operation is announced once by name on a capped stream. The hub reads it from where it was and hands
-every name to the watchers of its session. When Redis was away it closes its watchers: they open again and name what
-they still wait for, which is also how a client of a dead gateway finds its results elsewhere.
+The name of each finished operation is published once on a capped stream. The hub reads the stream and forwards each
+name to the watchers of its session. After an outage of Redis it closes its watchers: clients open new ones and name
+what they still wait for, as they do when they move to another gateway.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Watcher:
-    """Names of finished operations of one session, as they come."""
+    """Names of the finished operations of one session."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -39,7 +39,7 @@ class Watcher:
         return names
 
     def add(self, name: str) -> None:
-        """Hands over one name."""
+        """Adds one name."""
         self._names.add(name)
         self._changed.set()
 
@@ -60,7 +60,7 @@ class EventHub:
 
     @contextmanager
     def watch(self, session_id: str) -> Iterator[Watcher]:
-        """Registers a watcher; whatever finishes from now on reaches it."""
+        """Registers a watcher for all operations that finish from now on."""
         watcher = Watcher()
         self._watchers[session_id].add(watcher)
         if self._shut:

@@ -1,7 +1,7 @@
-"""How much may wait: limits of each run, of each tenant and in all.
+"""Limits of queued operations: of each run, of each tenant and in all.
 
-What waits is counted by the scripts in lua/, in the same step in which an operation is accepted or ends. An operation
-that would exceed a limit is not accepted, and its sender is told when to come again; nothing accepted is affected.
+The scripts in lua/ count the load in the step in which an operation is accepted or ends. An operation that would exceed
+a limit is refused with the time after which to retry; accepted operations are not affected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from services.core.config import GatewaySettings
 
 @dataclass(frozen=True)
 class LoadLimits:
-    """Most that may wait, under way included. A sampling operation is one sample, whatever its number of sequences."""
+    """Maximum load, queued and under way. A sampling operation is one sample, whatever its number of sequences."""
 
     operations_of_run: int
     operations_of_tenant: int
@@ -22,13 +22,13 @@ class LoadLimits:
     samples: int
 
     request_bytes_of_tenant: int
-    """Wherever they are kept."""
+    """Bytes of jobs in Redis and in the blob store."""
 
     request_bytes: int
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> LoadLimits:
-        """Those that are set."""
+        """The limits in a gateway's settings."""
         return cls(
             operations_of_run=settings.max_waiting_per_run,
             operations_of_tenant=settings.max_waiting_operations_per_tenant,

@@ -1,4 +1,4 @@
-"""Records of operations: what a client sees of its calls.
+"""Records of operations: the state and result that a client sees.
 
 A record is one Redis hash, written only by the scripts in lua/. This file reads records, cancels, and turns a result
 into the fields that the scripts store.
@@ -58,7 +58,7 @@ class OperationStore:
         self._positions = QueuePositions(connection)
 
     async def result(self, outcome: Message | PlatformError) -> Result:
-        """Packs an outcome; a large response goes to the blob store, however long that takes."""
+        """Packs an outcome; a large response goes to the blob store, with retries until it is stored."""
         if isinstance(outcome, PlatformError):
             return Result("failed", "error", outcome.to_operation_error().SerializeToString())
         packed = any_pb2.Any()
@@ -122,11 +122,11 @@ class OperationStore:
         return entry is not None
 
     async def cancelled_position(self) -> str:
-        """Where the stream of cancelled sampling operations is now."""
+        """Id of the newest entry in the stream of cancelled sampling operations."""
         return await streams.last_id(self._connection.commands, keyspace.CANCELLED)
 
     async def cancelled_after(self, position: str) -> tuple[str, list[str]]:
-        """Waits for sampling operations that are cancelled while they run; the new position, and their names."""
+        """Waits for sampling operations that are cancelled while they run; returns the new position and their names."""
         entries = await streams.read(
             self._connection.blocking, {keyspace.CANCELLED: position}, count=1000, block_ms=10_000
         )

@@ -1,4 +1,4 @@
-"""Calls that must not be given up because Redis is away or the storage is full: what they report has happened."""
+"""Retry of calls that report something that has happened, until Redis and the storage accept them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 
 
 async def until_reached(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Repeats an idempotent call for as long as Redis or the storage does not take it."""
+    """Repeats an idempotent call until Redis and the storage can be reached and the storage has space."""
     while True:
         try:
             return await call()

@@ -1,8 +1,8 @@
 """The log of each training run, and the lease that makes one trainer its only consumer.
 
 The gateway enqueues; the lease's holder reads, begins and completes, strictly in seq_id order. Every change is one
-script that checks the holder's epoch, so a paused trainer that wakes up after its lease has moved changes nothing. A
-finished entry stays in the log: a new holder replays the log to rebuild what the old one had in memory.
+script that checks the holder's epoch, so a trainer that resumes after its lease has moved changes nothing. Finished
+entries stay in the log: a new holder replays it to rebuild what the old one had in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LogEntry:
 
 
 class Beginning(Enum):
-    """What became of `begin_together`."""
+    """Result of `begin_together`."""
 
     BEGUN = "run"
     MUST_RUN_ALONE = "alone"
@@ -66,7 +66,7 @@ class RunLogs:
         return int(await self._connection.commands.hget(keyspace.run_meta(run), "next_seq") or 0)
 
     async def done_seq_id(self, run: str) -> int:
-        """The seq_id up to which everything has its result; -1 before the first."""
+        """The last seq_id of those that have their results; -1 before the first."""
         done = await self._connection.commands.hget(keyspace.run_meta(run), "done_seq")
         return -1 if done is None else int(done)
 
@@ -90,7 +90,7 @@ class RunLogs:
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
             FailedPreconditionError: its seq_id was used so long ago that the result is gone.
-            ResourceExhaustedError: as much is waiting as `limits` allow.
+            ResourceExhaustedError: a limit of `limits` is reached.
         """
         name = OperationName.parse(job.operation)
         run = name.scope
@@ -135,7 +135,7 @@ class RunLogs:
         await self._connection.run("release_run", keys, arguments)
 
     async def entries(self, run: str, after: int, count: int) -> list[LogEntry]:
-        """Entries of a log behind seq_id `after`, oldest first."""
+        """Entries of a log after seq_id `after`, oldest first."""
         position, log = entry_position(after), keyspace.run_log(run)
         return [
             decode_entry(e) for e in await streams.entries(self._connection.commands, log, after=position, count=count)
@@ -173,7 +173,7 @@ class RunLogs:
     async def begin_together(self, lease: Lease, seq_id: int) -> Beginning:
         """Marks an operation as begun together with operations of other runs.
 
-        If the worker dies now, nobody knows whose fault it was: none of them is blamed, and each is begun on its own
+        If the worker crashes now, any of them may be the cause: none counts as an attempt, and each is begun on its own
         the next time, as this one must be if it has been begun before.
 
         Raises:
@@ -195,7 +195,7 @@ class RunLogs:
         await self.complete(lease, seq_id, Result("", "", b""))
 
     async def complete(self, lease: Lease, seq_id: int, result: Result, writes: Sequence[Write] = ()) -> None:
-        """Records an operation's result and moves the log's mark behind it; a second result changes nothing.
+        """Records an operation's result and advances the log past it; a second result changes nothing.
 
         Raises:
             FencedError: the lease has moved; nothing was written.

@@ -19,7 +19,7 @@ class StreamEntry:
 
 
 async def read(client: Any, positions: Mapping[str, str], *, count: int, block_ms: int) -> list[StreamEntry]:
-    """Waits up to `block_ms` for entries behind the position of each stream."""
+    """Waits up to `block_ms` for entries after the position of each stream."""
     return _flat(await client.xread(dict(positions), count=count, block=block_ms))
 
 
@@ -33,9 +33,9 @@ async def read_group(
 async def take_over(
     client: Any, group: str, consumer: str, stream: str, *, idle_ms: int, count: int
 ) -> list[StreamEntry]:
-    """Takes up to `count` entries whose consumer has not been heard of for `idle_ms`.
+    """Takes up to `count` entries whose consumer has been silent for `idle_ms`.
 
-    One call looks at ten times `count` entries and says where it has stopped; what lies behind is asked for again.
+    One call scans ten times `count` entries and returns where it stopped; the scan goes on from there.
     """
     position, taken = "0-0", list[Any]()
     while len(taken) < count:
@@ -60,13 +60,13 @@ async def has_waiting(client: Any, group: str, stream: str, *, idle_ms: int) -> 
 
 
 async def keep(client: Any, group: str, consumer: str, stream: str, entry_ids: Sequence[str]) -> None:
-    """Says that `consumer` is still at work on its entries."""
+    """Renews a consumer's entries, so that no other consumer takes them over."""
     if entry_ids:
         await client.xclaim(stream, group, consumer, 0, list(entry_ids), justid=True)
 
 
 async def remove(client: Any, group: str, stream: str, entry_id: str) -> None:
-    """Takes an entry out of a stream and off its consumer."""
+    """Removes an entry from a stream and from its consumer."""
     pipeline = client.pipeline(transaction=True)
     pipeline.xack(stream, group, entry_id)
     pipeline.xdel(stream, entry_id)
@@ -74,7 +74,7 @@ async def remove(client: Any, group: str, stream: str, entry_id: str) -> None:
 
 
 async def make_group(client: Any, group: str, stream: str) -> None:
-    """Makes a consumer group that sees a stream from its beginning; nothing happens if it exists."""
+    """Creates a consumer group that reads a stream from its beginning, unless it exists."""
     try:
         await client.xgroup_create(stream, group, id="0", mkstream=True)
     except ResponseError as error:
@@ -83,7 +83,7 @@ async def make_group(client: Any, group: str, stream: str) -> None:
 
 
 async def entries(client: Any, stream: str, *, after: str, count: int) -> list[StreamEntry]:
-    """Entries of a stream behind `after`, oldest first."""
+    """Entries of a stream after `after`, oldest first."""
     reply: Any = await client.xrange(stream, min=f"({after}", count=count)
     return [_entry(stream, entry) for entry in reply]
 

@@ -1,9 +1,9 @@
-"""Tokens of streamed operations on their way from samplers to the gateways that relay them.
+"""Token stream: new tokens of streamed operations, from samplers to the gateways that relay them.
 
-One channel for all: a sampler publishes what its last steps have generated, every gateway keeps what somebody listens
-to. Nothing is stored and a message may be lost, e.g. while Redis restarts: each piece says where it belongs, and the
-operation's result has all tokens. What a slow listener has not fetched is joined, so it never takes more than the
-result will.
+All share one channel: a sampler publishes the tokens of its last steps, and every gateway keeps those that it has
+listeners for. Nothing is stored and a message may be lost, e.g. while Redis restarts: each token delta has its offset,
+and the operation's result has all tokens. Deltas that a slow listener has not fetched are joined, so they never take
+more memory than the result.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class TokenListener:
         self._changed = asyncio.Event()
 
     async def next_pieces(self) -> list[sampling_pb2.SampledPiece]:
-        """Waits for new tokens; at most one piece a sequence."""
+        """Waits for new tokens; returns at most one token delta a sequence."""
         await self._changed.wait()
         self._changed.clear()
         pieces, self._pieces = list(self._pieces.values()), {}
         return pieces
 
     def add(self, pieces: Iterable[sampling_pb2.SampledPiece]) -> None:
-        """Hands over new tokens. A piece after a lost one is left out: the result will fill the gap."""
+        """Adds new tokens. A delta after a lost one is dropped: the result will fill the gap."""
         for piece in pieces:
             waiting = self._pieces.get(piece.sequence_index)
             if waiting is None:
@@ -60,12 +60,12 @@ class TokenStream:
         self._listeners: defaultdict[str, set[TokenListener]] = defaultdict(set)
 
     async def publish(self, tokens: job_pb2.StreamedTokens) -> None:
-        """Sends tokens to whoever listens."""
+        """Publishes tokens to all listeners."""
         await self._connection.commands.publish(keyspace.TOKENS, tokens.SerializeToString())
 
     @contextmanager
     def listen(self, operation: str) -> Iterator[TokenListener]:
-        """Registers a listener; tokens that are published from now on reach it."""
+        """Registers a listener for the tokens that are published from now on."""
         listener = TokenListener()
         self._listeners[operation].add(listener)
         try:

@@ -1,7 +1,7 @@
-"""What a machine has downloaded from a remote storage.
+"""Local cache of downloads from a remote storage.
 
-What is stored never changes under a name, so what is here cannot be stale. Over the limit, what was not opened for
-longest goes, but nothing that was opened within the last hour: somebody may be reading it.
+Stored files never change under a name, so a copy cannot be stale. Over the size limit, the least recently opened copies
+are removed, but none that was opened within the last hour: it may be in use.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StorageCache:
         partial = partial_beside(target)
         try:
             download(partial)
-            self._make_room(partial)
+            self._free_space(partial)
             partial.rename(target)
         except OSError:
             if not target.exists():  # else another process has downloaded it meanwhile
@@ -50,13 +50,13 @@ class StorageCache:
         finally:
             _remove(partial)
 
-    def _make_room(self, arrived: Path) -> None:
+    def _free_space(self, arrived: Path) -> None:
         others = sorted((path.stat().st_mtime, path) for path in self._root.iterdir() if path != arrived)
-        room = self._limit_bytes - _size(arrived) - sum(_size(path) for _, path in others)
+        space = self._limit_bytes - _size(arrived) - sum(_size(path) for _, path in others)
         for last_opened, path in others:
-            if room >= 0 or time.time() - last_opened < self._in_use.total_seconds():
+            if space >= 0 or time.time() - last_opened < self._in_use.total_seconds():
                 break
-            room += _size(path)
+            space += _size(path)
             discarded = partial_beside(path)
             path.rename(discarded)
             _remove(discarded)

@@ -1,8 +1,8 @@
-"""Where checkpoints live: one directory each, visible whole or not at all, never changed once it is visible.
+"""Store of checkpoints: one directory each, visible whole or not at all, never changed once it is visible.
 
-A location is a relative path, `<training_run_id>/<kind>/<name>/<seq_id>`. It holds the seq_id of the save that wrote
-it, so overwriting a name writes beside the old directory, and whoever has pinned the old one keeps reading it. Which
-location a name stands for is the catalog's to say.
+A location is a relative path, `<training_run_id>/<kind>/<name>/<seq_id>`. It has the seq_id of the save that wrote it,
+so overwriting a name writes a new directory, and the old one stays readable while it is pinned. The catalog maps names
+to locations.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CheckpointStore:
 
         Raises:
             NotFoundError: there is none at `location`.
-            DataLossError: it was damaged on the way.
+            DataLossError: it was damaged in transfer.
         """
         try:
             return self._storage.open_directory(_key(location))
@@ -104,7 +104,7 @@ class CheckpointStore:
                 raise DataLossError(message, reason="CHECKPOINT_DAMAGED")
 
     def _sha256(self, location: str, file: checkpoint_pb2.File) -> str:
-        """Of what the storage holds now, whatever this machine has a copy of."""
+        """SHA-256 of the file in the storage, not of a local copy."""
         digest = hashlib.sha256()
         for start in range(0, file.size_bytes, _BLOCK_BYTES):
             digest.update(self.read(location, file.name, start, _BLOCK_BYTES))

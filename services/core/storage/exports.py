@@ -1,4 +1,4 @@
-"""Full models on their way out: directories that merges have written, kept for a day.
+"""Exports: directories of full models that merges have written, kept for a day.
 
 One directory an operation, under the operation's name; what its files must contain is in the operation's result.
 """
@@ -30,7 +30,7 @@ class ExportStore:
         """Yields an empty directory to fill; on a clean exit it is the operation's export.
 
         Raises:
-            AlreadyExistsError: it has one, because a worker that was thought dead has written it.
+            AlreadyExistsError: another worker has written it: one that was taken for dead.
             ResourceExhaustedError: the storage is full.
         """
         with self._storage.write_directory(f"{ROOT}/{operation}") as directory:
@@ -52,7 +52,7 @@ class ExportStore:
         """At most `length` bytes of a file from `start` on.
 
         Raises:
-            NotFoundError: it has been swept.
+            NotFoundError: it has expired.
         """
         try:
             return self._storage.read(f"{ROOT}/{operation}", name, start, length)

@@ -22,7 +22,7 @@ from services.core.errors import ResourceExhaustedError
 _T = TypeVar("_T")
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What a disk, a quota and a size limit say when no more fits."""
+"""Error numbers of a full disk, an exceeded quota and an exceeded file size limit."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Storage(Protocol):
         """All directories below a prefix of whole path segments."""
 
     def leftovers(self, older_than: timedelta) -> Iterator[Stored]:
-        """What writes that never ended have left behind."""
+        """Leftovers of writes that never completed."""
 
     def delete_leftover(self, key: str) -> None:
         """Removes what `leftovers` has found."""
@@ -119,7 +119,7 @@ def full_disk_named(key: str) -> Iterator[None]:
     """Turns a full disk's OSError into one that clients are told.
 
     Raises:
-        ResourceExhaustedError: there is no room for `key`.
+        ResourceExhaustedError: the storage is full.
     """
     try:
         yield

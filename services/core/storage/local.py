@@ -28,7 +28,7 @@ from services.core.storage.files import (
 from services.core.storage.interface import Stored, full_disk_named
 
 OWNED = ("checkpoints", "snapshots", "blobs", "uploads", "exports")
-"""What the platform stores below the root; a data directory has other things in it too."""
+"""Top directories of the platform's files; a data directory has others too."""
 
 
 class LocalStorage:

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from services.core.config import CommonSettings
-from services.core.errors import InvalidArgumentError
+from services.core.errors import InvalidArgumentError, quoted
 from services.core.storage.interface import Storage
 from services.core.storage.local import LocalStorage
 
@@ -26,8 +26,8 @@ def open_storage(settings: CommonSettings) -> Storage:
         try:
             from services.core.storage.s3 import S3Storage
         except ModuleNotFoundError as error:
-            message = f"is {settings.storage_url!r}, which needs {error.name}: pip install 'tinker-platform[s3]'"
+            message = f"s3:// needs the package {error.name}: pip install 'tinker-platform[s3]'"
             raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING") from error
         return S3Storage(settings.storage_url, settings.data_dir / "cache")
-    message = f"is {settings.storage_url!r}; allowed are file:///directory and s3://bucket/prefix"
-    raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING")
+    rule = "file:///directory or s3://bucket/prefix"
+    raise InvalidArgumentError.must_be("storage_url", rule, quoted(settings.storage_url), reason="BAD_SETTING")

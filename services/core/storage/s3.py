@@ -47,7 +47,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What contents.json says."""
+    """Content of contents.json."""
 
     attempt: str
     files: Mapping[str, _Entry]
@@ -217,8 +217,8 @@ class S3Storage:
 
     def _download(self, key: str, target: Path) -> None:
         with _named(key), full_disk_named(key), open(target, "wb") as file:
-            for piece in obstore.get(self._store, key).stream(min_chunk_size=DOWNLOAD_BYTES):
-                file.write(piece)
+            for block in obstore.get(self._store, key).stream(min_chunk_size=DOWNLOAD_BYTES):
+                file.write(block)
 
     @contextmanager
     def _staged(self, key: str) -> Iterator[Path]:
@@ -234,7 +234,7 @@ class S3Storage:
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """Turns what the S3 client raises into what clients are told; what is not there stays FileNotFoundError.
+    """Turns errors of the S3 client into platform errors; a missing object stays FileNotFoundError.
 
     Raises:
         UnavailableError: the storage cannot be reached, or refuses.

@@ -1,8 +1,8 @@
-"""Where snapshots of training runs live: one directory each, visible whole or not at all, never changed afterwards.
+"""Store of snapshots of training runs: one directory each, visible whole or not at all, never changed afterwards.
 
-`snapshots/<training_run_id>/<seq_id>-<epoch>`: the state after an operation, written under a lease, so that holders of
-different leases never write to the same place. Which snapshots count is recorded in Redis, behind a check of the epoch;
-what lies here beside them is left over from a holder that died or lost its lease, and the next one removes it.
+`snapshots/<training_run_id>/<seq_id>-<epoch>`: the state after an operation, written under a lease, so holders of
+different leases never write to the same directory. Redis records which snapshots count, after a check of the epoch; all
+others are left from a holder that died or lost its lease, and the next holder removes them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ROOT = "snapshots"
 
 @dataclass(frozen=True)
 class SnapshotName:
-    """Which snapshot of a run."""
+    """Name of a snapshot of a run."""
 
     seq_id: int
-    """The last operation whose effect it has."""
+    """The last operation that it includes."""
 
     epoch: int
-    """Of the lease under which it was written."""
+    """Epoch of the lease under which it was written."""
 
     def __str__(self) -> str:
         return f"{self.seq_id}-{self.epoch}"

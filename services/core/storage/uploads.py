@@ -1,4 +1,4 @@
-"""Adapters on their way in: files that clients upload, kept for a day.
+"""Uploads: files of adapters that clients send, kept for a day.
 
 An upload's id is `<day>.<random>.<sha256>`; its key has the tenant's digest and the file's name too, so an id is worth
 nothing to another tenant or for another file. A file is visible once all of it has arrived with the promised digest.
@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError
+from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError, quoted
 from services.core.storage.files import sha256_of
 from services.core.storage.interface import Storage, Stored, in_threads
 from tinker_proto.v1 import checkpoint_pb2
@@ -25,7 +25,7 @@ ROOT = "uploads"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_PIECE_BYTES = 1 << 20
+MAX_BLOCK_BYTES = 1 << 20
 KEEP = timedelta(days=1)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,17 +45,17 @@ class UploadStore:
         self._storage = storage
         self._max_bytes = max_bytes
 
-    async def receive(self, tenant: str, file: checkpoint_pb2.File, pieces: AsyncIterator[bytes]) -> str:
-        """Stores a file as its pieces come; returns its id.
+    async def receive(self, tenant: str, file: checkpoint_pb2.File, blocks: AsyncIterator[bytes]) -> str:
+        """Stores a file as its blocks come; returns its id.
 
         Raises:
-            InvalidArgumentError: the name, size or digest is not allowed, or the content is not what it says.
+            InvalidArgumentError: the name, size or digest is not valid, or the content does not match them.
             ResourceExhaustedError: the storage is full.
         """
         self._check(file)
         upload_id = f"{datetime.now(UTC):%Y-%m-%d}.{uuid.uuid4().hex}.{file.sha256}"
         async with in_threads(self._open_new(_key(tenant, upload_id, file.name))) as target:
-            await _receive(file, pieces, target)
+            await _receive(file, blocks, target)
         return upload_id
 
     def has(self, tenant: str, upload_id: str, name: str) -> bool:
@@ -79,7 +79,7 @@ class UploadStore:
         return path
 
     def expired(self) -> list[Stored]:
-        """What was uploaded more than a day ago."""
+        """Uploads older than a day."""
         oldest = datetime.now(UTC) - KEEP
         return [stored for stored in self._storage.files(ROOT) if stored.modified < oldest]
 
@@ -96,31 +96,30 @@ class UploadStore:
     def _check(self, file: checkpoint_pb2.File) -> None:
         limits = {CONFIG_FILE: MAX_CONFIG_BYTES, WEIGHTS_FILE: self._max_bytes}
         if file.name not in limits:
-            message = f"is {file.name[:100]!r}; allowed are {CONFIG_FILE} and {WEIGHTS_FILE}"
-            raise InvalidArgumentError.at("file.name", message)
+            raise InvalidArgumentError.must_be("file.name", f"{CONFIG_FILE} or {WEIGHTS_FILE}", quoted(file.name))
         if not 1 <= file.size_bytes <= limits[file.name]:
-            message = f"is {file.size_bytes}; allowed for {file.name} are 1 to {limits[file.name]}"
-            raise InvalidArgumentError.at("file.size_bytes", message)
+            rule = f"from 1 to {limits[file.name]} for {file.name}"
+            raise InvalidArgumentError.must_be("file.size_bytes", rule, file.size_bytes)
         if not _SHA256.fullmatch(file.sha256):
-            message = f"is {file.sha256[:100]!r}; allowed are 64 digits of lower-case hexadecimal"
-            raise InvalidArgumentError.at("file.sha256", message)
+            rule = "64 lower-case hexadecimal digits"
+            raise InvalidArgumentError.must_be("file.sha256", rule, quoted(file.sha256))
 
 
-async def _receive(file: checkpoint_pb2.File, pieces: AsyncIterator[bytes], target: BinaryIO) -> None:
-    """Writes pieces to `target` and checks that they are the file."""
+async def _receive(file: checkpoint_pb2.File, blocks: AsyncIterator[bytes], target: BinaryIO) -> None:
+    """Writes blocks to `target` and checks that they are the file."""
     digest, size = hashlib.sha256(), 0
-    async for piece in pieces:
-        if len(piece) > MAX_PIECE_BYTES:
-            raise InvalidArgumentError.at("content", f"has {len(piece)} bytes; allowed are {MAX_PIECE_BYTES}")
-        size += len(piece)
+    async for block in blocks:
+        if len(block) > MAX_BLOCK_BYTES:
+            raise InvalidArgumentError.must_be("content", f"at most {MAX_BLOCK_BYTES} bytes a block", len(block))
+        size += len(block)
         if size > file.size_bytes:
-            raise InvalidArgumentError.at("content", f"has more bytes than file.size_bytes, {file.size_bytes}")
-        digest.update(piece)
-        await asyncio.to_thread(target.write, piece)
+            raise InvalidArgumentError.must_be("content", f"file.size_bytes = {file.size_bytes} bytes", "more")
+        digest.update(block)
+        await asyncio.to_thread(target.write, block)
     if size < file.size_bytes:
-        raise InvalidArgumentError.at("content", f"has {size} bytes; file.size_bytes is {file.size_bytes}")
+        raise InvalidArgumentError.must_be("content", f"file.size_bytes = {file.size_bytes} bytes", size)
     if digest.hexdigest() != file.sha256:
-        raise InvalidArgumentError.at("content", "does not have the SHA-256 that file.sha256 says")
+        raise InvalidArgumentError.must_be("content", f"bytes with SHA-256 {file.sha256}", digest.hexdigest())
 
 
 def _key(tenant: str, upload_id: str, name: str) -> str:
