@@ -1,4 +1,4 @@
-"""Makes what operations act on: training runs, fresh or from a checkpoint, and sampling sessions.
+"""Creation of training runs, fresh or from a checkpoint, and of sampling sessions.
 
 The application functions behind every front: tenant and request in, what was made out. Making the same thing again
 gives the same thing.

@@ -1,4 +1,4 @@
-"""What a gateway frees goes back to the system.
+"""Options of malloc: memory that a gateway frees goes back to the system.
 
 Messages come in all sizes, and on many threads. glibc gives threads heaps of their own, and once large blocks have
 been freed it takes the next from those heaps too and keeps what lies between: a gateway's size rose by 37 MiB an hour

@@ -1,4 +1,4 @@
-"""What waits and who is there, as gauges: read from Redis when somebody asks for the metrics."""
+"""Gauges of queues, workers and sessions, read from Redis when the metrics are requested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from services.core.queue.connection import RedisConnection
 
 
 async def fill_gauges(connection: RedisConnection, workers: WorkerDirectory) -> None:
-    """Sets every gauge to what is true now; what is gone is not shown any more."""
+    """Sets every gauge to its present value; a base model without workers is no longer shown."""
     live = await workers.live()
     for gauge in (SAMPLES_WAITING, NEXT_SAMPLE_SECONDS, HEAD_SECONDS, RUNS_PLACED, WORKERS, SLOTS, SLOTS_USED):
         gauge.clear()

@@ -1,7 +1,7 @@
-"""Turns validated requests into queued jobs, and hands back their operations.
+"""Submission: validated requests become queued jobs, and their operations are returned.
 
 The application functions behind every front: tenant in, operation out. A training request whose content is refused
-still takes its place in its run's order, recorded with its error, so that the client's next operation goes on.
+is queued in its run's order all the same, recorded with its error, so that the client's next operation goes on.
 """
 
 from __future__ import annotations

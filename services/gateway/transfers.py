@@ -1,7 +1,7 @@
-"""Files of checkpoints and exports on their way out, and of adapters on their way in.
+"""Transfers of files: downloads of checkpoints and exports, and uploads of adapters.
 
-What goes out is described first (size and SHA-256 of every file), then streamed from any offset, so that a client can
-go on after an interruption and verify what it has. What comes in is bounded, named and checked before it is stored.
+A download is described first (size and SHA-256 of every file), then streamed from any offset: a client can resume it
+after an interruption and verify what it has. An upload is bounded, named and checked before it is stored.
 """
 
 from __future__ import annotations

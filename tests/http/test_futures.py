@@ -69,7 +69,7 @@ async def test_a_chunk_that_arrives_early_waits_for_the_first_one(http: httpx.As
     assert await logged(stores, run) == [0, 1, 2]
 
 
-async def test_a_resend_is_the_same_promise_and_another_request_is_refused(
+async def test_a_resend_is_the_same_future_and_another_request_is_refused(
     http: httpx.AsyncClient, stores: Stores
 ) -> None:
     run = await create(http)
@@ -88,16 +88,16 @@ async def test_a_resend_is_the_same_promise_and_another_request_is_refused(
         ({"loss_fn_config": {"nothing": 1.0}}, "nothing"),
     ],
 )
-async def test_a_refused_operation_keeps_its_place_and_fails_by_its_promise(
+async def test_a_refused_operation_is_queued_in_order_and_fails_by_its_future(
     http: httpx.AsyncClient, stores: Stores, changes: dict[str, Any], field: str
 ) -> None:
     run = await create(http)
-    promise = await submit(http, loss(run, 1, **changes))
-    assert promise.status_code == 200
+    future = await submit(http, loss(run, 1, **changes))
+    assert future.status_code == 200
     fields = {"model_id": run, "seq_id": 2, "adam_params": ADAM}
     assert (await http.post("optim_step", json=fields)).status_code == 200
     assert await logged(stores, run) == [0, 1, 2]
-    result = await http.post("retrieve_future", json={"request_id": promise.json()["request_id"]})
+    result = await http.post("retrieve_future", json={"request_id": future.json()["request_id"]})
     assert (result.status_code, result.json()["category"]) == (200, "user")
     assert field in result.json()["error"]
 
@@ -116,12 +116,12 @@ async def test_a_refused_operation_keeps_its_place_and_fails_by_its_promise(
         ("load_weights", {"path": "tinker://a:train:0/weights/x", "weights_access_token": "t"}),
     ],
 )
-async def test_whatever_cannot_be_carried_out_fails_by_its_promise(
+async def test_whatever_cannot_be_carried_out_fails_by_its_future(
     http: httpx.AsyncClient, path: str, fields: dict[str, Any]
 ) -> None:
     run = await create(http)
-    promise = await http.post(path, json={"model_id": run, "seq_id": 1, **fields})
-    assert promise.status_code == 200, promise.text
+    future = await http.post(path, json={"model_id": run, "seq_id": 1, **fields})
+    assert future.status_code == 200, future.text
     result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
     assert result.json()["category"] == "user"
     assert result.json()["error"]

@@ -1,4 +1,4 @@
-"""Who is calling: the `x-api-key` metadata entry, and the tenant that it belongs to."""
+"""Authentication of calls: from the `x-api-key` metadata entry to the tenant that the key belongs to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ API_KEY_METADATA = "x-api-key"
 
 
 _tenant: ContextVar[str] = ContextVar("tenant")
-"""That of the call which this task carries out."""
+"""Tenant of the call that the current task handles."""
 
 
 class Authenticator:

@@ -37,8 +37,8 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
     ) -> checkpoint_pb2.ListCheckpointsResponse:
         """The tenant's checkpoints, or those of one of its runs, newest first."""
         tenant = await self._auth.tenant(context)
-        wanted = page_request(request.page_size, request.page_token, DEFAULT_CHECKPOINTS_PER_PAGE)
-        found, page = await self._stores.catalog.checkpoint_page(tenant, request.training_run_id, wanted)
+        requested = page_request(request.page_size, request.page_token, DEFAULT_CHECKPOINTS_PER_PAGE)
+        found, page = await self._stores.catalog.checkpoint_page(tenant, request.training_run_id, requested)
         return checkpoint_pb2.ListCheckpointsResponse(
             checkpoints=found, next_page_token=page.next_page_token, total_size=page.total_size
         )

@@ -10,18 +10,18 @@ from services.gateway.validation.fields import check_range
 MAX_PAGE_SIZE = 1000
 
 
-def page_size(wanted: int, default_size: int) -> int:
-    """The size of the wanted page; 0 means the default.
+def page_size(size: int, default_size: int) -> int:
+    """The size of the requested page; 0 means the default.
 
     Raises:
         InvalidArgumentError: it is out of range.
     """
-    check_range("page_size", wanted, 0, MAX_PAGE_SIZE)
-    return wanted or default_size
+    check_range("page_size", size, 0, MAX_PAGE_SIZE)
+    return size or default_size
 
 
 def page_request(size: int, page_token: str, default_size: int) -> PageRequest:
-    """The wanted page of a listing that has the newest first.
+    """The requested page of a listing that has the newest first.
 
     Raises:
         InvalidArgumentError: the size is out of range, or the token is none of ours.

@@ -35,8 +35,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ListSessionsResponse:
         """The tenant's sessions, newest first."""
         tenant = await self._auth.tenant(context)
-        wanted = page_request(request.page_size, request.page_token, DEFAULT_SESSIONS_PER_PAGE)
-        sessions, page = await self._sessions.page(tenant, wanted)
+        requested = page_request(request.page_size, request.page_token, DEFAULT_SESSIONS_PER_PAGE)
+        sessions, page = await self._sessions.page(tenant, requested)
         return session_pb2.ListSessionsResponse(
             sessions=sessions, next_page_token=page.next_page_token, total_size=page.total_size
         )

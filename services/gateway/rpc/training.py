@@ -48,8 +48,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.ListTrainingRunsResponse:
         """The tenant's runs, newest first."""
         tenant = await self._auth.tenant(context)
-        wanted = page_request(request.page_size, request.page_token, DEFAULT_RUNS_PER_PAGE)
-        runs, page = await self._stores.catalog.run_page(tenant, wanted)
+        requested = page_request(request.page_size, request.page_token, DEFAULT_RUNS_PER_PAGE)
+        runs, page = await self._stores.catalog.run_page(tenant, requested)
         return training_pb2.ListTrainingRunsResponse(
             training_runs=runs, next_page_token=page.next_page_token, total_size=page.total_size
         )

@@ -75,10 +75,10 @@ def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerSta
 
 def check_adam_params(params: training_pb2.AdamParams) -> None:
     """Refuses missing parameters and values that AdamW has no meaning for."""
-    given = {descriptor.name for descriptor, _ in params.ListFields()}
+    present = {descriptor.name for descriptor, _ in params.ListFields()}
     for descriptor in params.DESCRIPTOR.fields:
         field = f"adam_params.{descriptor.name}"
-        if descriptor.name not in given:
+        if descriptor.name not in present:
             raise InvalidArgumentError.at(field, "required, as all six parameters are")
         check_finite(field, getattr(params, descriptor.name))
     for name in ("learning_rate", "weight_decay"):

@@ -26,7 +26,7 @@ ROLE = "assistant"
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Prepared:
     """A request in the platform's terms."""
 
     fields: Chat
@@ -56,15 +56,15 @@ class ChatCompletions:
     async def create(self, request: Request) -> Response:
         """Answers a conversation."""
         tenant = await self._backend.tenant(request)
-        asked = await self._asked(tenant, await read_json(request, Chat))
-        if asked.fields.stream:
-            return await event_stream(request, self._events(tenant, asked))
-        (response,) = await unless_disconnected(request, self._generations.run(tenant, [asked.request]))
-        choices = [_choice(asked, index, sequence) for index, sequence in enumerate(response.sequences)]
-        answer = {**asked.head("chat.completion"), "choices": choices, "usage": usage([asked.prompt], [response])}
+        prepared = await self._prepare(tenant, await read_json(request, Chat))
+        if prepared.fields.stream:
+            return await event_stream(request, self._events(tenant, prepared))
+        (response,) = await unless_disconnected(request, self._generations.run(tenant, [prepared.request]))
+        choices = [_choice(prepared, index, sequence) for index, sequence in enumerate(response.sequences)]
+        answer = {**prepared.head("chat.completion"), "choices": choices, "usage": usage([prepared.prompt], [response])}
         return JSONResponse(answer)
 
-    async def _asked(self, tenant: str, fields: Chat) -> _Asked:
+    async def _prepare(self, tenant: str, fields: Chat) -> _Prepared:
         fields.check()
         target = await self._targets.of(tenant, fields.model)
         messages = [message.for_template() for message in fields.messages]
@@ -74,20 +74,20 @@ class ChatCompletions:
             prompt=prompt_of(prompt),
             num_samples=fields.n,
             sampling_params=fields.sampling_params(fields.token_limit),
-            topk_sample_logprobs=fields.top_logprobs_wanted,
-            include_raw_logprobs=fields.logprobs_wanted,
+            topk_sample_logprobs=fields.top_logprobs_count,
+            include_raw_logprobs=fields.wants_logprobs,
         )
-        return _Asked(fields, target, prompt, request)
+        return _Prepared(fields, target, prompt, request)
 
-    async def _events(self, tenant: str, asked: _Asked) -> AsyncGenerator[dict[str, Any], None]:
-        fields, text = asked.fields, asked.target.text
+    async def _events(self, tenant: str, prepared: _Prepared) -> AsyncGenerator[dict[str, Any], None]:
+        fields, text = prepared.fields, prepared.target.text
         head, greeted = None, set()
-        async with aclosing(growing(self._generations.stream(tenant, [asked.request]), text, fields.stops)) as items:
+        async with aclosing(growing(self._generations.stream(tenant, [prepared.request]), text, fields.stops)) as items:
             async for item in items:
-                head = head or asked.head("chat.completion.chunk")
+                head = head or prepared.head("chat.completion.chunk")
                 if isinstance(item, list):
                     if fields.stream_options is not None and fields.stream_options.include_usage:
-                        yield {**head, "choices": [], "usage": usage([asked.prompt], item)}
+                        yield {**head, "choices": [], "usage": usage([prepared.prompt], item)}
                     continue
                 new, words, finish_reason = item
                 if new.sequence not in greeted:
@@ -99,19 +99,19 @@ class ChatCompletions:
                     "delta": {"content": words} if words else {},
                     "finish_reason": finish_reason,
                 }
-                if fields.logprobs_wanted:
+                if fields.wants_logprobs:
                     choice["logprobs"] = _logprobs(text, new.tokens, new.logprobs, [])
                 yield {**head, "choices": [choice]}
 
 
-def _choice(asked: _Asked, index: int, sequence: sampling_pb2.SampledSequence) -> dict[str, Any]:
-    text = asked.target.text
+def _choice(prepared: _Prepared, index: int, sequence: sampling_pb2.SampledSequence) -> dict[str, Any]:
+    text = prepared.target.text
     logprobs = _logprobs(text, sequence.tokens, sequence.raw_logprobs, sequence.topk_logprobs)
     return {
         "index": index,
-        "message": {"role": ROLE, "content": before_stop(text.text(sequence.tokens), asked.fields.stops)},
+        "message": {"role": ROLE, "content": before_stop(text.text(sequence.tokens), prepared.fields.stops)},
         "finish_reason": FINISH_REASONS[sequence.stop_reason],
-        "logprobs": logprobs if asked.fields.logprobs_wanted else None,
+        "logprobs": logprobs if prepared.fields.wants_logprobs else None,
     }
 
 

@@ -26,7 +26,7 @@ from tinker_proto.v1 import sampling_pb2
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Prepared:
     """A request in the platform's terms."""
 
     fields: Completion
@@ -56,22 +56,22 @@ class Completions:
     async def create(self, request: Request) -> Response:
         """Continues prompts."""
         tenant = await self._backend.tenant(request)
-        asked = await self._asked(tenant, await read_json(request, Completion))
-        if asked.fields.stream:
-            return await event_stream(request, self._events(tenant, asked))
-        responses = await unless_disconnected(request, self._generations.run(tenant, asked.requests))
+        prepared = await self._prepare(tenant, await read_json(request, Completion))
+        if prepared.fields.stream:
+            return await event_stream(request, self._events(tenant, prepared))
+        responses = await unless_disconnected(request, self._generations.run(tenant, prepared.requests))
         choices = [
-            _choice(asked, index * asked.fields.n + i, index, response, sequence)
+            _choice(prepared, index * prepared.fields.n + i, index, response, sequence)
             for index, response in enumerate(responses)
             for i, sequence in enumerate(response.sequences)
         ]
-        return JSONResponse({**asked.head(), "choices": choices, "usage": usage(asked.prompts, responses)})
+        return JSONResponse({**prepared.head(), "choices": choices, "usage": usage(prepared.prompts, responses)})
 
-    async def _asked(self, tenant: str, fields: Completion) -> _Asked:
+    async def _prepare(self, tenant: str, fields: Completion) -> _Prepared:
         fields.check()
         target = await self._targets.of(tenant, fields.model)
         prompts = await asyncio.to_thread(_tokens, fields, target.text)
-        scored = fields.echo and fields.logprobs_wanted
+        scored = fields.echo and fields.wants_logprobs
         requests = [
             sampling_pb2.SampleRequest(
                 sampling_session_id=target.sampling_session_id,
@@ -79,24 +79,24 @@ class Completions:
                 num_samples=fields.n,
                 sampling_params=fields.sampling_params(max(1, fields.max_tokens)),
                 include_prompt_logprobs=scored,
-                topk_prompt_logprobs=fields.top_logprobs_wanted if scored else 0,
-                topk_sample_logprobs=fields.top_logprobs_wanted,
-                include_raw_logprobs=fields.logprobs_wanted,
+                topk_prompt_logprobs=fields.top_logprobs_count if scored else 0,
+                topk_sample_logprobs=fields.top_logprobs_count,
+                include_raw_logprobs=fields.wants_logprobs,
             )
             for prompt in prompts
         ]
-        return _Asked(fields, target, prompts, requests)
+        return _Prepared(fields, target, prompts, requests)
 
-    async def _events(self, tenant: str, asked: _Asked) -> AsyncGenerator[dict[str, Any], None]:
-        fields, text = asked.fields, asked.target.text
-        stream = self._generations.stream(tenant, asked.requests)
+    async def _events(self, tenant: str, prepared: _Prepared) -> AsyncGenerator[dict[str, Any], None]:
+        fields, text = prepared.fields, prepared.target.text
+        stream = self._generations.stream(tenant, prepared.requests)
         head = None
         async with aclosing(growing(stream, text, fields.stops)) as items:
             async for item in items:
-                head = head or asked.head()
+                head = head or prepared.head()
                 if isinstance(item, list):
                     if fields.stream_options is not None and fields.stream_options.include_usage:
-                        yield {**head, "choices": [], "usage": usage(asked.prompts, item)}
+                        yield {**head, "choices": [], "usage": usage(prepared.prompts, item)}
                     continue
                 new, words, finish_reason = item
                 yield {**head, "choices": [_piece(fields, text, new, words, finish_reason)]}
@@ -113,35 +113,35 @@ def _tokens(fields: Completion, text: ModelText) -> list[list[int]]:
 
 
 def _choice(
-    asked: _Asked,
+    prepared: _Prepared,
     number: int,
     index: int,
     response: sampling_pb2.SampleResponse,
     sequence: sampling_pb2.SampledSequence,
 ) -> dict[str, Any]:
-    fields, text = asked.fields, asked.target.text
+    fields, text = prepared.fields, prepared.target.text
     kept = len(sequence.tokens) if fields.max_tokens else 0
     words = before_stop(text.text(sequence.tokens[:kept]), fields.stops)
     tokens = list(sequence.tokens[:kept])
     logprobs: list[float | None] = list(sequence.raw_logprobs[:kept])
     top = list(sequence.topk_logprobs[:kept])
     if fields.echo:
-        words = text.text(asked.prompts[index]) + words
-        tokens = [*asked.prompts[index], *tokens]
+        words = text.text(prepared.prompts[index]) + words
+        tokens = [*prepared.prompts[index], *tokens]
         logprobs = [*(None if math.isnan(value) else value for value in response.prompt_logprobs), *logprobs]
         top = [*response.topk_prompt_logprobs, *top]
     return {
         "index": number,
         "text": words,
         "finish_reason": FINISH_REASONS[sequence.stop_reason] if kept else "length",
-        "logprobs": _logprobs(text, tokens, logprobs, top) if fields.logprobs_wanted else None,
+        "logprobs": _logprobs(text, tokens, logprobs, top) if fields.wants_logprobs else None,
     }
 
 
 def _piece(
     fields: Completion, text: ModelText, new: NewTokens, words: str, finish_reason: str | None
 ) -> dict[str, Any]:
-    logprobs = _logprobs(text, list(new.tokens), list(new.logprobs), []) if fields.logprobs_wanted else None
+    logprobs = _logprobs(text, list(new.tokens), list(new.logprobs), []) if fields.wants_logprobs else None
     index = new.prompt * fields.n + new.sequence
     return {"index": index, "text": words, "finish_reason": finish_reason, "logprobs": logprobs}
 

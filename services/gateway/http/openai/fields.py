@@ -34,7 +34,7 @@ class ResponseFormat(Fields):
     type: Literal["text"] = "text"
 
 
-class Generation(Fields, ABC):
+class GenerationFields(Fields, ABC):
     """What both endpoints take."""
 
     model: str = Field(min_length=1, max_length=1000)
@@ -58,13 +58,13 @@ class Generation(Fields, ABC):
 
     @property
     @abstractmethod
-    def top_logprobs_wanted(self) -> int:
-        """How many likeliest tokens a position is answered with."""
+    def top_logprobs_count(self) -> int:
+        """Number of the likeliest tokens that the answer has for a position."""
 
     @property
     @abstractmethod
-    def logprobs_wanted(self) -> bool:
-        """Whether log-probabilities are wanted."""
+    def wants_logprobs(self) -> bool:
+        """Whether the answer has log-probabilities."""
 
     def sampling_params(self, max_tokens: int | None) -> sampling_pb2.SamplingParams:
         """How tokens are drawn; the end-of-sequence token always ends a generation."""
@@ -85,15 +85,15 @@ class Generation(Fields, ABC):
             raise InvalidArgumentError.at("stream_options", "requires stream=true")
         if not self.stream:
             return
-        if self.top_logprobs_wanted:
+        if self.top_logprobs_count:
             field = "top_logprobs" if isinstance(self, Chat) else "logprobs"
             rule = "0 with stream=true, which has the log-probabilities of the chosen tokens only"
-            raise InvalidArgumentError.must_be(field, rule, self.top_logprobs_wanted)
-        if self.logprobs_wanted and self.temperature not in (None, 0, 1):
+            raise InvalidArgumentError.must_be(field, rule, self.top_logprobs_count)
+        if self.wants_logprobs and self.temperature not in (None, 0, 1):
             raise InvalidArgumentError.must_be("temperature", "0 or 1 with stream=true and logprobs", self.temperature)
 
 
-class Completion(Generation):
+class Completion(GenerationFields):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -104,13 +104,13 @@ class Completion(Generation):
     suffix: Literal[""] | None = None
 
     @property
-    def top_logprobs_wanted(self) -> int:
-        """As in Generation."""
+    def top_logprobs_count(self) -> int:
+        """As in GenerationFields."""
         return self.logprobs or 0
 
     @property
-    def logprobs_wanted(self) -> bool:
-        """As in Generation."""
+    def wants_logprobs(self) -> bool:
+        """As in GenerationFields."""
         return self.logprobs is not None
 
     @property
@@ -167,7 +167,7 @@ class Message(Fields):
         return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
 
 
-class Chat(Generation):
+class Chat(GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -179,13 +179,13 @@ class Chat(Generation):
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
-    def top_logprobs_wanted(self) -> int:
-        """As in Generation."""
+    def top_logprobs_count(self) -> int:
+        """As in GenerationFields."""
         return self.top_logprobs or 0
 
     @property
-    def logprobs_wanted(self) -> bool:
-        """As in Generation."""
+    def wants_logprobs(self) -> bool:
+        """As in GenerationFields."""
         return bool(self.logprobs)
 
     @property

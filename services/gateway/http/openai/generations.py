@@ -38,13 +38,15 @@ class Generations:
         self._submission = backend.submission
         self._cancelling: set[asyncio.Future[bool]] = set()
 
-    async def run(self, tenant: str, wanted: Sequence[sampling_pb2.SampleRequest]) -> list[sampling_pb2.SampleResponse]:
+    async def run(
+        self, tenant: str, requests: Sequence[sampling_pb2.SampleRequest]
+    ) -> list[sampling_pb2.SampleResponse]:
         """All responses, in order; what is not finished when this ends early is cancelled.
 
         Raises:
             PlatformError: one of the requests is refused or fails.
         """
-        names = [_named(request) for request in wanted]
+        names = [_named(request) for request in requests]
         unfinished = set(names)
 
         async def one(name: OperationName, request: sampling_pb2.SampleRequest) -> sampling_pb2.SampleResponse:
@@ -53,7 +55,7 @@ class Generations:
             unfinished.discard(name)
             return _response(operation)
 
-        tasks = [asyncio.ensure_future(one(*pair)) for pair in zip(names, wanted, strict=True)]
+        tasks = [asyncio.ensure_future(one(*pair)) for pair in zip(names, requests, strict=True)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -61,14 +63,14 @@ class Generations:
                 task.cancel()
             self._cancel(unfinished)
 
-    async def stream(self, tenant: str, wanted: Sequence[sampling_pb2.SampleRequest]) -> AsyncGenerator[Any, None]:
+    async def stream(self, tenant: str, requests: Sequence[sampling_pb2.SampleRequest]) -> AsyncGenerator[Any, None]:
         """Yields NewTokens as they come, then the list of responses; ends as `run` does."""
         news: asyncio.Queue[NewTokens | None] = asyncio.Queue()
-        names = [_named(request) for request in wanted]
+        names = [_named(request) for request in requests]
         unfinished = set(names)
 
         async def one(index: int) -> sampling_pb2.SampleResponse:
-            name, request = names[index], wanted[index]
+            name, request = names[index], requests[index]
             with self._stores.tokens.listen(str(name)) as tokens:
                 await self._submission.sample(tenant, request, streamed=True)
                 relaying = asyncio.create_task(_relay(index, tokens, news))
@@ -81,7 +83,7 @@ class Generations:
 
         async def everything() -> list[sampling_pb2.SampleResponse]:
             try:
-                return list(await asyncio.gather(*(one(i) for i in range(len(wanted)))))
+                return list(await asyncio.gather(*(one(i) for i in range(len(requests)))))
             finally:
                 news.put_nowait(None)
 

@@ -37,7 +37,7 @@ class Target:
 
 
 @dataclass
-class _Visitor:
+class _TenantSession:
     """A tenant's session and what is open in it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -53,7 +53,7 @@ class Targets:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._visitors: defaultdict[str, _Visitor] = defaultdict(_Visitor)
+        self._sessions: defaultdict[str, _TenantSession] = defaultdict(_TenantSession)
         self._texts: OrderedDict[str, ModelText] = OrderedDict()
 
     async def of(self, tenant: str, name: str) -> Target:
@@ -64,12 +64,12 @@ class Targets:
             InvalidArgumentError: the path is none, or does not say which kind of checkpoint is meant.
         """
         version = await self.version(tenant, name)
-        visitor = self._visitors[tenant]
-        async with visitor.lock:
-            sampling = visitor.samplings.get((name, version))
-            if sampling is None or not await self._is_open(visitor, tenant):
-                sampling = await self._open(visitor, tenant, name)
-                visitor.samplings[name, version] = sampling
+        current = self._sessions[tenant]
+        async with current.lock:
+            sampling = current.samplings.get((name, version))
+            if sampling is None or not await self._is_open(current, tenant):
+                sampling = await self._open(current, tenant, name)
+                current.samplings[name, version] = sampling
         return Target(sampling.sampling_session_id, sampling.base_model, await self._text(sampling.base_model))
 
     async def version(self, tenant: str, name: str) -> str:
@@ -83,32 +83,32 @@ class Targets:
             raise InvalidArgumentError.must_be("model", rule, quoted(name), reason="BAD_TINKER_PATH")
         return (await self._backend.stores.catalog.checkpoints.get(path, tenant)).location
 
-    async def _is_open(self, visitor: _Visitor, tenant: str) -> bool:
+    async def _is_open(self, current: _TenantSession, tenant: str) -> bool:
         """Says that the session is in use; False if it is gone, or has served its time and is ended here."""
-        if visitor.opened >= MOST_TARGETS or time.monotonic() - visitor.since > SESSION_S:
-            await self._backend.stores.sessions.end(visitor.session_id, tenant)
+        if current.opened >= MOST_TARGETS or time.monotonic() - current.since > SESSION_S:
+            await self._backend.stores.sessions.end(current.session_id, tenant)
             return False
         try:
-            await self._backend.stores.sessions.open(visitor.session_id, tenant)
+            await self._backend.stores.sessions.open(current.session_id, tenant)
         except (NotFoundError, FailedPreconditionError):
             return False
-        await self._backend.stores.sessions.touch(visitor.session_id)
+        await self._backend.stores.sessions.touch(current.session_id)
         return True
 
-    async def _open(self, visitor: _Visitor, tenant: str, name: str) -> sampling_pb2.SamplingSession:
-        if not visitor.session_id or not await self._is_open(visitor, tenant):
+    async def _open(self, current: _TenantSession, tenant: str, name: str) -> sampling_pb2.SamplingSession:
+        if not current.session_id or not await self._is_open(current, tenant):
             session = await self._backend.stores.sessions.create(tenant, SESSION_LABELS)
-            visitor.session_id, visitor.since, visitor.opened = session.session_id, time.monotonic(), 0
-            visitor.samplings.clear()
-        wanted = sampling_pb2.CreateSamplingSessionRequest(
-            session_id=visitor.session_id, sampling_session_seq_id=visitor.opened
+            current.session_id, current.since, current.opened = session.session_id, time.monotonic(), 0
+            current.samplings.clear()
+        request = sampling_pb2.CreateSamplingSessionRequest(
+            session_id=current.session_id, sampling_session_seq_id=current.opened
         )
-        visitor.opened += 1
+        current.opened += 1
         if name.startswith("tinker://"):
-            wanted.model_path = name
+            request.model_path = name
         else:
-            wanted.base_model = name
-        return await self._backend.creation.sampling_session(tenant, wanted)
+            request.base_model = name
+        return await self._backend.creation.sampling_session(tenant, request)
 
     async def _text(self, base_model: str) -> ModelText:
         stores = self._backend.stores

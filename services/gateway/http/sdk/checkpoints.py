@@ -47,9 +47,9 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     async def listing(request: Request) -> Response:
         """The tenant's checkpoints."""
         tenant = await backend.tenant(request)
-        wanted = offset_page(request, DEFAULT_CHECKPOINTS_PER_PAGE)
-        found, page = await catalog.checkpoint_page(tenant, "", wanted)
-        cursor = cursor_fields(wanted, page.total_size)
+        requested = offset_page(request, DEFAULT_CHECKPOINTS_PER_PAGE)
+        found, page = await catalog.checkpoint_page(tenant, "", requested)
+        cursor = cursor_fields(requested, page.total_size)
         return JSONResponse({"checkpoints": [checkpoint_fields(entry) for entry in found], "cursor": cursor})
 
     async def of_run(request: Request) -> Response:

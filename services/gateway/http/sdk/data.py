@@ -34,59 +34,59 @@ _NEEDS_RECORDS = {
 LossRequest = training_pb2.ForwardBackwardRequest | training_pb2.ForwardRequest
 
 
-def fill_loss(request: LossRequest, given: sdk_pb2.ForwardBackwardRequest) -> None:
+def fill_loss(request: LossRequest, sdk_request: sdk_pb2.ForwardBackwardRequest) -> None:
     """Fills a request with what the SDK has sent.
 
     Raises:
         InvalidArgumentError: something of it has no counterpart here.
     """
-    if given.loss_fn in _NEEDS_RECORDS:
-        message = f"{given.loss_fn!r} is not supported: {_NEEDS_RECORDS[given.loss_fn]}"
+    if sdk_request.loss_fn in _NEEDS_RECORDS:
+        message = f"{sdk_request.loss_fn!r} is not supported: {_NEEDS_RECORDS[sdk_request.loss_fn]}"
         raise InvalidArgumentError.at("loss_fn", message, reason="UNKNOWN_LOSS")
-    request.loss_fn = given.loss_fn
-    for name, value in given.loss_fn_config_v2.items():
+    request.loss_fn = sdk_request.loss_fn
+    for name, value in sdk_request.loss_fn_config_v2.items():
         if value.WhichOneof("value") != "number":
             raise InvalidArgumentError.must_be(f'loss_fn_config["{name[:100]}"]', "a number", "a text")
         request.loss_fn_config[name] = value.number
-    if not given.loss_fn_config_v2:
-        request.loss_fn_config.update(given.loss_fn_config)
-    for i, datum in enumerate(given.data):
-        filled = request.data.add()
-        for j, chunk in enumerate(datum.model_input):
-            _fill_chunk(filled.model_input.chunks.add(), chunk, f"data[{i}].model_input.chunks[{j}]")
-        for name, tensor in datum.loss_fn_inputs.items():
-            _fill_tensor(filled.loss_fn_inputs[name], tensor)
+    if not sdk_request.loss_fn_config_v2:
+        request.loss_fn_config.update(sdk_request.loss_fn_config)
+    for i, sdk_datum in enumerate(sdk_request.data):
+        datum = request.data.add()
+        for j, sdk_chunk in enumerate(sdk_datum.model_input):
+            _fill_chunk(datum.model_input.chunks.add(), sdk_chunk, f"data[{i}].model_input.chunks[{j}]")
+        for name, sdk_tensor in sdk_datum.loss_fn_inputs.items():
+            _fill_tensor(datum.loss_fn_inputs[name], sdk_tensor)
 
 
-def _fill_chunk(filled: data_pb2.Chunk, given: sdk_pb2.Chunk, field: str) -> None:
-    match given.WhichOneof("content"):
+def _fill_chunk(chunk: data_pb2.Chunk, sdk_chunk: sdk_pb2.Chunk, field: str) -> None:
+    match sdk_chunk.WhichOneof("content"):
         case "encoded_text":
-            content = given.encoded_text.tokens
+            content = sdk_chunk.encoded_text.tokens
             if len(content) % _TOKEN.itemsize:
                 rule = f"{_TOKEN.itemsize} bytes for each token"
                 got = f"{len(content)} bytes"
                 raise InvalidArgumentError.must_be(f"{field}.tokens", rule, got, reason="BAD_TENSOR")
-            filled.encoded_text.tokens.extend(np.frombuffer(content, _TOKEN).tolist())
+            chunk.encoded_text.tokens.extend(np.frombuffer(content, _TOKEN).tolist())
         case "image":
-            filled.image.data, filled.image.format = given.image.data, given.image.format
-            if given.image.HasField("expected_tokens"):
-                filled.image.expected_tokens = given.image.expected_tokens
+            chunk.image.data, chunk.image.format = sdk_chunk.image.data, sdk_chunk.image.format
+            if sdk_chunk.image.HasField("expected_tokens"):
+                chunk.image.expected_tokens = sdk_chunk.image.expected_tokens
         case other:
             raise InvalidArgumentError.must_be(field, "encoded_text or image", other or "an empty chunk")
 
 
-def _fill_tensor(filled: data_pb2.Tensor, given: sdk_pb2.Tensor) -> None:
+def _fill_tensor(tensor: data_pb2.Tensor, sdk_tensor: sdk_pb2.Tensor) -> None:
     """Copies a tensor; one without a shape has one dimension. What is wrong with it is found where all tensors are."""
-    filled.dtype = data_pb2.DataType.ValueType(given.dtype)
-    filled.shape.extend(given.shape)
-    if given.WhichOneof("layout") == "csr":
-        filled.csr.values = given.csr.values
-        filled.csr.crow_indices = given.csr.crow_indices
-        filled.csr.col_indices = given.csr.col_indices
-    elif given.WhichOneof("layout") == "dense":
-        filled.dense = given.dense
-        if not given.shape and given.dtype in _ITEM_BYTES:
-            filled.shape.append(len(given.dense) // _ITEM_BYTES[given.dtype])
+    tensor.dtype = data_pb2.DataType.ValueType(sdk_tensor.dtype)
+    tensor.shape.extend(sdk_tensor.shape)
+    if sdk_tensor.WhichOneof("layout") == "csr":
+        tensor.csr.values = sdk_tensor.csr.values
+        tensor.csr.crow_indices = sdk_tensor.csr.crow_indices
+        tensor.csr.col_indices = sdk_tensor.csr.col_indices
+    elif sdk_tensor.WhichOneof("layout") == "dense":
+        tensor.dense = sdk_tensor.dense
+        if not sdk_tensor.shape and sdk_tensor.dtype in _ITEM_BYTES:
+            tensor.shape.append(len(sdk_tensor.dense) // _ITEM_BYTES[sdk_tensor.dtype])
 
 
 class TextChunk(Fields):
@@ -121,19 +121,19 @@ class ModelInput(Fields):
 
     def message(self, field: str) -> data_pb2.ModelInput:
         """The message; raises InvalidArgumentError for what has no counterpart here."""
-        filled = data_pb2.ModelInput()
+        model_input = data_pb2.ModelInput()
         for i, chunk in enumerate(self.chunks):
             match chunk:
                 case TextChunk():
-                    filled.chunks.add().encoded_text.tokens.extend(chunk.tokens)
+                    model_input.chunks.add().encoded_text.tokens.extend(chunk.tokens)
                 case ImageChunk():
-                    filled.chunks.add().image.CopyFrom(_image(chunk, f"{field}.chunks[{i}].data"))
+                    model_input.chunks.add().image.CopyFrom(_image(chunk, f"{field}.chunks[{i}].data"))
                 case AssetChunk():
                     rule = "encoded_text or image"
                     raise InvalidArgumentError.must_be(f"{field}.chunks[{i}]", rule, "an image by reference")
                 case _:
                     assert_never(chunk)
-        return filled
+        return model_input
 
 
 class TensorFields(Fields):

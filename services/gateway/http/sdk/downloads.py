@@ -55,15 +55,15 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
         link = await links.verify(request.path_params["token"])
         path = parse_path("token", link.tinker_path)
         stored = await backend.stores.catalog.checkpoints.get(path, link.tenant)
-        wanted, files = request.path_params["name"], await backend.files.of_checkpoint(stored)
-        if wanted == f"{path.name}.tar":
+        name, files = request.path_params["name"], await backend.files.of_checkpoint(stored)
+        if name == f"{path.name}.tar":
             return StreamingResponse(_tar(backend.files, stored, files), media_type="application/x-tar")
         for file in files:
-            if file.name == wanted:
+            if file.name == name:
                 headers = {"content-length": str(file.size_bytes)}
-                pieces = backend.files.read_checkpoint(stored, wanted, 0)
+                pieces = backend.files.read_checkpoint(stored, name, 0)
                 return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
-        raise NotFoundError(f"there is no file {wanted[:100]!r} in {path}", reason="FILE_NOT_FOUND")
+        raise NotFoundError(f"there is no file {name[:100]!r} in {path}", reason="FILE_NOT_FOUND")
 
     return [
         Route(f"{ONE}/external_weights_urls", urls),

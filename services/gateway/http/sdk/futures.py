@@ -1,4 +1,4 @@
-"""Promises: their results, fetched one by one, and which of a sampling session's are finished.
+"""Futures: their results, fetched one by one, and the finished ones of a sampling session.
 
 A request for a result is held until there is one, at most `HOLD_S`; the SDK asks again at once when it is told to wait.
 """
@@ -161,11 +161,11 @@ class Futures:
         try:
             opened, _ = await self._stores.catalog.sampling_session(sampling_session_id(session_id, seq_id), tenant)
         except NotFoundError:
-            wanted = sampling_pb2.CreateSamplingSessionRequest(
+            request = sampling_pb2.CreateSamplingSessionRequest(
                 session_id=session_id, sampling_session_seq_id=seq_id, model_path=path
             )
             follows = name if reserved.inflight else None
-            opened = await self._backend.creation.sampling_session(tenant, wanted, follows)
+            opened = await self._backend.creation.sampling_session(tenant, request, follows)
         if opened.model_path != path and not reserved.inflight:
             rule = "unused by other sampling sessions of the session"
             raise InvalidArgumentError.must_be("sampling_session_seq_id", rule, seq_id)

@@ -16,7 +16,7 @@ _SCOPES = ("owned", "accessible")
 
 
 def offset_page(request: Request, default_limit: int) -> PageRequest:
-    """The wanted page.
+    """The requested page.
 
     Raises:
         InvalidArgumentError: limit or offset is no number, or out of range.
@@ -25,9 +25,9 @@ def offset_page(request: Request, default_limit: int) -> PageRequest:
     return PageRequest(limit, skip=_number(request, "offset", 0, 0, MAX_OFFSET))
 
 
-def cursor_fields(wanted: PageRequest, total: int) -> dict[str, Any]:
+def cursor_fields(requested: PageRequest, total: int) -> dict[str, Any]:
     """Where a page is in its listing."""
-    return {"offset": wanted.skip, "limit": wanted.size, "total_count": total}
+    return {"offset": requested.skip, "limit": requested.size, "total_count": total}
 
 
 def refuse_foreign_scope(request: Request) -> None:

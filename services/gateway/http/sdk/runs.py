@@ -27,10 +27,10 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
         """The tenant's training runs."""
         tenant = await backend.tenant(request)
         refuse_foreign_scope(request)
-        wanted = offset_page(request, DEFAULT_RUNS_PER_PAGE)
-        runs, page = await catalog.run_page(tenant, wanted)
+        requested = offset_page(request, DEFAULT_RUNS_PER_PAGE)
+        runs, page = await catalog.run_page(tenant, requested)
         content = [await _run_fields(backend, run, tenant) for run in runs]
-        return JSONResponse({"training_runs": content, "cursor": cursor_fields(wanted, page.total_size)})
+        return JSONResponse({"training_runs": content, "cursor": cursor_fields(requested, page.total_size)})
 
     async def get(request: Request) -> Response:
         """A training run."""

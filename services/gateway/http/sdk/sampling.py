@@ -30,8 +30,8 @@ class SamplingParamsFields(Fields):
 
     def message(self) -> sampling_pb2.SamplingParams:
         """The message; a `stop` that is empty is present and stops nothing."""
-        given = self.model_dump(exclude={"stop"}, exclude_none=True)
-        params = sampling_pb2.SamplingParams(**given)
+        fields = self.model_dump(exclude={"stop"}, exclude_none=True)
+        params = sampling_pb2.SamplingParams(**fields)
         if self.stop is None:
             return params
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
@@ -70,7 +70,7 @@ class Sample(SdkFields):
                 raise InvalidArgumentError.at(name, "not supported here: the sampling session determines the model")
         if self.num_samples < 1:
             raise InvalidArgumentError.must_be("num_samples", "at least 1", self.num_samples)
-        wanted = sampling_pb2.SampleRequest(
+        message = sampling_pb2.SampleRequest(
             sampling_session_id=self.sampling_session_id,
             seq_id=self.seq_id,
             prompt=self.prompt.message("prompt"),
@@ -82,8 +82,8 @@ class Sample(SdkFields):
             prompt_logprobs_last_n=self.prompt_logprobs_last_n,
         )
         if self.target_prompt_logprobs is not None:
-            wanted.target_prompt_logprobs.CopyFrom(_targets(self.target_prompt_logprobs))
-        return wanted
+            message.target_prompt_logprobs.CopyFrom(_targets(self.target_prompt_logprobs))
+        return message
 
 
 class CreateSamplingSession(SdkFields):
@@ -96,14 +96,14 @@ class CreateSamplingSession(SdkFields):
 
     def message(self) -> sampling_pb2.CreateSamplingSessionRequest:
         """The message; a checkpoint says which base model it belongs to."""
-        wanted = sampling_pb2.CreateSamplingSessionRequest(
+        message = sampling_pb2.CreateSamplingSessionRequest(
             session_id=self.session_id, sampling_session_seq_id=self.sampling_session_seq_id
         )
         if self.model_path is not None:
-            wanted.model_path = self.model_path
+            message.model_path = self.model_path
         elif self.base_model is not None:
-            wanted.base_model = self.base_model
-        return wanted
+            message.base_model = self.base_model
+        return message
 
 
 class JoinSamplingSession(SdkFields):
@@ -147,9 +147,9 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     async def sample(request: Request) -> Response:
         """Queues a generation."""
         tenant = await backend.tenant(request)
-        wanted = (await read_json(request, Sample)).message()
-        operation = await backend.submission.sample(tenant, wanted)
-        sequences = [f"{operation.name}:{i}" for i in range(wanted.num_samples)]
+        message = (await read_json(request, Sample)).message()
+        operation = await backend.submission.sample(tenant, message)
+        sequences = [f"{operation.name}:{i}" for i in range(message.num_samples)]
         return JSONResponse({"request_id": operation.name, "sample_sequence_ids": sequences})
 
     return [
@@ -160,20 +160,20 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     ]
 
 
-def _targets(given: TensorFields) -> data_pb2.Tensor:
+def _targets(tensor: TensorFields) -> data_pb2.Tensor:
     """The SDK's [prompt length - 1, K], without the first position that nothing predicts, as our [prompt length, K].
 
     Raises:
         InvalidArgumentError: it is sparse, leaves cells out, or is no such array.
     """
     field = "target_prompt_logprobs"
-    if given.sparse_crow_indices is not None or given.sparse_col_indices is not None:
+    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
         raise InvalidArgumentError.must_be(field, "a dense array", "a sparse one")
-    shape = given.shape or []
-    if given.dtype != "int64" or len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != len(given.data):
-        got = f"{given.dtype} of shape {shape} with {len(given.data)} elements"
+    shape = tensor.shape or []
+    if tensor.dtype != "int64" or len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != len(tensor.data):
+        got = f"{tensor.dtype} of shape {shape} with {len(tensor.data)} elements"
         raise InvalidArgumentError.must_be(field, "int64 of shape [prompt length - 1, K]", got, reason="BAD_SHAPE")
-    targets = np.array(given.data, dtype=np.int64).reshape(shape)
+    targets = np.array(tensor.data, dtype=np.int64).reshape(shape)
     if (targets < 0).any():
         raise InvalidArgumentError.must_be(field, "token ids of the vocabulary", "a negative one")
     return from_array(np.vstack([np.zeros((1, shape[1]), dtype=np.int64), targets]))

@@ -1,4 +1,4 @@
-"""Training runs and what is done to them. Every call that is well-formed is answered with a promise."""
+"""Training runs and what is done to them. Every call that is well-formed is answered with a future."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Training:
         """A run with a fresh adapter."""
         tenant = await self._backend.tenant(request)
         fields = await read_json(request, CreateModel)
-        return _promise(await self._backend.creation.training_run(tenant, fields.message()))
+        return _future(await self._backend.creation.training_run(tenant, fields.message()))
 
     @takes(GetInfo)
     async def get_info(self, request: Request) -> Response:
@@ -81,16 +81,16 @@ class Training:
         """A loss, with or without its gradient."""
         tenant = await self._backend.tenant(request)
         limit = self._backend.settings.max_message_bytes
-        given = await read_protobuf(request, sdk_pb2.ForwardBackwardRequest(), limit)
-        wanted: LossRequest = (
-            training_pb2.ForwardRequest() if given.forward_only else training_pb2.ForwardBackwardRequest()
+        sdk_request = await read_protobuf(request, sdk_pb2.ForwardBackwardRequest(), limit)
+        message: LossRequest = (
+            training_pb2.ForwardRequest() if sdk_request.forward_only else training_pb2.ForwardBackwardRequest()
         )
-        wanted.training_run_id, wanted.seq_id = given.model_id, given.seq_id
+        message.training_run_id, message.seq_id = sdk_request.model_id, sdk_request.seq_id
         try:
-            fill_loss(wanted, given)
+            fill_loss(message, sdk_request)
         except InvalidArgumentError as refusal:
-            return await self._enter(tenant, wanted, refusal)
-        return await self._enter(tenant, wanted)
+            return await self._enter(tenant, message, refusal)
+        return await self._enter(tenant, message)
 
     @takes(OptimStep)
     async def optim_step(self, request: Request) -> Response:
@@ -110,13 +110,13 @@ class Training:
         """A sampler checkpoint; an unnamed one gets a sampling session."""
         tenant = await self._backend.tenant(request)
         fields = await read_json(request, SaveWeightsForSampler)
-        wanted, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
+        message, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
         if fields.sampling_session_seq_id is not None and refusal is None:
             await self._backend.stores.catalog.run_record(fields.model_id, tenant)
             operation = f"{fields.model_id}:{fields.seq_id}"
             reserved = ReservedSampler(fields.sampling_session_seq_id, fields.kind == "inflight")
             await self._backend.stores.reserved_samplers.reserve(operation, reserved)
-        return await self._enter(tenant, wanted, refusal)
+        return await self._enter(tenant, message, refusal)
 
     @takes(SaveExternal)
     async def save_weights_external(self, request: Request) -> Response:
@@ -132,17 +132,17 @@ class Training:
         fields = await read_json(request, LoadWeights)
         if fields.model_id is not None:
             return await self._enter(tenant, fields.message(), fields.refusal())
-        wanted = fields.creation()
+        message = fields.creation()
         path = training_path("path", fields.path)
         base_model = (await self._backend.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
         if fields.base_model not in (None, base_model):
             rule = f"the checkpoint's, {base_model!r}"
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
-        return _promise(await self._backend.creation.training_run_from_checkpoint(tenant, wanted))
+        return _future(await self._backend.creation.training_run_from_checkpoint(tenant, message))
 
-    async def _enter(self, tenant: str, wanted: RunRequest, refusal: InvalidArgumentError | None = None) -> Response:
-        return _promise(await self._backend.submission.enter(tenant, wanted, refusal))
+    async def _enter(self, tenant: str, message: RunRequest, refusal: InvalidArgumentError | None = None) -> Response:
+        return _future(await self._backend.submission.enter(tenant, message, refusal))
 
 
-def _promise(operation: operation_pb2.Operation) -> Response:
+def _future(operation: operation_pb2.Operation) -> Response:
     return JSONResponse({"request_id": operation.name, "model_id": operation.name.rpartition(":")[0]})

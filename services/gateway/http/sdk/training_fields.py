@@ -82,11 +82,11 @@ class OptimStep(SdkFields):
 
     def message(self) -> training_pb2.OptimStepRequest:
         """The message."""
-        wanted = training_pb2.OptimStepRequest(training_run_id=self.model_id, seq_id=self.seq_id)
+        message = training_pb2.OptimStepRequest(training_run_id=self.model_id, seq_id=self.seq_id)
         if self.adam_params is not None:
-            given = self.adam_params.model_dump(exclude_none=True)
-            wanted.adam_params.CopyFrom(training_pb2.AdamParams(**given))
-        return wanted
+            params = self.adam_params.model_dump(exclude_none=True)
+            message.adam_params.CopyFrom(training_pb2.AdamParams(**params))
+        return message
 
     def refusal(self) -> InvalidArgumentError | None:
         """Why another optimizer's step cannot be taken."""
@@ -234,7 +234,7 @@ class LoadWeights(SdkFields):
         return InvalidArgumentError.at("weights_access_token", message)
 
 
-def _check_optimizer(field: str, given: OtherOptimizer) -> None:
-    if given.type != "adamw" or given.model_extra:
-        got = f"type {quoted(given.type)} and {len(given.model_extra or ())} other fields"
+def _check_optimizer(field: str, optimizer: OtherOptimizer) -> None:
+    if optimizer.type != "adamw" or optimizer.model_extra:
+        got = f"type {quoted(optimizer.type)} and {len(optimizer.model_extra or ())} other fields"
         raise InvalidArgumentError.must_be(field, "type 'adamw' without other fields", got)
