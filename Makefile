@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos soak fuzz cookbook lint types protos released-protos bench clean
+.PHONY: help demo up test quick chaos soak fuzz cookbook lint types protos released-protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +24,11 @@ up: $(STAMP)  ## run the platform on this machine: make up MODEL=<Hugging Face n
 	$(BIN)/tinker-platform up --base-model "$(MODEL)"
 
 WORKERS ?= 2
-test: $(STAMP)  ## run all tests, the files of two at a time: make test WORKERS=2
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+test: $(STAMP)  ## run all tests, or those that pytest's ARGS choose: make test ARGS='tests/core -k lease' WORKERS=2
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+quick: $(STAMP)  ## run the tests that start no process, in about a minute: logic, and numerics on tiny models
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not process" $(ARGS)
 
 KILLS ?= 1000
 SEED ?= 1

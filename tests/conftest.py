@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import redis
 
-from services.cli.embedded_redis import EmbeddedRedis
 from services.core.queue.connection import RedisConnection
+from testing.valkey import valkey
+from tests.processes import needs_process
 
 
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start processes."""
+    for item in items:
+        if isinstance(item, pytest.Function) and needs_process(item):
+            item.add_marker("process")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def redis_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A real server with an append-only file, as in production."""
-    directory = tmp_path_factory.mktemp("redis")
-    server = EmbeddedRedis(directory, directory / "log")
-    with asyncio.Runner() as runner:
-        runner.run(server.start())
-        yield server.url
-        runner.run(server.stop())
+    async with valkey(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture
