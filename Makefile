@@ -27,8 +27,8 @@ WORKERS ?= 2
 test: $(STAMP)  ## run all tests, or those that pytest's ARGS choose: make test ARGS='tests/core -k lease' WORKERS=2
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-quick: $(STAMP)  ## run the tests that start no process, in about a minute: logic, and numerics on tiny models
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not process" $(ARGS)
+quick: $(STAMP)  ## run the tests that start no process and are not marked long: logic, and numerics on tiny models
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal -m "not process and not long" $(ARGS)
 
 KILLS ?= 1000
 SEED ?= 1

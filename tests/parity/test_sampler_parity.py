@@ -52,6 +52,7 @@ def trainer_logprobs(trainer: TrainerEngine, run_id: str, sequences: Sequence[Se
     return trainer.run_alone(work(run_id, data, backward=False)).logprobs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
 @pytest.mark.parametrize("budget", [16, 64])
 def test_sampler_and_trainer_agree(load: Load, tmp_path: Path, family: str, tied: bool, budget: int) -> None:

@@ -47,6 +47,7 @@ def tokens_of(result: GenerationResult) -> list[tuple[int, ...]]:
     return [sampled.tokens for sampled in result.sequences]
 
 
+@pytest.mark.long
 def test_a_seeded_request_is_the_same_alone_and_in_a_batch(
     sixteen: tuple[BaseModel, list[GenerationRequest]],
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_seeded_request_is_the_same_alone_and_in_a_batch(
             assert difference.abs().max() < 2e-5
 
 
+@pytest.mark.long
 def test_a_seeded_request_is_the_same_alone_and_among_32_with_8_adapters(load: Load, checkpoint: Checkpoint) -> None:
     base = load()
     locations = [checkpoint(base, seed)[0] for seed in range(8)]
@@ -76,6 +78,7 @@ def test_a_seeded_request_is_the_same_alone_and_among_32_with_8_adapters(load: L
         assert tokens_of(run(restarted, request)[0]) == tokens_of(result)
 
 
+@pytest.mark.long
 def test_the_deterministic_mode_gives_the_same_bits_alone_and_in_any_batch(
     sixteen: tuple[BaseModel, list[GenerationRequest]],
 ) -> None:
@@ -104,6 +107,7 @@ def bits(result: GenerationResult) -> str:
     return repr(result)
 
 
+@pytest.mark.long
 def test_limits_of_the_engine_do_not_change_a_result(sixteen: tuple[BaseModel, list[GenerationRequest]]) -> None:
     base, requests = sixteen
     requests = [dataclasses.replace(request, num_samples=3) for request in requests[::3]]

@@ -56,6 +56,7 @@ def image_ids(data: bytes) -> list[int]:
     return ids
 
 
+@pytest.mark.long
 def test_hits_give_the_same_tokens_and_logprobs(load: Load, source: Source, checkpoint: Checkpoint) -> None:
     base = load()
     adapters = [checkpoint(base, seed) for seed in range(2)]
@@ -97,6 +98,7 @@ def test_a_prompt_is_found_while_its_first_request_still_runs(load: Load) -> Non
     assert outcomes["second"].prompt_cache_hit_tokens == 32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("growth", [1, 7, 64])
 def test_a_store_too_small_for_all_changes_no_token(
     load: Load, checkpoint: Checkpoint, growth: int, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +145,7 @@ def test_requests_without_a_limit_do_not_starve_each_other(load: Load, monkeypat
     assert len(finish(engine)) == 4
 
 
+@pytest.mark.long
 def test_random_traffic_leaves_the_store_whole(
     load: Load, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

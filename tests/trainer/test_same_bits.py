@@ -103,6 +103,7 @@ def assert_alone_as_together(engine: TrainerEngine, mix: Sequence[Work]) -> None
         engine.run(job.training_run_id).step = 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_random_mixes_of_tiny_sizes(load: Callable[..., BaseModel], family: str) -> None:
@@ -112,6 +113,7 @@ def test_random_mixes_of_tiny_sizes(load: Callable[..., BaseModel], family: str)
         assert_alone_as_together(engine, random_mix(seed))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("threads")
 def test_random_mixes_of_odd_sizes(wide: BaseModel) -> None:
     engine = crowd(wide)
