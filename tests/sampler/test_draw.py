@@ -102,6 +102,7 @@ def test_samples_of_one_seed_are_independent_draws() -> None:
     assert_follows(tokens, exact(logits.double().numpy(), PLAIN))
 
 
+@pytest.mark.long
 def test_unlikely_tokens_come_as_often_as_they_should() -> None:
     """30,000 tokens of probability 1e-7 each beside one likely token: together 3 in 1000, not more."""
     vocab_size = 30_001

@@ -134,6 +134,7 @@ def test_a_store_too_small_for_all_changes_no_token(
     assert_all_is_free(engine)
 
 
+@pytest.mark.long
 def test_requests_without_a_limit_do_not_starve_each_other(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four requests that could fill the context run side by side in a store of one and a half contexts."""
     monkeypatch.setattr(placement, "LEAST_GROWTH", 16)

@@ -118,6 +118,7 @@ def test_a_group_with_one_prompt_gets_what_its_members_get_alone(engine: Trainer
     assert float((engine.run("run").gradient - gradient).norm() / gradient.norm()) < 5e-6
 
 
+@pytest.mark.long
 def test_on_a_cpu_a_job_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
     config = tiny_config(FAMILY)
     config.head_dim = 20  # four heads of a gate that no register divides
