@@ -62,7 +62,7 @@ async def serve(settings: GatewaySettings) -> None:
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
         asyncio.create_task(_sweep(stores)),
-        asyncio.create_task(_remove_expired(stores)),
+        asyncio.create_task(remove_expired(stores)),
         asyncio.create_task(http.serve()),
     ]
     stopped = asyncio.create_task(until_stopped())
@@ -121,7 +121,7 @@ async def _sweep(stores: Stores) -> None:
         await asyncio.sleep(SWEEP_EVERY.total_seconds())
 
 
-async def _remove_expired(stores: Stores) -> None:
+async def remove_expired(stores: Stores) -> None:
     """Removes checkpoints that have expired, and files that no path names and nobody pins any more."""
     while True:
         try:

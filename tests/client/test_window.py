@@ -11,16 +11,16 @@ class Request:
     """One request that waits for its place and holds it until it is answered."""
 
     def __init__(self, window: Window, seq_id: int, size: int = 1) -> None:
-        self.sent, self._answer = False, asyncio.Event()
+        self.sent, self.answered = False, asyncio.Event()
         self.task = asyncio.create_task(self._send(window, seq_id, size))
 
     async def _send(self, window: Window, seq_id: int, size: int) -> None:
         async with window.slot(seq_id, size):
             self.sent = True
-            await self._answer.wait()
+            await self.answered.wait()
 
     async def answer(self) -> None:
-        self._answer.set()
+        self.answered.set()
         await self.task
         await settle()
 
@@ -91,7 +91,7 @@ async def test_giving_up_at_the_moment_of_admission_returns_the_place() -> None:
     window = Window(oldest=0, max_requests=1, max_bytes=10)
     first, second = Request(window, 0, size=10), Request(window, 1, size=10)
     await settle()
-    first._answer.set()
+    first.answered.set()
     await first.task  # the second has been admitted, but has not run yet
     second.task.cancel()
     await asyncio.wait([second.task])

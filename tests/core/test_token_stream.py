@@ -54,12 +54,13 @@ async def test_published_tokens_reach_all_listeners_of_their_operation(connectio
 
     await asyncio.wait_for(is_read(), 60)
     with stream.listen("a") as one, stream.listen("a") as two, stream.listen("b") as other:
+        assert stream.operations == {"a", "b"}
         await stream.publish(published("nobody", piece(0, 5)))
         await stream.publish(published("a", piece(0, 1)))
         await stream.publish(published("b", piece(0, 7)))
         for listener, token in ((one, 1), (two, 1), (other, 7)):
             (got,) = await asyncio.wait_for(listener.next_pieces(), 60)
             assert list(got.tokens) == [token]
-    assert not stream._listeners
+    assert not stream.operations
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)

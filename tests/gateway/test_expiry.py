@@ -34,7 +34,7 @@ async def faults(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
     monkeypatch.setattr(CheckpointCatalog, "remove_expired", remove_unless)
     monkeypatch.setattr(main, "EXPIRE_EVERY", timedelta(milliseconds=10))
-    loop = asyncio.create_task(main._remove_expired(stores))
+    loop = asyncio.create_task(main.remove_expired(stores))
     yield waiting
     assert not loop.done(), "it goes on as long as the gateway"
     loop.cancel()

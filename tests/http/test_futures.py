@@ -13,6 +13,7 @@ from services.core.names import OperationName
 from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.sdk import futures
 from services.gateway.stores import Stores
+from testing.waiting import until
 from tests.gateway.caller import BASE
 from tinker_proto.sdk.v1 import sdk_pb2
 from tinker_proto.v1 import training_pb2
@@ -154,8 +155,7 @@ async def test_an_answer_is_held_until_there_is_one(http: httpx.AsyncClient, sto
     run = await create(http)
     await submit(http, loss(run, 1))
     waiting = asyncio.create_task(http.post("retrieve_future", json={"request_id": f"{run}:1"}))
-    while not stores.events._expecting:
-        await asyncio.sleep(0)
+    await until(lambda: f"{run}:1" in stores.events.expected)
     await stores.operations.cancel(OperationName(run, 1))
     assert (await waiting).json() == {"error": f"operation {run}:1 was cancelled", "category": "user"}
 

@@ -85,6 +85,11 @@ class EventHub:
                 del self._expecting[name]
 
     @property
+    def expected(self) -> frozenset[str]:
+        """Names of the operations whose end somebody waits for."""
+        return frozenset(self._expecting)
+
+    @property
     def is_shut(self) -> bool:
         """Whether this process is about to stop."""
         return self._shut

@@ -59,6 +59,11 @@ class TokenStream:
         self._connection = connection
         self._listeners: defaultdict[str, set[TokenListener]] = defaultdict(set)
 
+    @property
+    def operations(self) -> frozenset[str]:
+        """Names of the operations that have listeners."""
+        return frozenset(self._listeners)
+
     async def publish(self, tokens: job_pb2.StreamedTokens) -> None:
         """Publishes tokens to all listeners."""
         await self._connection.commands.publish(keyspace.TOKENS, tokens.SerializeToString())
