@@ -44,7 +44,7 @@ class Mixer(nn.Module):
         shape = (*hidden.shape[:-1], -1, self.width)
         q, k, v = (linear(hidden).view(shape).transpose(1, 2) for linear in (self.wq, self.wk, self.wv))
         q, k = apply_rotary_pos_emb(q, k, *rotation)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)  # noqa: SLF001 - transformers gives it no public name
         mixed, _ = attend(self, q, k, v, None, dropout=0.0, scaling=self.width**-0.5, **options)
         output: Tensor = self.wo(mixed.reshape(*hidden.shape[:-1], -1))
         return output
