@@ -36,7 +36,7 @@ def content_ids(chunk: data_pb2.Chunk) -> ContentIds:
     """Content ids of a chunk, int64 [positions]: two chunks have equal ids only where they have equal content.
 
     Raises:
-        ValueError: an image that does not say how many positions it takes: without ids it could not be told apart.
+        ValueError: an image that does not say how many positions it takes: it would have no ids.
     """
     if chunk.WhichOneof("content") != "image":
         return np.array(chunk.encoded_text.tokens, dtype=np.int64)

@@ -53,7 +53,7 @@ def import_adapter(
 
 
 def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
-    """Whether a tensor is a weight of the base model itself, equal to it in the narrower of the two dtypes.
+    """True if a tensor is a weight of the base model itself, equal to it in the narrower of the two dtypes.
 
     Raises:
         InvalidArgumentError: it has the name of such a weight and another content.

@@ -24,7 +24,7 @@ _ADAPTER_NAME = "default"
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """Which linears an adapter touches, in the order of the flat buffer."""
+    """The linears that an adapter touches, in the order of the flat buffer."""
 
     rank: int
     linears: Mapping[str, tuple[int, int]]
@@ -123,10 +123,10 @@ def _skeleton(layout: AdapterLayout) -> nn.Module:
         linear = nn.Linear(inputs, outputs, bias=False, device="meta")
         linear.weight = nn.Parameter(torch.zeros(()).expand(outputs, inputs), requires_grad=False)
         *parents, last = name.split(".")
-        place = root
+        parent_module = root
         for parent in parents:
-            if parent not in place._modules:
-                place.add_module(parent, nn.Module())
-            place = place.get_submodule(parent)
-        place.add_module(last, linear)
+            if parent not in parent_module._modules:
+                parent_module.add_module(parent, nn.Module())
+            parent_module = parent_module.get_submodule(parent)
+        parent_module.add_module(last, linear)
     return root

@@ -23,7 +23,7 @@ PACKED_ATTENTION = "tinker_packed"
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Where the sequences of one packed row begin and end."""
+    """Bounds of the sequences of one packed row."""
 
     lengths: tuple[int, ...]
 
@@ -34,7 +34,7 @@ class PackedSequences:
     """The sequences as flash attention takes them."""
 
     keys: Stretches
-    """What they attend to, each behind what it continues."""
+    """The keys that they attend to: each sequence's own, behind those of the prefix that it continues."""
 
     key_rows: Tensor | None
     """int64: which token of the row each key comes from; None where no sequence continues any."""

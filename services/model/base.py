@@ -34,16 +34,16 @@ class BaseModel:
     """The name that clients use and that checkpoints record."""
 
     family: Family
-    """Where its parts are."""
+    """The row of its family: paths of its modules."""
 
     module: PreTrainedModel
     config: PreTrainedConfig
     device: torch.device
     dtype: torch.dtype
-    """What it is served in."""
+    """Dtype that it is served in."""
 
     stored_dtype: torch.dtype
-    """What its files have."""
+    """Dtype of its files."""
 
     max_context_length: int
     """Longest sequence, in tokens."""
@@ -64,7 +64,7 @@ class BaseModel:
 
     @property
     def unembedding(self) -> nn.Module:
-        """The linear from hidden states to logits, or what has taken its place."""
+        """The linear from hidden states to logits, or the linear that replaced it."""
         return self.module.get_submodule(self.family.unembedding)
 
     @property
@@ -74,7 +74,7 @@ class BaseModel:
 
     @property
     def is_tied(self) -> bool:
-        """Whether embedding and unembedding are one weight."""
+        """True if embedding and unembedding are one weight."""
         return self.trunk.get_parameter(f"{self.family.embedding}.weight") is self.unembedding_weight
 
     @property
@@ -90,7 +90,7 @@ class BaseModel:
 
     @property
     def has_linear_attention(self) -> bool:
-        """Whether some layers carry a state along a sequence instead of attending to its tokens."""
+        """True if some layers carry a state along a sequence instead of attending to its tokens."""
         return any(kind.keeps == "state" for kind in self.family.layer_kinds(self.config))
 
     @property
@@ -110,7 +110,7 @@ class BaseModel:
         Args:
             tokens_T: int64 token ids.
             positions_T: int64, of each token in its sequence.
-            sequences: what the attention that is set needs to tell the row's sequences apart.
+            sequences: arguments of the attention implementation that say where the row's sequences lie.
         """
         row = {"input_ids": tokens_T[None], "position_ids": positions_T[None], "use_cache": False}
         hidden_1TD: Tensor = self.trunk(**row, **sequences).last_hidden_state
@@ -134,7 +134,7 @@ class BaseModel:
         return linears
 
     def replace_activations(self, replacement: Callable[[nn.Module], nn.Module]) -> bool:
-        """Puts another module in place of the activation of every MLP.
+        """Replaces the activation of every MLP.
 
         Args:
             replacement: makes it from the activation.

@@ -1,4 +1,4 @@
-"""The torch device of a worker: which one it is, and how full its memory is."""
+"""The torch device of a worker and its memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def memory_pressure(device: torch.device) -> float:
-    """How short a GPU's memory is: 0 while a fifth of it is free, 1 when nothing is; always 0 on a CPU."""
+    """Shortage of a GPU's memory: 0 while a fifth of it is free, 1 when nothing is; always 0 on a CPU."""
     if device.type != "cuda":
         return 0.0
     free, total = torch.cuda.mem_get_info(device)
@@ -15,7 +15,7 @@ def memory_pressure(device: torch.device) -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python could not get the memory that it asked for."""
+    """True if an allocation of torch's or Python's failed."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

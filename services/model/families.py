@@ -19,7 +19,7 @@ from services.core.errors import InvalidArgumentError, quoted
 from services.core.linears import ATTENTION_LINEARS, MLP_LINEARS
 
 Keeps = Literal["keys and values", "state"]
-"""What a mixer keeps of the tokens before: keys and values of each, or one state that every token changes."""
+"""Memory of a mixer of the tokens before: keys and values of each, or one state that every token changes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Family:
     """Names in config.json, as transformers spells them, of models with an unembedding."""
 
     kinds: Mapping[str, LayerKind]
-    """By the name that `layer_types` in config.json has for them."""
+    """Layer kinds by their name in `layer_types` of config.json."""
 
     understood: frozenset[str]
     """Fields of the language model's configuration whose effect is computed, or that have none here."""
@@ -76,7 +76,7 @@ class Family:
     """In the trunk."""
 
     unembedding: str = "lm_head"
-    """What `train_unembed` adapts."""
+    """The linear that `train_unembed` adapts."""
 
     feed_forward: FeedForward | None = FeedForward("mlp", MLP_LINEARS, "act_fn")
     """None: the layers have no dense MLP; adapters leave it, and results are not promised bit by bit."""
@@ -140,14 +140,14 @@ SUPPORTED_FAMILIES: dict[str, Family] = {
     "qwen3_5": Family(("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), _HYBRID, _QWEN3_5),
     "qwen3_5_text": Family(("Qwen3_5ForCausalLM",), _HYBRID, _QWEN3_5),
 }
-"""By `model_type` of config.json. Of qwen3_5, which also sees images, the language model is served."""
+"""Rows by `model_type` of config.json. Of qwen3_5, which also sees images, the language model is served."""
 
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """Size of what the attention layers of a model keep of a token."""
+    """Size of the keys and values that a model keeps of a token."""
 
     layer_count: int
     head_count: int
@@ -157,7 +157,7 @@ class KVShape:
 
 
 def kv_shape(config: PreTrainedConfig) -> KVShape:
-    """What the layers of a model with full attention keep of a token."""
+    """Size of the keys and values of a token, in a model whose layers all have full attention."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
 
@@ -208,7 +208,7 @@ def _refusal(name: str, got: str, rule: str = "") -> InvalidArgumentError:
 
 
 def _rope_type(config: dict[str, Any]) -> str | None:
-    """How rotary frequencies are scaled, by either of the names that configurations use."""
+    """Scaling of the rotary frequencies, by either of the names that configurations use."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return rope.get("rope_type", rope.get("type"))
 

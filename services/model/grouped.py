@@ -26,13 +26,13 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def grouped_linears(base: BaseModel) -> dict[str, nn.Linear]:
-    """What adapters may touch in the trunk; the unembedding has products of its own."""
+    """The adaptable linears of the trunk; the unembedding has products of its own."""
     linears = base.adaptable_linears()
     return {name: linear for name, linear in linears.items() if name != base.family.unembedding}
 
 
 def has_grouped_products(base: BaseModel) -> bool:
-    """Whether the device has kernels for them: before Hopper a grouped product waits for the host."""
+    """True if the device has kernels for grouped products: before Hopper they wait for the host."""
     return (
         base.device.type == "cuda"
         and base.dtype == torch.bfloat16
@@ -52,7 +52,7 @@ class AdapterGroup:
         adapters: of one shape, whose rank is a multiple of `ALIGNMENT`.
         ends: where in the row each one's tokens end.
         dtype: of the row.
-        backward: whether gradients are wanted.
+        backward: True to compute gradients.
     """
 
     def __init__(

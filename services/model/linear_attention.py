@@ -53,7 +53,7 @@ def _with_prefixes(hidden_TD: Tensor, sequences: PackedSequences) -> list[Tensor
 
 
 def _of_as_many_chunks(lengths: Sequence[int]) -> list[list[int]]:
-    """Which sequences go through a layer together, so that padding adds nothing to what the layer pads itself."""
+    """Groups of sequences that one call can take: padding them together adds nothing to what the layer pads itself."""
     by_chunks: dict[int, list[int]] = {}
     for member, length in enumerate(lengths):
         by_chunks.setdefault(-(-length // CHUNK), []).append(member)

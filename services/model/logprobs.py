@@ -2,7 +2,7 @@
 
 Training never builds a [tokens, vocabulary] tensor for a whole batch: it works on chunks of rows, outside autograd, in
 one float32 buffer per chunk. Parts of several adapters share a chunk; the borders of a part's chunks follow from the
-part alone, so that its sums are formed in the same order in any company. The gradient leaves as dL/dhidden, for
+part alone, so that its sums are formed in the same order alone or batched. The gradient leaves as dL/dhidden, for
 `hidden.backward(...)` to carry on. LoRA on the unembedding is computed in float32 whatever the base model's dtype.
 
 N rows, C rows of a chunk, D hidden size, K targets a row, V vocabulary, R rank.
@@ -40,7 +40,7 @@ class HeadPart:
     """None for the base model alone."""
 
     gradient: AdapterWeights | None = None
-    """Where the gradient of the unembedding's adapter is added; None for log-probabilities alone."""
+    """Buffer that the gradient of the unembedding's adapter is added to; None for log-probabilities alone."""
 
     loss_gradient: LossGradient | None = None
     """Called once per chunk, in row order; set together with `gradient`."""
@@ -81,7 +81,7 @@ def logprobs_and_gradient(base: BaseModel, hidden_ND: Tensor, parts: Sequence[He
         parts: what each range of rows is for.
 
     Returns:
-        float32 [N, K] for each part, and dL/dhidden [N, D] in hidden's dtype, zero where a part wants none.
+        float32 [N, K] for each part, and dL/dhidden [N, D] in hidden's dtype, zero for parts without a loss gradient.
     """
     logprobs: list[list[Tensor]] = [[] for _ in parts]
     d_hidden_ND = torch.zeros_like(hidden_ND)
@@ -102,15 +102,15 @@ class _Piece:
     """M consecutive rows of a part in a chunk."""
 
     index: int
-    """Which part."""
+    """Of the part."""
 
     part: HeadPart
 
     rows: slice
-    """Which rows of the part."""
+    """Rows of the part."""
 
-    place: slice
-    """Where they are in the chunk."""
+    chunk_rows: slice
+    """The same rows in the chunk."""
 
     @property
     def targets(self) -> Tensor:
@@ -142,25 +142,25 @@ def _run_chunk(base: BaseModel, hidden_CD: Tensor, pieces: Sequence[_Piece], d_h
     """
     buffer_CV = _to_logits(base)(hidden_CD)
     for piece in pieces:
-        _add_adapter_(base, buffer_CV, hidden_CD, piece.place, piece.part.adapter)
+        _add_adapter_(base, buffer_CV, hidden_CD, piece.chunk_rows, piece.part.adapter)
     buffer_CV.sub_(buffer_CV.amax(dim=1, keepdim=True))
-    chosen = [buffer_CV[piece.place].gather(1, piece.targets) for piece in pieces]
+    chosen = [buffer_CV[piece.chunk_rows].gather(1, piece.targets) for piece in pieces]
     sum_C1 = _sum_of_rows(buffer_CV.exp_())
     log_sum_C1 = sum_C1.log()
-    logprobs = [chosen_MK - log_sum_C1[piece.place] for piece, chosen_MK in zip(pieces, chosen, strict=True)]
+    logprobs = [chosen_MK - log_sum_C1[piece.chunk_rows] for piece, chosen_MK in zip(pieces, chosen, strict=True)]
     active_C = torch.zeros(len(hidden_CD), dtype=torch.bool, device=hidden_CD.device)
     for piece, logprobs_MK in zip(pieces, logprobs, strict=True):
         if piece.part.loss_gradient is not None:
             g_MK = piece.part.loss_gradient(piece.rows, logprobs_MK)
-            active_C[piece.place] = g_MK.ne(0).any(dim=1)
-            d_logits_MV = buffer_CV[piece.place].mul_(-g_MK.sum(dim=1, keepdim=True) / sum_C1[piece.place])
+            active_C[piece.chunk_rows] = g_MK.ne(0).any(dim=1)
+            d_logits_MV = buffer_CV[piece.chunk_rows].mul_(-g_MK.sum(dim=1, keepdim=True) / sum_C1[piece.chunk_rows])
             d_logits_MV.scatter_add_(1, piece.targets, g_MK)
     if active_C.all():
-        d_hidden_CD.copy_(_backward(base, hidden_CD, buffer_CV, [(piece.part, piece.place) for piece in pieces]))
+        d_hidden_CD.copy_(_backward(base, hidden_CD, buffer_CV, [(piece.part, piece.chunk_rows) for piece in pieces]))
     elif active_C.any():
-        ends = [0, *accumulate(int(active_C[piece.place].sum()) for piece in pieces)]
-        places = [slice(*pair) for pair in pairwise(ends)]
-        parts = [(piece.part, place) for piece, place in zip(pieces, places, strict=True)]
+        ends = [0, *accumulate(int(active_C[piece.chunk_rows].sum()) for piece in pieces)]
+        ranges = [slice(*pair) for pair in pairwise(ends)]
+        parts = [(piece.part, rows) for piece, rows in zip(pieces, ranges, strict=True)]
         d_hidden_CD[active_C] = _backward(base, hidden_CD[active_C], buffer_CV[active_C], parts)
     return logprobs
 

@@ -38,11 +38,11 @@ class Segment:
     """None: the base model alone."""
 
     gradient: AdapterWeights | None = None
-    """Where the adapter's gradient is added, a buffer of its layout; None: nothing flows back through this range."""
+    """Buffer of the adapter's layout that its gradient is added to; None: nothing flows back through this range."""
 
 
 class LoraContext:
-    """Which segments the installed linears see.
+    """The segments that the installed linears see.
 
     A plain attribute, not a context variable: recomputation during a backward pass may run on a thread of autograd's.
     """
@@ -53,10 +53,10 @@ class LoraContext:
         """The current segments' adapters if they go through the linears together."""
 
         self.rowwise = rowwise
-        """Whether a segment's results have the same bits whatever lies beside it."""
+        """True if a segment's results have the same bits whatever lies beside it."""
 
         self.grouped = grouped
-        """Whether segments that can go through the linears together do."""
+        """True if segments that can go through the linears together do."""
 
         self._dtype = dtype
 
@@ -126,7 +126,7 @@ class MultiLoraLinear(FrozenLinear):
 
 
 def install_lora(base: BaseModel) -> LoraContext:
-    """Puts the multi-adapter linear in place of every adaptable linear of a base model. Call it once."""
+    """Replaces every adaptable linear of a base model by the multi-adapter linear. Call it once."""
     linears = base.adaptable_linears()
     products = {name: frozen_products(linear) for name, linear in linears.items()}
     rowwise, grouped = _make_rowwise(base, products), has_grouped_products(base)
@@ -137,7 +137,7 @@ def install_lora(base: BaseModel) -> LoraContext:
 
 
 def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bool:
-    """Whether the base model can be row-wise throughout; then its activations are, too."""
+    """Makes the activations row-wise if all products are; True if the base model is row-wise throughout then."""
     linears = base.adaptable_linears()
     one_of_each = {linear.weight.shape: (linear, products[name]) for name, linear in linears.items()}
     if base.activation != "silu" or not all(is_rowwise(*pair) for pair in one_of_each.values()):
@@ -146,14 +146,14 @@ def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bo
 
 
 class _Part(NamedTuple):
-    """What a segment does to one linear."""
+    """The part of one linear's output that a segment changes, and how."""
 
     rows: slice
     a: Tensor
     b: Tensor
     scale: float
     gradient: tuple[Tensor, Tensor] | None
-    """Where the gradients of A [R, I] and B [O, R] are added."""
+    """Buffers that the gradients of A [R, I] and B [O, R] are added to."""
 
 
 def _part(segment: Segment, name: str) -> _Part | None:

@@ -21,7 +21,7 @@ from services.model.adapter_config import AdapterConfig
 FORMAT_VERSION = 1
 
 DirectoryKind = Literal["training", "sampler", "snapshot"]
-"""What a directory holds: a training checkpoint, a sampler checkpoint, or a snapshot of a run."""
+"""Content of a directory: a training checkpoint, a sampler checkpoint, or a snapshot of a run."""
 
 
 @dataclass(frozen=True)

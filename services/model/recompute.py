@@ -17,7 +17,7 @@ from services.model.base import BaseModel
 
 
 class Recompute:
-    """Whether the decoder layers of a base model recompute; off at first. Make it once for a base model."""
+    """Switch for the recomputation of a base model's decoder layers; off at first. Make it once for a base model."""
 
     def __init__(self, base: BaseModel) -> None:
         self.on = False

@@ -1,4 +1,4 @@
-"""Operations whose rows do not depend on the rows beside them: the same bits alone and in any company.
+"""Operations whose rows do not depend on the rows beside them: the same bits alone or batched.
 
 Usual matrix kernels choose their way by the number of rows, and elementwise ones compute the remainder of a vector by
 another formula. Products with a frozen weight therefore go through oneDNN's packed layout, in which a row's result is
@@ -55,7 +55,7 @@ def frozen_products(linear: nn.Linear) -> FrozenProducts:
 
 
 def is_rowwise(linear: nn.Linear, products: FrozenProducts) -> bool:
-    """Whether rows of both products have the same bits in any company, tried with a few."""
+    """True if rows of both products have the same bits alone or batched, tried with a few."""
     return products.packed and all(
         _keeps_bits(product, features, linear.weight)
         for product, features in ((products.forward, linear.in_features), (products.backward, linear.out_features))

@@ -1,4 +1,4 @@
-"""A base model's tokenizer files, where the gateway finds them."""
+"""A base model's tokenizer files in the blob store, from which the gateway reads them."""
 
 from __future__ import annotations
 

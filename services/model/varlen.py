@@ -1,4 +1,4 @@
-"""One face for torch's variable-length flash attention, whose signature differs between torch releases.
+"""One interface to torch's variable-length flash attention, whose signature differs between torch releases.
 
 CUDA only, bfloat16 or float16; key and value heads are fewer than query heads or as many. A sequence's queries are the
 last tokens of its keys: the last query sees every key, and each one before it one less.
@@ -53,7 +53,7 @@ def varlen_causal(
 ) -> Tensor:
     """Causal attention of each packed sequence to its own keys, [T, H, D]; scale None is 1 / sqrt(D)."""
     options: dict[str, Any] = {"scale": scale, "window_size": _CAUSAL}
-    if "enable_gqa" in _PARAMETERS:  # before, fewer key heads are taken without being asked
+    if "enable_gqa" in _PARAMETERS:  # before that, fewer key heads need no argument
         options["enable_gqa"] = True
     attended = varlen_attn(
         query_THD,
