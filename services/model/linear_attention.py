@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from services.model.attention import PackedSequences
 from services.model.base import BaseModel
+from services.model.rounding import ceil_div
 
 CHUNK = 64
 """Tokens that the layers of transformers compute at once; they pad every row to whole chunks themselves."""
@@ -56,5 +57,5 @@ def _of_as_many_chunks(lengths: Sequence[int]) -> list[list[int]]:
     """Groups of sequences that one call can take: padding them together adds nothing to what the layer pads itself."""
     by_chunks: dict[int, list[int]] = {}
     for member, length in enumerate(lengths):
-        by_chunks.setdefault(-(-length // CHUNK), []).append(member)
+        by_chunks.setdefault(ceil_div(length, CHUNK), []).append(member)
     return list(by_chunks.values())

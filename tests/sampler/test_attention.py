@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from services.model.base import BaseModel
-from services.sampler.engine import trunk
+from services.sampler.engine import packed_forward
 from services.sampler.engine.attention import Span, join_spans
 from tests.sampler.fixtures import ask, make_engine, run
 
@@ -38,10 +38,10 @@ def test_samples_attend_together_as_they_do_apart(load: Load, monkeypatch: pytes
         joined.extend(span.slots for span in found)
         return found
 
-    monkeypatch.setattr(trunk, "join_spans", recorded)
+    monkeypatch.setattr(packed_forward, "join_spans", recorded)
     (together,) = run(make_engine(base), request)
     assert max(joined) >= 7
-    monkeypatch.setattr(trunk, "join_spans", lambda spans: spans)
+    monkeypatch.setattr(packed_forward, "join_spans", lambda spans: spans)
     (apart,) = run(make_engine(base), request)
     for one_way, other in zip(together.sequences, apart.sequences, strict=True):
         assert one_way.tokens == other.tokens

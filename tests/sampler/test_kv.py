@@ -9,13 +9,13 @@ import pytest
 
 from services.core.errors import InvalidArgumentError
 from services.model.base import BaseModel
-from services.sampler.engine.kv import KVStore, Ranges, Slot
+from services.sampler.engine.kv import FreeRanges, KVStore, Slot
 
 
 def test_slots_are_disjoint_and_come_back_whole() -> None:
     choose = random.Random(1)
     for _ in range(50):
-        ranges, taken = Ranges(200), []
+        ranges, taken = FreeRanges(200), []
         for _ in range(300):
             if taken and choose.random() < 0.5:
                 ranges.release(taken.pop(choose.randrange(len(taken))))
@@ -30,7 +30,7 @@ def test_slots_are_disjoint_and_come_back_whole() -> None:
 
 
 def test_no_room_is_none_and_the_first_gap_that_fits_is_taken() -> None:
-    ranges = Ranges(10)
+    ranges = FreeRanges(10)
     first, second, third = ranges.reserve(3), ranges.reserve(3), ranges.reserve(4)
     assert (first, second, third) == (Slot(0, 3), Slot(3, 6), Slot(6, 10))
     assert ranges.reserve(1) is None

@@ -8,19 +8,19 @@ import random
 from services.model.adapters import AdapterWeights
 from services.sampler.engine.kv import Slot
 from services.sampler.engine.scheduler import schedule
-from services.sampler.engine.sequence import Group, Sequence
-from services.sampler.engine.stop import StopWatch
+from services.sampler.engine.sequence import RunningSequence, SequenceGroup
+from services.sampler.engine.stop import StopMatcher
 from services.sampler.request import StopRule
 from tests.sampler.fixtures import ask
 
 
 def sequence(
     length: int, computed: int = 0, *, adapter: AdapterWeights | None = None, num_samples: int = 1
-) -> Sequence:
+) -> RunningSequence:
     scores = {"include_prompt_logprobs": True} if num_samples == 0 else {}
-    group = Group(ask("r", [1] * length, num_samples=num_samples, **scores), adapter=adapter)
-    watch = StopWatch(StopRule(), lambda _: b"")
-    return Sequence(group, 0, Slot(0, 0), watch, [1] * length, computed)
+    group = SequenceGroup(ask("r", [1] * length, num_samples=num_samples, **scores), adapter=adapter)
+    watch = StopMatcher(StopRule(), lambda _: b"")
+    return RunningSequence(group, 0, Slot(0, 0), watch, [1] * length, computed)
 
 
 def test_generating_sequences_come_first_and_prompts_share_the_rest_in_order() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.sampler.engine.stop import StopWatch
+from services.sampler.engine.stop import StopMatcher
 from services.sampler.request import StopRule
 
 EOS = 99
@@ -12,7 +12,7 @@ EOS = 99
 
 def ends_after(pieces: list[bytes], rule: StopRule) -> int | None:
     """How many tokens a sequence of these pieces has when it ends; token i stands for piece i."""
-    watch = StopWatch(rule, lambda token: pieces[token])
+    watch = StopMatcher(rule, lambda token: pieces[token])
     for token in range(len(pieces)):
         if watch.ends_at(token):
             return token + 1

@@ -1,10 +1,10 @@
 """Adapters of any number of requests in two grouped products a linear, in bfloat16.
 
-One by one, every adapter costs each linear launches of its own, and a step that generates is nothing but launches. Here
-the factors of all adapters lie in banks, one place each; the rows of a step come in the order of places, and a grouped
-product takes each range of rows through its place's factors. The last place is zero: rows without an adapter.
+One by one, every adapter costs each linear kernel launches of its own, and launches dominate a decode step. Here the
+factors of all adapters lie in banks, one entry each. The tokens of a step are ordered by entry, and a grouped product
+takes each range of tokens through its entry's factors. The last entry is zero, for tokens without an adapter.
 
-P places, R rank of the banks, N rows, I and O features of a linear.
+P entries, R rank of the banks, N tokens, I and O features of a linear.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.frozen_linear import FrozenLinear
 from services.model.grouped import ALIGNMENT, Factors, grouped_linears
+from services.model.rounding import next_power_of_two, round_up
 
 
 class AdapterBank:
@@ -29,92 +30,92 @@ class AdapterBank:
     def __init__(self, base: BaseModel) -> None:
         self._linears = grouped_linears(base)
         self._device, self._dtype = base.device, base.dtype
-        self._places: WeakKeyDictionary[AdapterWeights, int] = WeakKeyDictionary()
+        self._entries: WeakKeyDictionary[AdapterWeights, int] = WeakKeyDictionary()
         self._rank = 0
-        self.places = 0
-        """That adapters may have; rows without one have the place of this number."""
+        self.capacity = 0
+        """Entries for adapters; the zero entry follows them."""
 
         self.version = 0
-        """Changes when the factors move: what was recorded with them is void."""
+        """Changes when the factors move, which makes recorded steps invalid."""
 
         self.factors: Factors = {}
         """(A [P + 1, R, I], scaled B [P + 1, O, R]) by linear."""
 
         self.ends: Tensor | None = None
-        """int32 [P + 1]: where each place's rows end, in the forward under way; None while no row has an adapter."""
+        """int32 [P + 1]: where each entry's tokens end, in the current forward; None if no token has an adapter."""
 
         for name, linear in self._linears.items():
             base.module.set_submodule(name, BankedLinear(linear, name, self))
 
     def admit(self, adapters: Iterable[AdapterWeights]) -> None:
-        """Gives each adapter a place.
+        """Gives each adapter an entry.
 
         Raises:
-            torch.OutOfMemoryError: there is no memory for so many, or for one of this rank; none has a place then.
+            torch.OutOfMemoryError: there is no memory for so many, or for one of this rank; none has an entry then.
         """
-        new = [adapter for adapter in adapters if adapter not in self._places]
+        new = [adapter for adapter in adapters if adapter not in self._entries]
         if new:
-            self._make_room(len(self._places) + len(new), max(adapter.config.rank for adapter in new))
+            self._reserve(len(self._entries) + len(new), max(adapter.config.rank for adapter in new))
             for adapter in new:
                 self._fill(adapter)
 
-    def place(self, adapter: AdapterWeights | None) -> int:
-        """Of an admitted adapter."""
-        return self.places if adapter is None else self._places[adapter]
+    def entry_of(self, adapter: AdapterWeights | None) -> int:
+        """The entry of an admitted adapter; for None the zero entry."""
+        return self.capacity if adapter is None else self._entries[adapter]
 
-    def ends_of(self, ranges: Sequence[tuple[int, int]], rows: int) -> Tensor:
-        """int32 [P + 1] on the host: where each place's rows end.
+    def ends_of(self, ranges: Sequence[tuple[int, int]], tokens: int) -> Tensor:
+        """int32 [P + 1] on the host: where each entry's tokens end.
 
         Args:
-            ranges: (place, rows) in the order of places.
-            rows: of the whole step; those behind the ranges have no adapter.
+            ranges: (entry, tokens) in the order of entries.
+            tokens: of the whole step; those behind the ranges have no adapter.
         """
-        counts = [0] * (self.places + 1)
-        for place, count in ranges:
-            counts[place] += count
+        counts = [0] * (self.capacity + 1)
+        for entry, count in ranges:
+            counts[entry] += count
         ends = list(accumulate(counts))
-        ends[-1] = rows
+        ends[-1] = tokens
         return torch.tensor(ends, dtype=torch.int32)
 
-    def _make_room(self, adapters: int, rank: int) -> None:
-        """New banks where these are too small, with the adapters that have a place in them."""
-        if adapters <= self.places and rank <= self._rank:
+    def _reserve(self, adapters: int, rank: int) -> None:
+        """Makes larger banks if these are too small, and copies the admitted adapters into them."""
+        if adapters <= self.capacity and rank <= self._rank:
             return
-        places = max(self.places, 1 << (adapters - 1).bit_length())
-        rank = max(self._rank, -(-rank // ALIGNMENT) * ALIGNMENT)
-        admitted = list(self._places)
-        self._places.clear()
-        self.places = self._rank = 0
-        self.factors = {}  # there may not be room for both
+        capacity = max(self.capacity, next_power_of_two(adapters))
+        rank = max(self._rank, round_up(rank, ALIGNMENT))
+        admitted = list(self._entries)
+        self._entries.clear()
+        self.capacity = self._rank = 0
+        self.factors = {}  # there may not be memory for both
         self.version += 1
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(places + 1, *shape, dtype=self._dtype, device=self._device)
+            return torch.zeros(capacity + 1, *shape, dtype=self._dtype, device=self._device)
 
         self.factors = {
             name: (zeros(rank, linear.in_features), zeros(linear.out_features, rank))
             for name, linear in self._linears.items()
         }
-        self.places, self._rank = places, rank
+        self.capacity, self._rank = capacity, rank
         for adapter in admitted:
             self._fill(adapter)
 
     def _fill(self, adapter: AdapterWeights) -> None:
-        """Copies an adapter to the first place that no other has."""
-        taken = set(self._places.values())
-        place = next(place for place in range(self.places) if place not in taken)
+        """Copies an adapter to the first free entry."""
+        taken = set(self._entries.values())
+        entry = next(entry for entry in range(self.capacity) if entry not in taken)
         for name, (a_PRI, b_POR) in self.factors.items():
-            a_PRI[place].zero_()
-            b_POR[place].zero_()
+            a_PRI[entry].zero_()
+            b_POR[entry].zero_()
             if name in adapter.linears:
                 a_RI, b_OR = adapter.linears[name]
-                a_PRI[place, : len(a_RI)] = a_RI
-                b_POR[place, :, : len(a_RI)] = b_OR * adapter.scale
-        self._places[adapter] = place
+                a_PRI[entry, : len(a_RI)] = a_RI
+                b_POR[entry, :, : len(a_RI)] = b_OR * adapter.scale
+        self._entries[adapter] = entry
 
 
 class BankedLinear(FrozenLinear):
-    """A frozen linear that adds each place's adapter to its rows."""
+    """A frozen linear that adds each entry's adapter to its tokens."""
 
     def __init__(self, linear: nn.Linear, name: str, bank: AdapterBank) -> None:
         super().__init__(linear, name)

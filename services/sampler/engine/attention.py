@@ -1,10 +1,10 @@
 """Causal attention of a packed step over the KV store.
 
 New keys and values are written to their rows of the store first; then each chunk attends to its own slot, from the
-slot's start to the chunk's last token. Chunks are never multiplied with each other, nor with rows that nobody uses: a
-NaN of one request stays its own, the result does not depend on who else is in the step, and empty slots cost nothing.
-Sequences of one length that generate in slots at even distances are one call with a batch dimension. In bfloat16 on a
-GPU flash attention takes all slots in one call, where they lie.
+slot's start to the chunk's last token. Chunks are never multiplied with each other, nor with unused rows: a NaN of one
+request stays in its own rows, the result does not depend on the other requests of the step, and free rows cost nothing.
+Decodes of one length in slots at even distances are one call with a batch dimension. In bfloat16 on a GPU one call of
+flash attention takes all slots.
 
 T tokens of the step, R rows of the store, S slots of a span, H heads, G key heads, D head_dim, N tokens of a chunk.
 """
@@ -68,7 +68,7 @@ def _join(first: Span, span: Span) -> Span | None:
 
 @dataclass(frozen=True)
 class PackedStep:
-    """Where the tokens of one step belong; travels as the `step` argument of the model's forward."""
+    """The rows and spans of one step; passed as the `step` argument of the model's forward."""
 
     store: KVStore
     spans: tuple[Span, ...]
@@ -77,7 +77,7 @@ class PackedStep:
     """int64 [T]: the store's row of each token."""
 
     flash: tuple[Stretches, Slots] | None = None
-    """The chunks and their slots as flash attention takes them; None where it is not to be used."""
+    """The chunks and their slots as flash attention takes them; None where it is not used."""
 
 
 def slot_attention(

@@ -96,11 +96,11 @@ def keep_likeliest(values_NV: torch.Tensor, top_k_N: torch.Tensor, top_p_N: torc
         count_R, border_R, _ = _border(values_NV[rows], top_k_N[rows], top_p_N[rows], vocab_size)
         count_N, border_N = count_N.index_copy(0, rows, count_R), border_N.index_copy(0, rows, border_R)
     above_NV, tied_NV = values_NV > border_N[:, None], values_NV == border_N[:, None]
-    room_N = count_N - above_NV.sum(dim=-1)
-    crowded = (tied_NV.sum(dim=-1) > room_N).nonzero()[:, 0]
+    left_N = count_N - above_NV.sum(dim=-1)
+    crowded = (tied_NV.sum(dim=-1) > left_N).nonzero()[:, 0]
     if len(crowded):
         tied_RV = tied_NV[crowded]
-        tied_NV[crowded] = tied_RV & (tied_RV.cumsum(dim=-1) <= room_N[crowded, None])
+        tied_NV[crowded] = tied_RV & (tied_RV.cumsum(dim=-1) <= left_N[crowded, None])
     return above_NV | tied_NV
 
 

@@ -1,8 +1,8 @@
 """Keys and values of every running sequence, in one store per layer whose size is fixed when the engine starts.
 
-A slot is a contiguous range of rows. It grows with its sequence, in place while the rows behind it are free. Attention
-sees a slot as one strided view and reads the rows in use and no others: rows of other sequences, or what an earlier one
-left, never enter a product.
+A slot is a contiguous range of rows. It grows with its sequence, without moving while the rows behind it are free.
+Attention sees a slot as one strided view and reads only the rows in use: rows of other sequences, and rows with old
+contents, never enter a product.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Slot:
         return self.end - self.start
 
 
-class Ranges:
+class FreeRanges:
     """Free rows as ascending, disjoint, non-adjacent ranges; the first that is long enough is taken."""
 
     def __init__(self, rows: int) -> None:
@@ -36,20 +36,20 @@ class Ranges:
 
     def reserve(self, rows: int) -> Slot | None:
         """A slot of exactly `rows` >= 1 rows; None if no gap is long enough."""
-        for place, gap in enumerate(self._free):
+        for index, gap in enumerate(self._free):
             if gap.length >= rows:
                 middle = gap.start + rows
-                self._free[place : place + 1] = [Slot(middle, gap.end)] if middle < gap.end else []
+                self._free[index : index + 1] = [Slot(middle, gap.end)] if middle < gap.end else []
                 return Slot(gap.start, middle)
         return None
 
     def extend(self, slot: Slot, rows: int) -> Slot | None:
         """The same slot with `rows` rows in all, if those behind it are free; None if they are not."""
         missing = slot.start + rows - slot.end
-        for place, gap in enumerate(self._free):
+        for index, gap in enumerate(self._free):
             if gap.start == slot.end and gap.length >= missing:
                 left = Slot(gap.start + missing, gap.end)
-                self._free[place : place + 1] = [left] if left.length else []
+                self._free[index : index + 1] = [left] if left.length else []
                 return Slot(slot.start, slot.start + rows)
         return None
 
@@ -71,15 +71,15 @@ class Ranges:
 
 
 def spare_rows(device: torch.device) -> int:
-    """Rows behind those of the slots: steps on a GPU have forms that they are filled up to, see FlashTrunk."""
+    """Rows behind those of the slots, where the padding of decode steps on a GPU is stored; see FlashForward."""
     return 1 if device.type == "cuda" else 0
 
 
 class KVStore:
-    """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and which rows are taken.
+    """Keys and values [1, key heads, rows, head_dim] per layer, as attention takes them, and the rows in use.
 
     Raises:
-        InvalidArgumentError: the base model has linear-attention layers, whose state has no place here.
+        InvalidArgumentError: the base model has linear-attention layers, whose state is not stored.
     """
 
     def __init__(self, base: BaseModel, rows: int) -> None:
@@ -97,7 +97,7 @@ class KVStore:
         shape = (size.layer_count, 1, size.head_count, stored, size.head_size)
         self.keys_L1GRD = torch.zeros(shape, dtype=base.dtype, device=base.device)
         self.values_L1GRD = torch.zeros_like(self.keys_L1GRD)
-        self._ranges = Ranges(rows)
+        self._ranges = FreeRanges(rows)
 
     @property
     def size_bytes(self) -> int:
@@ -114,11 +114,11 @@ class KVStore:
         return self.keys_L1GRD[index], self.values_L1GRD[index]
 
     def reserve(self, rows: int) -> Slot | None:
-        """A slot for a sequence of up to `rows` tokens; None while there is no room."""
+        """A slot for a sequence of up to `rows` tokens; None while there is no space."""
         return self._ranges.reserve(rows)
 
     def extend(self, slot: Slot, rows: int) -> Slot | None:
-        """The same slot with `rows` rows in all; None while the rows behind it are taken."""
+        """The same slot with `rows` rows in all; None while the rows behind it are in use."""
         return self._ranges.extend(slot, rows)
 
     def shrink(self, slot: Slot, rows: int) -> Slot:

@@ -1,15 +1,17 @@
-"""The sampler's engine: one call of `step` schedules, runs, and commits one packed forward for many requests at once.
+"""The platform's own engine: continuous batching on one device. See SamplerEngine for what its verbs promise.
 
-Called from one thread only. Requests start in order of arrival as slots become free; a request's first sequence
-prefills its prompt and the others copy it. When the KV store is full, the youngest sequence waits for the older ones:
-it loses its slot, not what it has drawn, so the oldest always gets on and everything ends. Sampling is a pure function
-of logits and seed, and a step changes no sequence before it has succeeded. What is wrong with one request fails that
-request; an exception in a step fails the requests that were in it; in both cases the engine goes on.
+- One `step` schedules, runs and commits one packed forward for many requests at once.
+- Requests start in order of arrival as slots become free. A request's first sequence prefills the prompt; the others
+  copy it.
+- When the KV store is full, the youngest sequence is preempted: it loses its slot and keeps its tokens. The oldest
+  sequence always advances, so every request ends.
+- Sampling is a pure function of logits and seed. A step changes no sequence before it has succeeded.
+- An error of one request fails that request; an exception in a step fails the requests in it; the engine goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from services.core.abilities import Ability
 from services.core.errors import AlreadyExistsError
@@ -17,30 +19,30 @@ from services.model.base import BaseModel
 from services.sampler.engine.failures import failure, not_finite
 from services.sampler.engine.inspection import Inspection
 from services.sampler.engine.interface import EngineInfo
-from services.sampler.engine.kv import KVStore, Slot
+from services.sampler.engine.kv import KVStore
 from services.sampler.engine.merged_model import BaseModelMerger
-from services.sampler.engine.placement import Placement
 from services.sampler.engine.residency import Residency
 from services.sampler.engine.runner import Runner
 from services.sampler.engine.scheduler import Chunk, schedule
-from services.sampler.engine.sequence import Group, Sequence
-from services.sampler.engine.stop import StopWatch
+from services.sampler.engine.sequence import RunningSequence, SequenceGroup
+from services.sampler.engine.slot_allocator import Allocation, SlotAllocator
+from services.sampler.engine.stop import StopMatcher
 from services.sampler.engine.vocabulary import Vocabulary
 from services.sampler.request import Finished, GenerationRequest, TokenDelta, check_request
 
 
 class NativeSamplerEngine:
-    """Generates and scores on one base model. Takes the base model over: installs its attention and adapters' linears.
+    """Generates and scores on one base model, whose attention and adaptable linears it replaces.
 
     Args:
         base: the base model.
         max_sequences: most sequences that run at once.
         max_tokens_per_step: token budget of one forward, at least `max_sequences`.
         max_cached_tokens: rows of the KV store; bounds the context if it is shorter than the base model's.
-        max_adapters: most adapters on the device.
+        max_adapters: most adapters on the device, at least 1.
         deterministic: on a CPU in float32, a request's log-probabilities are bitwise the same whatever else is in the
-            batch. Costs speed: prompts are cut at fixed places, prefixes are not shared between requests, and room for
-            the longest possible answer is reserved from the start.
+            batch. Costs speed: prompts are cut at fixed positions, prefixes are not shared between requests, and the
+            slot of a sequence has space for its longest possible answer from the start.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class NativeSamplerEngine:
         self._max_sequences = max_sequences
         self._max_tokens_per_step = max_tokens_per_step
         self._store = KVStore(base, max_cached_tokens)
-        self._placement = Placement(self._store, deterministic=deterministic)
+        self._slots = SlotAllocator(self._store, deterministic=deterministic)
         self._deterministic = deterministic
         self._runner = Runner(base, self._store, deterministic=deterministic)
         self._residency = Residency(base, max_adapters)
@@ -77,7 +79,7 @@ class NativeSamplerEngine:
             abilities=_abilities(self._vocabulary),
         )
         self.merger = BaseModelMerger(base)
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, SequenceGroup] = {}
         """Unfinished requests by name, in order of arrival."""
 
         self._token_deltas: list[TokenDelta] = []
@@ -90,36 +92,31 @@ class NativeSamplerEngine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """See SamplerEngine."""
         return not self._groups
 
     @property
     def running_sequences(self) -> int:
-        """Sequences that have a slot."""
-        return sum(len(group.live) for group in self._groups.values())
+        """See SamplerEngine."""
+        return sum(len(group.running) for group in self._groups.values())
 
     @property
     def free_sequences(self) -> int:
-        """How many more sequences could start, once those that were submitted have."""
-        waiting = sum(group.waiting for group in self._groups.values())
+        """See SamplerEngine."""
+        waiting = sum(group.waiting_sequences for group in self._groups.values())
         return max(self._max_sequences - self.running_sequences - waiting, 0)
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queues a request; `step` returns its end.
-
-        Raises:
-            InvalidArgumentError: the request is not what the gateway should let through.
-            AlreadyExistsError: a request of this name is unfinished.
-        """
+        """See SamplerEngine."""
         check_request(request, vocab_size=self.info.vocab_size, max_context_length=self.info.max_context_length)
         if request.name in self._groups:
-            raise AlreadyExistsError(f"{request.name} is being worked on already")
+            raise AlreadyExistsError(f"operation {request.name} is running in this sampler already")
         if request.params.stop.strings:
             self._vocabulary.check_readable()
-        self._groups[request.name] = Group(request)
+        self._groups[request.name] = SequenceGroup(request)
 
     def cancel(self, name: str) -> bool:
-        """Forgets a request and frees its slots at once; nothing more is returned for it. False if it is unknown."""
+        """See SamplerEngine."""
         group = self._groups.get(name)
         if group is None:
             return False
@@ -127,127 +124,130 @@ class NativeSamplerEngine:
         return True
 
     def step(self) -> list[Finished]:
-        """One forward for all that is due; returns the requests that ended with it."""
-        finished = self._admit()
-        self._make_room()
+        """See SamplerEngine. One forward for all tokens that are due."""
+        finished = self._start_requests()
+        self._grow_slots()
         chunks = schedule(self._sequences(), self._max_tokens_per_step, aligned=self._deterministic)
         if chunks:
-            finished += self._advance(chunks)
-        self._token_deltas += self._new_token_deltas()
-        return finished + self._retire()
+            finished += self._run(chunks)
+        for group in self._groups.values():
+            self._token_deltas += group.take_token_deltas()
+        return finished + self._finish()
 
     def take_token_deltas(self) -> list[TokenDelta]:
-        """Tokens of streamed requests since the last call."""
+        """See SamplerEngine."""
         deltas, self._token_deltas = self._token_deltas, []
         return deltas
 
     def forget_cached_prefixes(self) -> None:
         """Frees the rows of all cached prefixes that no running sequence uses."""
-        self._placement.clear()
+        self._slots.forget_cached_prefixes()
 
-    def _admit(self) -> list[Finished]:
+    def _start_requests(self) -> list[Finished]:
         """Starts sequences in order of arrival while there are slots; returns the requests that cannot start."""
         failed = []
         for group in list(self._groups.values()):
             try:
-                if not self._start(group):
+                if not self._start_sequences(group):
                     break
             except Exception as error:
                 failed.append(self._fail(group, error))
         return failed
 
-    def _start(self, group: Group) -> bool:
-        """Starts what can start of a group; False if it has to wait for another to end, and so those behind it."""
+    def _start_sequences(self, group: SequenceGroup) -> bool:
+        """Starts as many of a group's sequences as can start; False if it, and so those behind it, must wait."""
         if not group.resident and group.request.adapter is not None:
             group.adapter = self._residency.acquire(group.request.adapter)
             if group.adapter is None:
                 return False
             group.resident = True
             self._runner.admit(group.adapter)
-        while group.paused:
-            sequence = group.paused[0]
-            placed = self._placement.resume(sequence) if self._has_free_sequence else None
-            if placed is None:
+        while group.preempted:
+            sequence = group.preempted[0]
+            allocation = self._slots.resume(sequence) if self._has_free_sequence else None
+            if allocation is None:
                 return False
-            sequence.slot, sequence.computed = placed
-            group.live.append(group.paused.pop(0))
+            sequence.slot, sequence.computed = allocation.slot, allocation.computed
+            group.running.append(group.preempted.pop(0))
         while group.can_start:
-            placed = self._placement.start(group) if self._has_free_sequence else None
-            if placed is None:
+            allocation = self._slots.start(group) if self._has_free_sequence else None
+            if allocation is None:
                 return False
-            slot, computed = placed
-            self._place(group, slot, computed=computed)
+            self._start_sequence(group, allocation)
         return True
 
-    def _make_room(self) -> None:
-        """Grows the slots that are full, oldest sequence first; who is younger waits if there is not enough."""
+    def _grow_slots(self) -> None:
+        """Grows the slots that are full, oldest sequence first; preempts the youngest while there is no space."""
         for sequence in self._sequences():
-            while sequence in sequence.group.live and not self._placement.grow(sequence):
-                self._pause(self._sequences()[-1])
+            while sequence in sequence.group.running and not self._slots.grow(sequence):
+                self._preempt(self._sequences()[-1])
 
-    def _pause(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: RunningSequence) -> None:
+        """Takes a sequence's slot away until there is space for it again."""
         self._preemptions += 1
-        self._placement.release(sequence)
-        sequence.group.live.remove(sequence)
-        sequence.group.paused.append(sequence)
+        self._slots.release(sequence)
+        sequence.group.running.remove(sequence)
+        sequence.group.preempted.append(sequence)
 
-    def _place(self, group: Group, slot: Slot, *, computed: int) -> None:
-        """Starts the group's next sequence in a slot that holds `computed` tokens of the prompt."""
+    def _start_sequence(self, group: SequenceGroup, allocation: Allocation) -> None:
+        """Starts the group's next sequence."""
         request = group.request
-        watch = StopWatch(request.params.stop, self._vocabulary.bytes_of)
-        sequence = Sequence(group, group.started, slot, watch, list(request.prompt), computed)
-        if group.firsts:
-            sequence.append(group.firsts[sequence.index])
-        group.live.append(sequence)
+        stop = StopMatcher(request.params.stop, self._vocabulary.bytes_of)
+        tokens = list(request.prompt)
+        sequence = RunningSequence(group, group.started, allocation.slot, stop, tokens, allocation.computed)
+        if group.first_tokens:
+            sequence.append(group.first_tokens[sequence.index])
+        group.running.append(sequence)
         group.started += 1
 
-    def _advance(self, chunks: list[Chunk]) -> list[Finished]:
-        """Runs the chunks and commits what came out; returns the requests that failed."""
+    def _run(self, chunks: list[Chunk]) -> list[Finished]:
+        """Runs the chunks and commits their results; returns the requests that failed."""
         try:
-            outcomes = self._runner.run(chunks)
+            results = self._runner.run(chunks)
         except Exception as error:
             return [self._fail(group, error) for group in _groups_of(chunks)]
-        broken = _groups_of(outcome.chunk for outcome in outcomes if not outcome.is_finite)
-        for outcome in outcomes:
-            outcome.chunk.sequence.advance(outcome.chunk.end, outcome.scores, outcome.drawn)
-            if outcome.drawn and outcome.chunk.sequence.group not in broken:
-                self._placement.announce(outcome.chunk.sequence)
+        broken = _groups_of(result.chunk for result in results if not result.is_finite)
+        for result in results:
+            sequence = result.chunk.sequence
+            sequence.advance(result.chunk.end, result.scores, result.drawn)
+            if result.drawn and sequence.group not in broken:
+                self._slots.share_prompt(sequence)
         return [self._fail(group, not_finite(group.request)) for group in broken]
 
-    def _retire(self) -> list[Finished]:
-        """Takes ended sequences out, and returns the requests that are complete."""
+    def _finish(self) -> list[Finished]:
+        """Ends the sequences that have no more tokens to compute; returns the requests that are complete."""
         finished = []
         for group in list(self._groups.values()):
-            while ended := [sequence for sequence in group.live if sequence.has_ended]:
+            while ended := [sequence for sequence in group.running if sequence.has_ended]:
                 for sequence in ended:
-                    self._end(sequence)
+                    self._end_sequence(sequence)
             if group.is_complete:
                 self._drop(group)
                 finished.append(Finished(group.request.name, group.result()))
         return finished
 
-    def _end(self, sequence: Sequence) -> None:
-        """Takes what an ended sequence has drawn, and gives its slot on."""
+    def _end_sequence(self, sequence: RunningSequence) -> None:
+        """Keeps the completion of an ended sequence, and gives its slot to the group's next one or back."""
         group = sequence.group
-        group.live.remove(sequence)
+        group.running.remove(sequence)
         if sequence.generates:
             group.sampled[sequence.index] = sequence.sampled()
-        if group.started < group.wanted:
+        if group.started < group.num_sequences:
             # The slot holds the prompt already: the group's next sequence carries on right there.
-            self._place(group, sequence.slot, computed=len(group.request.prompt))
-            group.live[-1].holding = sequence.holding
+            self._start_sequence(group, Allocation(sequence.slot, computed=len(group.request.prompt)))
+            group.running[-1].cached_prefix = sequence.cached_prefix
         else:
-            self._placement.end(sequence)
+            self._slots.end(sequence)
 
-    def _fail(self, group: Group, error: Exception) -> Finished:
+    def _fail(self, group: SequenceGroup, error: Exception) -> Finished:
         """Ends a request with an error and frees what it holds."""
         self._drop(group)
         return failure(group.request.name, error)
 
-    def _drop(self, group: Group) -> None:
+    def _drop(self, group: SequenceGroup) -> None:
         """Frees all that a group holds and forgets it."""
-        for sequence in group.live:
-            self._placement.release(sequence)
+        for sequence in group.running:
+            self._slots.release(sequence)
         if group.resident and group.request.adapter is not None:
             self._residency.release(group.request.adapter)
         del self._groups[group.request.name]
@@ -256,22 +256,15 @@ class NativeSamplerEngine:
     def _has_free_sequence(self) -> bool:
         return self.running_sequences < self._max_sequences
 
-    def _new_token_deltas(self) -> Iterator[TokenDelta]:
-        for group in self._groups.values():
-            if group.request.streamed:
-                for sequence in group.live:
-                    if (delta := sequence.take_token_delta()) is not None:
-                        yield delta
-
-    def _sequences(self) -> list[Sequence]:
+    def _sequences(self) -> list[RunningSequence]:
         """Running sequences, oldest first."""
-        return [sequence for group in self._groups.values() for sequence in group.live]
+        return [sequence for group in self._groups.values() for sequence in group.running]
 
 
 def _abilities(vocabulary: Vocabulary) -> frozenset[Ability]:
-    """All abilities, but for stop strings with a tokenizer whose text cannot be followed token by token."""
+    """All abilities, except stop strings with a tokenizer whose tokens cannot be read as bytes."""
     return frozenset(Ability) if vocabulary.is_readable else frozenset(Ability) - {Ability.STOP_STRINGS}
 
 
-def _groups_of(chunks: Iterable[Chunk]) -> list[Group]:
+def _groups_of(chunks: Iterable[Chunk]) -> list[SequenceGroup]:
     return list(dict.fromkeys(chunk.sequence.group for chunk in chunks))

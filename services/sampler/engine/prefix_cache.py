@@ -1,10 +1,11 @@
-"""Keys and values that are stored already, found by the adapter and the tokens that they belong to.
+"""The prefix cache: stored keys and values, found by the adapter and the tokens that they belong to.
 
-A holding is a slot whose first rows hold the keys and values of some tokens. While it has users it stays put;
-afterwards it stays until its rows are needed, least recently used first. Tokens are looked up in whole blocks, by a
-digest chained from the adapter's location on: what one adapter computed is never found for another. Tokens are content
-ids (services.core.chunks): equal ids are equal content, also where the content is no text. A hit is copied, so nothing
-that runs depends on what is dropped here.
+- A cached prefix is a slot whose first rows hold the keys and values of some tokens. While it has users it is not
+  evicted; afterwards it stays until its rows are needed, least recently used first.
+- Tokens are looked up in whole blocks, by a digest chained from the adapter's location on, so that keys and values of
+  one adapter are never found for another. Tokens are content ids (services.core.chunks): equal ids are equal content,
+  also where the content is no text.
+- A hit is copied, so no running sequence depends on what is evicted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BLOCK = 16
 
 
 @dataclass(eq=False)
-class Holding:
+class CachedPrefix:
     """A slot, and the digest of each block of tokens whose keys and values it holds."""
 
     slot: Slot
@@ -33,8 +34,14 @@ class Holding:
     """Sequences that run in the slot or are about to copy from it."""
 
 
-def chain(adapter: Path | None, tokens: Sequence[int], start: Sequence[bytes] = ()) -> tuple[bytes, ...]:
-    """The digest of each whole block of `tokens` and of all before it; `start` are those that are known."""
+def block_digests(adapter: Path | None, tokens: Sequence[int], start: Sequence[bytes] = ()) -> tuple[bytes, ...]:
+    """The digest of each whole block of `tokens` and of all tokens before it.
+
+    Args:
+        adapter: location of the adapter; None for the base model.
+        tokens: content ids from the beginning of a sequence.
+        start: digests of the first blocks, if they are known.
+    """
     digests = list(start)
     root = str(adapter) if adapter is not None else ""
     last = digests[-1] if digests else hashlib.blake2b(root.encode(), digest_size=16).digest()
@@ -46,67 +53,70 @@ def chain(adapter: Path | None, tokens: Sequence[int], start: Sequence[bytes] = 
 
 
 class PrefixCache:
-    """Holdings over one KV store."""
+    """Cached prefixes of one KV store."""
 
     def __init__(self, store: KVStore) -> None:
         self._store = store
-        self._by_digest: defaultdict[bytes, dict[Holding, None]] = defaultdict(dict)
-        self._unused: OrderedDict[Holding, None] = OrderedDict()
-        """Holdings without users, least recently used first."""
+        self._by_digest: defaultdict[bytes, dict[CachedPrefix, None]] = defaultdict(dict)
+        self._unused: OrderedDict[CachedPrefix, None] = OrderedDict()
+        """Cached prefixes without users, least recently used first."""
 
-    def find(self, digests: Sequence[bytes]) -> tuple[Holding, int] | None:
-        """A holding of as many of the blocks as there are, and how many tokens that is."""
+    def find(self, digests: Sequence[bytes]) -> tuple[CachedPrefix, int] | None:
+        """The longest cached prefix among blocks of one sequence, and how many tokens it has; None if there is none."""
         for count in range(len(digests), 0, -1):
-            if holdings := self._by_digest.get(digests[count - 1]):
-                return next(reversed(holdings)), count * BLOCK
+            if prefixes := self._by_digest.get(digests[count - 1]):
+                return next(reversed(prefixes)), count * BLOCK
         return None
 
     @contextmanager
-    def pinned(self, holding: Holding) -> Iterator[None]:
-        """Keeps a holding where it is inside the block."""
-        holding.users += 1
-        self._unused.pop(holding, None)
+    def pinned(self, prefix: CachedPrefix) -> Iterator[None]:
+        """Keeps a prefix from being evicted inside the block."""
+        prefix.users += 1
+        self._unused.pop(prefix, None)
         try:
             yield
         finally:
-            self._let_go(holding)
+            self._remove_user(prefix)
 
-    def add(self, slot: Slot, digests: Sequence[bytes]) -> Holding:
-        """Makes what a running sequence has computed findable; the sequence says when it moves and ends."""
-        holding = Holding(slot, tuple(digests), users=1)
-        self._index(holding)
-        return holding
+    def add(self, slot: Slot, digests: Sequence[bytes]) -> CachedPrefix:
+        """Caches what a running sequence has computed, in the slot where it runs.
 
-    def drop(self, holding: Holding) -> None:
-        """Forgets a holding whose slot is taken away."""
-        for digest in holding.digests:
-            self._by_digest[digest].pop(holding, None)
+        The caller changes `slot` when the sequence moves, and drops the prefix before the sequence ends.
+        """
+        prefix = CachedPrefix(slot, tuple(digests), users=1)
+        self._index(prefix)
+        return prefix
+
+    def drop(self, prefix: CachedPrefix) -> None:
+        """Forgets a prefix, and leaves its slot to the caller."""
+        for digest in prefix.digests:
+            self._by_digest[digest].pop(prefix, None)
             if not self._by_digest[digest]:
                 del self._by_digest[digest]
 
     def keep(self, slot: Slot, digests: Sequence[bytes]) -> None:
-        """Takes over the slot of a sequence that has ended; the rows behind its last whole block are free again."""
-        if not digests or any(holding in self._unused for holding in self._by_digest.get(digests[-1], ())):
+        """Caches the slot of a sequence that has ended; rows behind its last whole block become free."""
+        if not digests or any(prefix in self._unused for prefix in self._by_digest.get(digests[-1], ())):
             self._store.release(slot)
             return
-        holding = Holding(self._store.shrink(slot, len(digests) * BLOCK), tuple(digests), users=1)
-        self._index(holding)
-        self._let_go(holding)
+        prefix = CachedPrefix(self._store.shrink(slot, len(digests) * BLOCK), tuple(digests), users=1)
+        self._index(prefix)
+        self._remove_user(prefix)
 
     def evict(self) -> bool:
-        """Gives the rows of the least recently used holding back; False if all have users."""
+        """Frees the rows of the least recently used prefix without users; False if there is none."""
         if not self._unused:
             return False
-        holding, _ = self._unused.popitem(last=False)
-        self.drop(holding)
-        self._store.release(holding.slot)
+        prefix, _ = self._unused.popitem(last=False)
+        self.drop(prefix)
+        self._store.release(prefix.slot)
         return True
 
-    def _index(self, holding: Holding) -> None:
-        for digest in holding.digests:
-            self._by_digest[digest][holding] = None
+    def _index(self, prefix: CachedPrefix) -> None:
+        for digest in prefix.digests:
+            self._by_digest[digest][prefix] = None
 
-    def _let_go(self, holding: Holding) -> None:
-        holding.users -= 1
-        if holding.users == 0:
-            self._unused[holding] = None
+    def _remove_user(self, prefix: CachedPrefix) -> None:
+        prefix.users -= 1
+        if prefix.users == 0:
+            self._unused[prefix] = None

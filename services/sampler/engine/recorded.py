@@ -1,4 +1,4 @@
-"""Device work that is recorded once and replayed: one launch in place of a thousand."""
+"""Device work that is recorded once and replayed with one launch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 Call = Callable[[], Tensor]
 Record = Callable[[Call], Call]
-"""From a call that reads tensors which stay where they are to one that does the same with what is in them then."""
+"""Turns a call that reads tensors with fixed addresses into one that repeats it on their present contents."""
 
 
 class CudaRecord:
-    """Records calls as CUDA graphs that share their memory: the result of one is overwritten by the next.
+    """Records calls as CUDA graphs that share memory: the result of one is overwritten by the next replay.
 
-    The memory goes with the last of its graphs; for what is recorded after that, make another.
+    The memory is freed with the last of its graphs; graphs that are recorded after that need another instance.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class CudaRecord:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            call()  # libraries take what memory they need at the first call, which cannot be recorded
+            call()  # libraries allocate memory in the first call, which cannot be recorded
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

@@ -1,8 +1,8 @@
-"""Which adapters are on the device.
+"""Adapters on the device.
 
-An adapter is read when its first request starts and stays after its last one, in case of another. Over the limit the
-one that was not used for longest goes; one that a request uses never does. A location's content never changes, so
-what is loaded cannot be stale.
+An adapter is read when its first request starts, and stays loaded after its last one. When the limit is reached, the
+least recently used adapter without users is dropped. A location's content never changes, so a loaded adapter is never
+stale.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Residency:
 
     @property
     def locations(self) -> tuple[Path, ...]:
-        """What is loaded, least recently used first."""
+        """Locations of the loaded adapters, least recently used first."""
         return tuple(self._loaded)
 
     @property
@@ -48,7 +48,7 @@ class Residency:
             PlatformError: it cannot be read, or is not for this base model.
         """
         if location not in self._loaded:
-            if not self._make_room():
+            if not self._drop_unused():
                 return None
             self._loaded[location] = _Loaded(read_adapter(location, self._base))
         self._loaded.move_to_end(location)
@@ -59,8 +59,8 @@ class Residency:
         """Undoes one `acquire`."""
         self._loaded[location].users -= 1
 
-    def _make_room(self) -> bool:
-        """Drops unused adapters until one more fits; False if that cannot be."""
+    def _drop_unused(self) -> bool:
+        """Drops adapters without users until one more fits; False if all have users."""
         unused = [location for location, loaded in self._loaded.items() if loaded.users == 0]
         while len(self._loaded) >= self._limit and unused:
             del self._loaded[unused.pop(0)]

@@ -1,4 +1,4 @@
-"""The multi-adapter linear for float32 on a CPU. Nothing flows back through it, so it prepares what training cannot.
+"""The multi-adapter linear for float32 on a CPU. It has no backward pass, so it can prepare an adapter's products once.
 
 Its second form is for the deterministic mode: every product, the adapters' too, is row-wise (services.model.rowwise).
 It is not used otherwise: it doubles the weights' memory and was within 7 % of the plain kernels on an Intel Xeon.
@@ -26,11 +26,11 @@ from services.model.rowwise import Product, pack
 _REGISTERS = 64
 
 Addition = Callable[[Tensor, Tensor], object]
-"""Adds what an adapter makes of rows [N, I] to rows [N, O] in place."""
+"""Adds an adapter's product of rows [N, I] to rows [N, O] in place."""
 
 
 class Routes:
-    """Which rows go through which adapter, for all linears of one base model."""
+    """The adapter of each range of rows, for all linears of one base model."""
 
     def __init__(self, *, deterministic: bool) -> None:
         self._addition = _packed_addition if deterministic else _plain_addition

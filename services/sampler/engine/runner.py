@@ -1,8 +1,8 @@
-"""One step on the device: a packed forward of all chunks, then the unembedding of the wanted rows and no others.
+"""One step on the device: a packed forward of all chunks, then the unembedding of the rows that are needed.
 
-What comes back are plain values on the host; nothing here changes a sequence, so a step that fails leaves no trace.
+Results are plain values on the host. Nothing here changes a sequence, so a step that fails has no effect.
 
-T tokens of the step, N wanted rows, D hidden size, V vocabulary.
+T tokens of the step, N rows that are needed, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.draw import Draw, draw_tokens
-from services.sampler.engine.flash_trunk import FlashTrunk
+from services.sampler.engine.flash_forward import FlashForward
 from services.sampler.engine.kv import KVStore
+from services.sampler.engine.packed_forward import LoopForward, PackedChunks, PackedForward
 from services.sampler.engine.scheduler import Chunk
 from services.sampler.engine.sequence import DrawnToken, PromptScores
-from services.sampler.engine.trunk import LoopTrunk, PackedChunks, Trunk
 from services.sampler.request import GenerationRequest, TopkRow
 
 # Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
@@ -31,8 +31,8 @@ SAMPLED_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a step found for one chunk."""
+class StepResult:
+    """The result of a step for one chunk."""
 
     chunk: Chunk
     drawn: tuple[DrawnToken, ...]
@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the logits were."""
+        """Whether the logits were finite."""
         return all(map(math.isfinite, (*self.scores.logprobs, *(token.logprob for token in self.drawn))))
 
 
@@ -50,43 +50,43 @@ class Runner:
     """Steps of one base model over one KV store."""
 
     def __init__(self, base: BaseModel, store: KVStore, *, deterministic: bool) -> None:
-        self._trunk: Trunk
-        if FlashTrunk.can_run(base) and not deterministic:
-            self._trunk = FlashTrunk(base, store)
+        self._forward: PackedForward
+        if FlashForward.can_run(base) and not deterministic:
+            self._forward = FlashForward(base, store)
         else:
-            self._trunk = LoopTrunk(base, store, deterministic=deterministic)
+            self._forward = LoopForward(base, store, deterministic=deterministic)
 
     @torch.inference_mode()
     def admit(self, adapter: AdapterWeights) -> None:
-        """Prepares an adapter for the steps to come.
+        """Prepares an adapter for the next steps.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for it.
         """
-        self._trunk.admit([adapter])
+        self._forward.admit([adapter])
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> list[Outcome]:
+    def run(self, chunks: Sequence[Chunk]) -> list[StepResult]:
         """Feeds the chunks; one outcome each, in any order."""
         adapters = (chunk.sequence.group.adapter for chunk in chunks)
-        self._trunk.admit(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
-        packed = PackedChunks.of(self._trunk.ordered(chunks))
-        hidden_TD = self._trunk.forward(packed)
+        self._forward.admit(dict.fromkeys(adapter for adapter in adapters if adapter is not None))
+        packed = PackedChunks.of(self._forward.ordered(chunks))
+        hidden_TD = self._forward.forward(packed)
         pairs = list(zip(packed.chunks, packed.spans, strict=True))
         last_rows = [span.end - 1 for chunk, span in pairs if chunk.draws]
         drawn = self._draw([chunk for chunk, _ in pairs if chunk.draws], hidden_TD, last_rows)
-        outcomes = []
+        results = []
         for chunk, span in pairs:
             scores = self._score(chunk, hidden_TD[span.start : span.end])
-            outcomes.append(Outcome(chunk, next(drawn) if chunk.draws else (), scores))
-        return outcomes
+            results.append(StepResult(chunk, next(drawn) if chunk.draws else (), scores))
+        return results
 
     def _draw(self, drawing: Sequence[Chunk], hidden_TD: Tensor, rows: list[int]) -> Iterator[tuple[DrawnToken, ...]]:
-        """For each chunk its samples' tokens, which the row of the same place predicts."""
+        """The tokens of each chunk's samples; `rows[i]` of the step predicts those of chunk i."""
         if not drawing:
             return
         hidden_ND = hidden_TD[torch.tensor(rows, device=hidden_TD.device)]
-        logits_NV = self._trunk.logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
+        logits_NV = self._forward.logits(hidden_ND, [(chunk.sequence.group.adapter, 1) for chunk in drawing])
         own = _drawn(logits_NV, [(chunk, chunk.sequence.draws_for[0]) for chunk in drawing])
         for row, (chunk, first) in enumerate(zip(drawing, own, strict=True)):
             others = chunk.sequence.draws_for[1:]
@@ -105,13 +105,13 @@ class Runner:
         for start in range(max(chunk.start, group.next_scored_row), end, SCORED_ROWS):
             stop = min(start + SCORED_ROWS, end)
             rows_ND = hidden_ND[start - chunk.start : stop - chunk.start]
-            logits_NV = self._trunk.logits(rows_ND, [(group.adapter, stop - start)])
+            logits_NV = self._forward.logits(rows_ND, [(group.adapter, stop - start)])
             scores.add(_scores(group.request, start, logits_NV))
         return scores
 
 
 def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> PromptScores:
-    """What is wanted of the rows that predict the prompt tokens from start + 1 on."""
+    """The requested scores of the rows that predict the prompt tokens from start + 1 on."""
     predicted = slice(start + 1, start + 1 + len(logits_NV))
     total_N1 = logits_NV.logsumexp(dim=-1, keepdim=True)
     own_N1 = torch.tensor(request.prompt[predicted], device=logits_NV.device)[:, None]
@@ -123,10 +123,10 @@ def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> Prompt
     return scores
 
 
-def _drawn(logits_NV: Tensor, wanted: Sequence[tuple[Chunk, int]]) -> list[DrawnToken]:
-    """The next token of a sample of each row's chunk."""
-    tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk, sample) for chunk, sample in wanted])
-    raw, topk = _extras([chunk.sequence.group.request for chunk, _ in wanted], logits_NV, tokens_N)
+def _drawn(logits_NV: Tensor, samples: Sequence[tuple[Chunk, int]]) -> list[DrawnToken]:
+    """The next token for each row's chunk and index of its sample."""
+    tokens_N, logprobs_N = draw_tokens(logits_NV, [_draw_of(chunk, sample) for chunk, sample in samples])
+    raw, topk = _extras([chunk.sequence.group.request for chunk, _ in samples], logits_NV, tokens_N)
     columns = (tokens_N.tolist(), logprobs_N.tolist(), raw, topk)
     return [DrawnToken(*row) for row in zip(*columns, strict=True)]
 
@@ -134,24 +134,24 @@ def _drawn(logits_NV: Tensor, wanted: Sequence[tuple[Chunk, int]]) -> list[Drawn
 def _extras(
     requests: Sequence[GenerationRequest], logits_NV: Tensor, tokens_N: Tensor
 ) -> tuple[list[float | None], list[TopkRow | None]]:
-    """For each row the log-probability of its token and the likeliest tokens at temperature 1, where asked for."""
+    """For each row the log-probability of its token and the likeliest tokens at temperature 1, if requested."""
     raw: list[float | None] = [None] * len(requests)
     topk: list[TopkRow | None] = [None] * len(requests)
-    asked = [
+    requested = [
         row for row, request in enumerate(requests) if request.include_raw_logprobs or request.topk_sample_logprobs
     ]
-    if not asked:
+    if not requested:
         return raw, topk
-    rows = torch.tensor(asked, device=logits_NV.device)
+    rows = torch.tensor(requested, device=logits_NV.device)
     logits_RV = logits_NV[rows]
     total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
     drawn = (logits_RV.gather(1, tokens_N[rows][:, None]) - total_R1)[:, 0].tolist()
-    likeliest = _likeliest(logits_RV, total_R1, max(requests[row].topk_sample_logprobs for row in asked))
-    for place, row in enumerate(asked):
+    likeliest = _likeliest(logits_RV, total_R1, max(requests[row].topk_sample_logprobs for row in requested))
+    for index, row in enumerate(requested):
         if requests[row].include_raw_logprobs:
-            raw[row] = drawn[place]
+            raw[row] = drawn[index]
         if count := requests[row].topk_sample_logprobs:
-            topk[row] = likeliest[place][:count]
+            topk[row] = likeliest[index][:count]
     return raw, topk
 
 

@@ -1,8 +1,8 @@
-"""Which tokens go through the model in the next step: a pure function of the running sequences.
+"""The tokens of the next step: a pure function of the running sequences.
 
-Sequences that generate come first, one token each, so that a long prompt never holds them up; prompts share what is
-left of the token budget in order of arrival, in chunks. The engine never runs more sequences than the budget has
-tokens, so the oldest prompt gets on in every step.
+Decodes come first, one token each, so that a long prefill never delays them. Prefills share the rest of the token
+budget in order of arrival, in chunks. The engine never runs more sequences than the budget has tokens, so the oldest
+prefill advances in every step.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from services.sampler.engine.sequence import Sequence
+from services.sampler.engine.sequence import RunningSequence
 
 
 @dataclass(frozen=True)
 class Chunk:
     """Tokens [start, end) of a sequence, the next that are due."""
 
-    sequence: Sequence
+    sequence: RunningSequence
     start: int
     end: int
 
@@ -25,7 +25,7 @@ class Chunk:
     """Whether its last row predicts a new token."""
 
     @classmethod
-    def of(cls, sequence: Sequence, limit: int) -> Chunk:
+    def of(cls, sequence: RunningSequence, limit: int) -> Chunk:
         """The next due tokens of a sequence, at most `limit`."""
         count = min(limit, sequence.due)
         draws = sequence.generates and count == sequence.due
@@ -41,14 +41,14 @@ ALIGNMENT = 64
 """Where aligned chunks may end: at multiples of this, in tokens of their sequence."""
 
 
-def schedule(sequences: Iterable[Sequence], max_tokens: int, *, aligned: bool = False) -> list[Chunk]:
+def schedule(sequences: Iterable[RunningSequence], max_tokens: int, *, aligned: bool = False) -> list[Chunk]:
     """Chunks of at most `max_tokens` tokens in all, ordered so that each adapter's are adjacent.
 
     Args:
         sequences: running sequences in order of arrival.
         max_tokens: the step's token budget, at least the number of sequences.
-        aligned: prompts are cut at multiples of `ALIGNMENT` and nowhere else, also if the budget is exceeded by one
-            such piece: what is multiplied with what is then a function of the sequence alone.
+        aligned: prompts are cut only at multiples of `ALIGNMENT`, even if the budget is exceeded by one such chunk, so
+            that the matrix products of a sequence are a function of the sequence alone.
     """
     due = [sequence for sequence in sequences if sequence.due > 0]
     chunks = [Chunk.of(sequence, 1) for sequence in due if sequence.due == 1]

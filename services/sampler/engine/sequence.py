@@ -1,10 +1,11 @@
-"""A request under way: the group of its sequences, and what each has computed so far. No tensors.
+"""A running request: the group of its sequences, and what each has computed so far. No tensors.
 
-`computed` counts the tokens of a sequence whose keys and values are stored; what is `due` is fed through the model
-next. A sequence that generates has its whole prompt due at first and then one token at a time. A group's first
-sequence prefills, and the prompt's last row draws the first token of every sample; the others start from a copy of the
-prompt with that token due. A paused sequence has lost its slot to an older one: it starts again with all its tokens
-due, and draws on where it was.
+- `computed` counts the tokens of a sequence whose keys and values are stored. Tokens that are `due` go through the
+  model next: of a sequence that generates the whole prompt at first (prefill), then one token at a time (decode).
+- A group's first sequence prefills, and the prompt's last row draws the first token of every sample. The others start
+  from a copy of the prompt with that token due.
+- A preempted sequence has lost its slot to an older one. It starts again with all its tokens due, and goes on drawing
+  where it was.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 
 from services.model.adapters import AdapterWeights
 from services.sampler.engine.kv import Slot
-from services.sampler.engine.prefix_cache import Holding
-from services.sampler.engine.stop import StopWatch
+from services.sampler.engine.prefix_cache import CachedPrefix
+from services.sampler.engine.stop import StopMatcher
 from services.sampler.request import (
     GenerationRequest,
     GenerationResult,
@@ -55,23 +56,27 @@ class DrawnToken:
 
 
 @dataclass(eq=False)
-class Group:
+class SequenceGroup:
     """All sequences of one request."""
 
     request: GenerationRequest
     resident: bool = False
-    """Whether the group holds its adapter."""
+    """Whether the group is a user of its adapter."""
 
     adapter: AdapterWeights | None = None
     digests: tuple[bytes, ...] = ()
     """Of the prompt's blocks, once the group has started."""
 
-    live: list[Sequence] = field(default_factory=list)
-    paused: list[Sequence] = field(default_factory=list)
+    running: list[RunningSequence] = field(default_factory=list)
+    """Sequences with a slot, oldest first."""
+
+    preempted: list[RunningSequence] = field(default_factory=list)
+    """Sequences that have lost their slot."""
+
     started: int = 0
     """How many sequences have a slot or had one."""
 
-    firsts: tuple[DrawnToken, ...] = ()
+    first_tokens: tuple[DrawnToken, ...] = ()
     """The first token of every sample, once the prompt is computed."""
 
     sampled: dict[int, SampledTokens] = field(default_factory=dict)
@@ -82,12 +87,12 @@ class Group:
 
     @property
     def next_scored_row(self) -> int:
-        """The first row of the prompt that is wanted and not scored yet."""
+        """The first row of the prompt that is to be scored and is not yet."""
         return self.request.first_scored_row + len(self.scores.logprobs)
 
     @property
-    def wanted(self) -> int:
-        """Sequences in all; a request that only scores needs one to do it."""
+    def num_sequences(self) -> int:
+        """Sequences in all; a request that only scores has one."""
         return max(self.request.num_samples, 1)
 
     @property
@@ -96,24 +101,30 @@ class Group:
         return len(self.request.prompt) - 1
 
     @property
-    def source(self) -> Sequence | None:
-        """A sequence whose slot holds the whole prompt, to copy it from."""
-        return next((sequence for sequence in self.live if sequence.computed >= len(self.request.prompt)), None)
+    def prompt_source(self) -> RunningSequence | None:
+        """A running sequence whose slot holds the whole prompt, to copy it from; None if there is none."""
+        return next((sequence for sequence in self.running if sequence.computed >= len(self.request.prompt)), None)
 
     @property
     def can_start(self) -> bool:
-        """Whether another sequence may take a slot now: the first one, or one that finds the prompt computed."""
-        return self.started == 0 or (self.started < self.wanted and self.source is not None)
+        """Whether another sequence may take a slot now: the first one, or one that can copy the prompt."""
+        return self.started == 0 or (self.started < self.num_sequences and self.prompt_source is not None)
 
     @property
-    def waiting(self) -> int:
+    def waiting_sequences(self) -> int:
         """Sequences that have no slot yet."""
-        return self.wanted - self.started + len(self.paused)
+        return self.num_sequences - self.started + len(self.preempted)
 
     @property
     def is_complete(self) -> bool:
         """Whether every sequence has ended."""
-        return self.started == self.wanted and not self.live and not self.paused
+        return self.started == self.num_sequences and not self.running and not self.preempted
+
+    def take_token_deltas(self) -> list[TokenDelta]:
+        """Tokens that its running sequences have generated since the last call; none unless the request is streamed."""
+        if not self.request.streamed:
+            return []
+        return [delta for sequence in self.running if (delta := sequence.take_token_delta()) is not None]
 
     def result(self) -> GenerationResult:
         """The answer, once complete."""
@@ -130,13 +141,13 @@ class Group:
 
 
 @dataclass(eq=False)
-class Sequence:
+class RunningSequence:
     """One prompt and its continuation, in one slot of the KV store."""
 
-    group: Group
+    group: SequenceGroup
     index: int
     slot: Slot
-    watch: StopWatch
+    stop: StopMatcher
     tokens: list[int]
     """The prompt, then what was generated."""
 
@@ -145,11 +156,11 @@ class Sequence:
     raw_logprobs: list[float] = field(default_factory=list)
     topk_rows: list[TopkRow] = field(default_factory=list)
     reported: int = 0
-    """How many generated tokens a streamed request has been told of."""
+    """How many generated tokens have been in a token delta."""
 
     stop_reason: StopReason | None = None
-    holding: Holding | None = None
-    """What others may copy from its slot."""
+    cached_prefix: CachedPrefix | None = None
+    """What other requests may copy from its slot; None if nothing."""
 
     @property
     def generates(self) -> bool:
@@ -158,7 +169,7 @@ class Sequence:
 
     @property
     def due(self) -> int:
-        """Tokens to feed before the next draw. Without a draw the prompt's last token has nothing to predict."""
+        """Tokens to feed before the next draw. A request that only scores leaves the prompt's last token out."""
         if self.stop_reason is not None:
             return 0
         return (len(self.tokens) if self.generates else self.group.scorable_rows) - self.computed
@@ -170,27 +181,33 @@ class Sequence:
 
     @property
     def draws_for(self) -> range:
-        """The samples whose next token its next draw is for: its own, or at the end of the prompt all of the group."""
-        return range(self.group.wanted) if not self.logprobs else range(self.index, self.index + 1)
+        """Indices of the samples that its next draw is for: its own; at the end of the prompt all of the group."""
+        return range(self.group.num_sequences) if not self.logprobs else range(self.index, self.index + 1)
 
     def advance(self, computed: int, scores: PromptScores, drawn: tuple[DrawnToken, ...]) -> None:
-        """Takes what a step has found: how far it is now, scores of its prompt, and a token for each of `draws_for`."""
+        """Takes the result of a step.
+
+        Args:
+            computed: tokens whose keys and values are stored now.
+            scores: of prompt tokens.
+            drawn: a token for each of `draws_for`, or none.
+        """
         self.computed = computed
         self.group.scores.add(scores)
         if drawn and not self.logprobs:
-            self.group.firsts = drawn
+            self.group.first_tokens = drawn
         if drawn:
             self.append(drawn[0])
 
     def append(self, drawn: DrawnToken) -> None:
-        """Takes a drawn token; the stop rule goes before the length."""
+        """Takes a drawn token. Where the stop rule and the length both end the sequence, the reason is "stop"."""
         self.tokens.append(drawn.token)
         self.logprobs.append(drawn.logprob)
         if drawn.raw_logprob is not None:
             self.raw_logprobs.append(drawn.raw_logprob)
         if drawn.topk is not None:
             self.topk_rows.append(drawn.topk)
-        if self.watch.ends_at(drawn.token):
+        if self.stop.ends_at(drawn.token):
             self.stop_reason = "stop"
         elif len(self.logprobs) == self.group.request.params.max_tokens:
             self.stop_reason = "length"
@@ -208,7 +225,7 @@ class Sequence:
         )
 
     def take_token_delta(self) -> TokenDelta | None:
-        """What it has generated since this was last asked; None if nothing."""
+        """Tokens that it has generated since the last call; None if there are none."""
         start, self.reported = self.reported, len(self.logprobs)
         if start == self.reported:
             return None

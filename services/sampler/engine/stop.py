@@ -1,7 +1,7 @@
-"""When a sequence ends: at a token, or when its generated text contains a string.
+"""Stop rules: a sequence ends at a token, or when its generated text contains a string.
 
-Strings are compared as UTF-8 bytes. UTF-8 synchronises itself, so a match in bytes is a match in text; a character
-that is still incomplete is simply bytes that match nothing yet. The prompt is never looked at.
+Strings are compared as UTF-8 bytes. UTF-8 synchronises itself, so a match in bytes is a match in text; an incomplete
+character is bytes that match nothing yet. The prompt is not searched.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from services.sampler.request import StopRule
 
 
-class StopWatch:
-    """Follows one sequence."""
+class StopMatcher:
+    """The stop rule of one sequence, and the end of its text so far."""
 
     def __init__(self, rule: StopRule, token_bytes: Callable[[int], bytes]) -> None:
         self._rule = rule

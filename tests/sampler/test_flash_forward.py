@@ -20,8 +20,8 @@ from services.core.storage.uploads import WEIGHTS_FILE
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.varlen import Slots, Stretches
-from services.sampler.engine import attention, flash_trunk
-from services.sampler.engine.flash_trunk import FlashTrunk
+from services.sampler.engine import attention, flash_forward
+from services.sampler.engine.flash_forward import FlashForward
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.engine.recorded import Call
 from services.sampler.request import GenerationResult
@@ -76,11 +76,11 @@ def records() -> Records:
 def flash(monkeypatch: pytest.MonkeyPatch, records: Records) -> Callable[..., NativeSamplerEngine]:
     """An engine that runs as on a GPU."""
     monkeypatch.setattr(attention, "varlen_slots", attend)
-    monkeypatch.setattr(flash_trunk, "CudaRecord", lambda: records)
+    monkeypatch.setattr(flash_forward, "CudaRecord", lambda: records)
 
     def made(base: BaseModel, **limits: int) -> NativeSamplerEngine:
         with monkeypatch.context() as patch:
-            patch.setattr(FlashTrunk, "can_run", staticmethod(lambda base: True))
+            patch.setattr(FlashForward, "can_run", staticmethod(lambda base: True))
             # A row that no slot has, as a store on a GPU has one.
             patch.setattr("services.sampler.engine.kv.spare_rows", lambda device: 1)
             return make_engine(base, **limits)

@@ -30,17 +30,17 @@ AdapterRange = tuple[AdapterWeights | None, int]
 
 @dataclass(frozen=True)
 class PackedChunks:
-    """The chunks of a step in the order in which they lie in the row."""
+    """The chunks of a step in the order of the packed row."""
 
     chunks: Sequence[Chunk]
     spans: tuple[Span, ...]
     tokens: list[int]
 
     positions: list[int]
-    """Of each token in its sequence."""
+    """The position of each token in its sequence."""
 
     rows: list[int]
-    """Of the store, for each token."""
+    """The store's row of each token."""
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> PackedChunks:
@@ -57,15 +57,15 @@ class PackedChunks:
 
     @property
     def adapters(self) -> list[AdapterRange]:
-        """What each chunk goes through."""
+        """The adapter and the length of each chunk."""
         return [(chunk.sequence.group.adapter, chunk.count) for chunk in self.chunks]
 
 
-class Trunk(Protocol):
-    """A base model that reads and writes a KV store."""
+class PackedForward(Protocol):
+    """The forward pass of a base model over a KV store: chunks of many sequences in one packed row."""
 
     def admit(self, adapters: Iterable[AdapterWeights]) -> None:
-        """Prepares adapters for the steps to come.
+        """Prepares adapters for the next steps.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for them.
@@ -81,7 +81,7 @@ class Trunk(Protocol):
         """float32 [N, V] of rows in ranges of these adapters and lengths."""
 
 
-class LoopTrunk:
+class LoopForward:
     """Runs on every device: attends slot by slot, and takes adapters one after another."""
 
     def __init__(self, base: BaseModel, store: KVStore, *, deterministic: bool) -> None:
@@ -97,14 +97,14 @@ class LoopTrunk:
         base.module.set_attn_implementation(SLOT_ATTENTION)
 
     def admit(self, adapters: Iterable[AdapterWeights]) -> None:
-        """They are prepared as they come."""
+        """Nothing to do: adapters are prepared when they are first used."""
 
     def ordered(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
-        """As they are."""
+        """The chunks as they are."""
         return chunks
 
     def forward(self, packed: PackedChunks) -> Tensor:
-        """See Trunk."""
+        """See PackedForward."""
         numbers = [packed.tokens, packed.positions, packed.rows]
         tokens_T, positions_T, rows_T = torch.tensor(numbers, device=self._base.device)
         spans = _aligned(packed.spans) if self._deterministic else join_spans(packed.spans)
@@ -113,7 +113,7 @@ class LoopTrunk:
             return self._base.hidden_states(tokens_T, positions_T, step=step)
 
     def logits(self, hidden_ND: Tensor, adapters: Sequence[AdapterRange]) -> Tensor:
-        """See Trunk."""
+        """See PackedForward."""
         if not self._plain:
             return unembed(self._base, hidden_ND, segments_of(adapters))
         with self._lora.segments(segments_of(adapters)):
@@ -133,7 +133,7 @@ def segments_of(adapters: Sequence[AdapterRange]) -> list[Segment]:
 
 
 def _spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
-    """Where each chunk lies in the packed row and in the store."""
+    """The range of each chunk in the packed row and in the store."""
     start = 0
     for chunk in chunks:
         slot = chunk.sequence.slot
@@ -142,7 +142,7 @@ def _spans(chunks: Sequence[Chunk]) -> Iterator[Span]:
 
 
 def _aligned(spans: Sequence[Span]) -> Iterator[Span]:
-    """The spans in pieces that end where aligned chunks may, so that attention does not see how a prompt was cut."""
+    """The spans cut where aligned chunks may end, so that results do not depend on how a prompt was cut."""
     for span in spans:
         start, slot_end = span.start, span.slot_end - (span.end - span.start)
         while start < span.end:

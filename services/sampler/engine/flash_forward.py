@@ -1,10 +1,10 @@
 """The packed forward for bfloat16 on a GPU: one attention call and two adapter products for a whole step.
 
-A step in which every sequence generates has a fixed form, so it is recorded once for each of a few numbers of
-sequences and replayed; it is filled up with tokens that nobody reads, in a row of the store that nobody has. A token's
-result does not depend on the tokens beside it, but for the order in which matrix products add up.
+A decode step has a fixed shape, so it is recorded once for each of a few numbers of sequences and replayed. It is
+padded with tokens whose results are not used, in a row of the store that no slot has. A token's result depends on the
+tokens beside it only by the order in which matrix products add up.
 
-T tokens of the step, C chunks, D hidden size, P places of the adapter bank.
+T tokens of the step, C chunks, D hidden size, P entries of the adapter bank.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.grouped import has_grouped_products
 from services.model.logprobs import unembed
+from services.model.rounding import next_power_of_two, round_up
 from services.model.varlen import Slots, Stretches
 from services.sampler.engine.adapter_bank import AdapterBank
 from services.sampler.engine.attention import SLOT_ATTENTION, PackedStep
 from services.sampler.engine.kv import KVStore
+from services.sampler.engine.packed_forward import AdapterRange, PackedChunks, segments_of
 from services.sampler.engine.recorded import Call, CudaRecord, Record
 from services.sampler.engine.scheduler import Chunk
-from services.sampler.engine.trunk import AdapterRange, PackedChunks, segments_of
 
-# Steps of up to this many sequences are filled up to a power of two, larger ones to a multiple of it.
+# Decode steps of up to this many sequences are padded to a power of two, larger ones to a multiple of it.
 _SIZES = 8
 
 
 class _Recorded(NamedTuple):
-    """A step of so many sequences, and where it reads what it is about."""
+    """A recorded decode step, and the tensors that it reads."""
 
     replay: Call
     numbers: Tensor
@@ -43,7 +44,7 @@ class _Recorded(NamedTuple):
     """int32 [P + 1], see AdapterBank; None for a step without adapters."""
 
 
-class FlashTrunk:
+class FlashForward:
     """A base model over a KV store on a GPU.
 
     Args:
@@ -68,20 +69,20 @@ class FlashTrunk:
         return has_grouped_products(base)
 
     def admit(self, adapters: Iterable[AdapterWeights]) -> None:
-        """See Trunk."""
+        """See PackedForward."""
         self._bank.admit(adapters)
         if self._bank.version != self._version:
             self._recorded.clear()
             self._record, self._version = CudaRecord(), self._bank.version
 
     def ordered(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
-        """By the places of their adapters."""
-        return sorted(chunks, key=lambda chunk: self._bank.place(chunk.sequence.group.adapter))
+        """The chunks by the entries of their adapters."""
+        return sorted(chunks, key=lambda chunk: self._bank.entry_of(chunk.sequence.group.adapter))
 
     def forward(self, packed: PackedChunks) -> Tensor:
-        """See Trunk."""
+        """See PackedForward."""
         if len(packed.tokens) == len(packed.spans):
-            return self._generate(packed)
+            return self._decode(packed)
         lengths = [span.end - span.start for span in packed.spans]
         used = [span.slot_end - span.slot_start for span in packed.spans]
         starts = [span.slot_start for span in packed.spans]
@@ -97,13 +98,13 @@ class FlashTrunk:
         return self._run(numbers, queries, slots, ends.to(self._base.device) if ends is not None else None)
 
     def logits(self, hidden_ND: Tensor, adapters: Sequence[AdapterRange]) -> Tensor:
-        """See Trunk."""
+        """See PackedForward."""
         return unembed(self._base, hidden_ND, segments_of(adapters))
 
-    def _generate(self, packed: PackedChunks) -> Tensor:
+    def _decode(self, packed: PackedChunks) -> Tensor:
         """A step of one token for each sequence."""
         sequences = len(packed.tokens)
-        size = _filled_up(sequences)
+        size = _padded(sequences)
         ends = self._ends(packed, size)
         key = size, ends is not None
         if key not in self._recorded:
@@ -119,7 +120,7 @@ class FlashTrunk:
         return recorded.replay()[:sequences]
 
     def _prepare(self, size: int, ends: Tensor | None) -> _Recorded:
-        """Records a step of `size` sequences, at first all of them such that nobody reads."""
+        """Records a decode step of `size` sequences, which are all padding at first."""
         device, spare = self._base.device, self._store.spare_row
         numbers = torch.tensor([[0], [0], [spare], [spare], [1]], device=device).repeat(1, size + 1)
         own_ends = ends.to(device) if ends is not None else None
@@ -146,11 +147,9 @@ class FlashTrunk:
         """Where each adapter's rows end, if any row has one."""
         if all(adapter is None for adapter, _ in packed.adapters):
             return None
-        return self._bank.ends_of([(self._bank.place(adapter), count) for adapter, count in packed.adapters], rows)
+        return self._bank.ends_of([(self._bank.entry_of(adapter), count) for adapter, count in packed.adapters], rows)
 
 
-def _filled_up(sequences: int) -> int:
-    """How many sequences a step has that is to have this many."""
-    if sequences <= _SIZES:
-        return 1 << (sequences - 1).bit_length()
-    return -(-sequences // _SIZES) * _SIZES
+def _padded(sequences: int) -> int:
+    """The number of sequences, padding included, of a decode step of this many."""
+    return next_power_of_two(sequences) if sequences <= _SIZES else round_up(sequences, _SIZES)

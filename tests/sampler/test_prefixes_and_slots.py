@@ -12,8 +12,8 @@ import torch
 from services.core.chunks import content_ids
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.sampler.engine import placement
-from services.sampler.engine.prefix_cache import BLOCK, chain
+from services.sampler.engine import slot_allocator
+from services.sampler.engine.prefix_cache import BLOCK, block_digests
 from services.sampler.request import GenerationResult
 from testing.rows import random_tokens
 from tests.sampler.fixtures import ask, finish, make_engine, run
@@ -32,19 +32,23 @@ def tokens_of(result: GenerationResult) -> list[tuple[int, ...]]:
 
 def test_a_digest_names_the_adapter_and_every_token_before() -> None:
     tokens = list(range(3 * BLOCK + 5))
-    digests = chain(None, tokens)
+    digests = block_digests(None, tokens)
     assert len(digests) == 3
-    assert chain(None, tokens, digests[:2]) == digests == chain(None, tokens[: 3 * BLOCK])
+    assert block_digests(None, tokens, digests[:2]) == digests == block_digests(None, tokens[: 3 * BLOCK])
     changed = [0 if index == 1 else token for index, token in enumerate(tokens)]
-    for other in (chain(Path("/a"), tokens), chain(Path("/b" + "x" * 100), tokens), chain(None, changed)):
+    for other in (
+        block_digests(Path("/a"), tokens),
+        block_digests(Path("/b" + "x" * 100), tokens),
+        block_digests(None, changed),
+    ):
         assert not set(other) & set(digests)
     long = [Path(f"/run-{run}/" + "x" * 100) for run in range(2)]
-    assert not set(chain(long[0], tokens)) & set(chain(long[1], tokens))
+    assert not set(block_digests(long[0], tokens)) & set(block_digests(long[1], tokens))
 
 
 def test_a_digest_names_an_image_by_its_content() -> None:
     texts = [[5] * BLOCK + image_ids(data) + [6] * BLOCK for data in (b"a", b"b", b"a")]
-    first, other, same = (chain(None, ids) for ids in texts)
+    first, other, same = (block_digests(None, ids) for ids in texts)
     assert first == same
     assert first[0] == other[0]
     assert not set(first[1:]) & set(other[1:])
@@ -103,7 +107,7 @@ def test_a_prompt_is_found_while_its_first_request_still_runs(load: Load) -> Non
 def test_a_store_too_small_for_all_changes_no_token(
     load: Load, checkpoint: Checkpoint, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sequences grow, move, and are paused and computed again; the answers are those of a large store."""
+    """Sequences grow, move, and are preempted and computed again; the answers are those of a large store."""
     base = load()
     locations = [None, checkpoint(base, 1)[0]]
     prompts = random_tokens(base, [3, 30, 17, 50, 8, 33, 21, 60], seed=2)
@@ -121,7 +125,7 @@ def test_a_store_too_small_for_all_changes_no_token(
         for index, prompt in enumerate(prompts)
     ]
     expected = run(make_engine(base, max_cached_tokens=8192), *requests)
-    monkeypatch.setattr(placement, "LEAST_GROWTH", growth)
+    monkeypatch.setattr(slot_allocator, "LEAST_GROWTH", growth)
     engine = make_engine(base, max_cached_tokens=300, max_tokens_per_step=40)
     actual = run(engine, *requests)
     assert engine.inspection.preemptions > 0, "the store was too small"
@@ -137,7 +141,7 @@ def test_a_store_too_small_for_all_changes_no_token(
 @pytest.mark.long
 def test_requests_without_a_limit_do_not_starve_each_other(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four requests that could fill the context run side by side in a store of one and a half contexts."""
-    monkeypatch.setattr(placement, "LEAST_GROWTH", 16)
+    monkeypatch.setattr(slot_allocator, "LEAST_GROWTH", 16)
     engine = make_engine(load(), max_cached_tokens=192)
     for index in range(4):
         engine.submit(ask(f"r{index}", [5, 6], max_tokens=126, seed=index))
@@ -150,7 +154,7 @@ def test_requests_without_a_limit_do_not_starve_each_other(load: Load, monkeypat
 def test_random_traffic_leaves_the_store_whole(
     load: Load, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "LEAST_GROWTH", 5)
+    monkeypatch.setattr(slot_allocator, "LEAST_GROWTH", 5)
     base = load()
     locations = [None, checkpoint(base, 1)[0]]
     shared = random_tokens(base, [50], seed=4)[0]
