@@ -57,7 +57,7 @@ def test_labels_of_others_cannot_steer_the_terminal_and_are_no_markup(capsys: py
     assert capsys.readouterr().out.splitlines() == ["LABELS", "note=\ufffd[2J\ufffd\ufffd[red]x[/red]"]
 
 
-def test_json_has_the_names_of_the_types_utc_times_and_no_number_that_json_lacks(
+def test_json_has_type_names_utc_times_and_only_numbers_json_has(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     @dataclass(frozen=True)

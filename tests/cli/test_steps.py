@@ -36,7 +36,7 @@ def test_the_passes_of_a_step_add_up_and_the_gap_is_the_mean_over_tokens() -> No
     assert second.sampler_trainer_gap is None
 
 
-def test_passes_without_a_gradient_and_passes_that_no_step_has_followed_belong_to_no_step() -> None:
+def test_forward_passes_and_passes_before_a_step_belong_to_no_step() -> None:
     history = [
         entry(1, "Forward", 0, tokens=100, seconds=9.0, loss=50.0),
         entry(2, "ForwardBackward", 0, tokens=10, seconds=1.0, loss=3.0),

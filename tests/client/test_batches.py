@@ -20,7 +20,7 @@ def datum(size: int) -> data_pb2.Datum:
 
 @settings(deadline=None, max_examples=25)
 @given(sizes=st.lists(st.integers(0, 2_500_000) | st.just(5_000_000), min_size=1, max_size=12))
-def test_batches_keep_order_and_stay_below_the_limit_unless_one_datum_is_larger(sizes: list[int]) -> None:
+def test_batches_keep_order_and_the_limit_unless_one_datum_is_larger(sizes: list[int]) -> None:
     data = [datum(size) for size in sizes]
     batches = _batches.split(data)
     assert [item for batch in batches for item in batch] == data
@@ -38,7 +38,7 @@ def output(count: int, **metrics: float) -> ForwardBackwardOutput:
     return ForwardBackwardOutput([{}] * count, {name.replace("_", ":"): value for name, value in metrics.items()})
 
 
-def test_each_metric_is_joined_by_its_reduction_and_means_by_number_of_data() -> None:
+def test_each_metric_is_joined_by_its_reduction_means_by_data_count() -> None:
     joined = _batches.join(
         [
             output(3, a_sum=1.0, b_mean=1.0, c_min=5.0, d_max=5.0),

@@ -28,7 +28,7 @@ def sent_weights(platform: LoopbackPlatform, training: tinker.TrainingClient, se
     return [to_array(item.loss_fn_inputs["weights"]).tolist() for item in request.data]  # type: ignore[attr-defined]
 
 
-def test_the_weights_are_the_negative_derivative_of_a_loss_that_couples_data(
+def test_the_weights_are_minus_the_derivative_of_a_loss_over_all_data(
     platform: LoopbackPlatform, training: tinker.TrainingClient
 ) -> None:
     """C = (sum p_a)^2 - 3 sum(mine_b * p_b), so dC/dp_a = 2 sum p_a and dC/dp_b = -3 mine_b."""

@@ -72,7 +72,7 @@ def test_a_failed_operation_says_whose_fault_it_was(kind: type[platform_errors.P
     assert error.field_violations == (errors.FieldViolation("a", "b"),)
 
 
-def test_a_refused_call_and_a_failed_operation_have_one_base_with_code_and_reason() -> None:
+def test_refused_calls_and_failed_operations_share_a_base_with_code() -> None:
     original = platform_errors.NotFoundError("a sentence", reason="NO_CHECKPOINT")
     failed = errors.from_operation_error("run:1", original.to_operation_error())
     refused = tinker.NotFoundError("a sentence", code="NOT_FOUND", reason="NO_CHECKPOINT")

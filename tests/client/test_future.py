@@ -85,7 +85,7 @@ async def test_blocking_methods_work_inside_a_running_loop_as_in_a_notebook(
     assert sampler.sample(PROMPT, 1, types.SamplingParams()).result().sequences
 
 
-def test_a_standard_future_is_available_and_cannot_be_cancelled_behind_our_back(
+def test_a_standard_future_is_available_and_cannot_be_cancelled(
     training: tinker.TrainingClient,
 ) -> None:
     future = training.optim_step(ADAM)

@@ -51,7 +51,7 @@ def test_a_script_that_forgets_to_close_ends_its_session_and_exits_at_once(platf
     assert platform.ended == ["s1"]
 
 
-def test_a_script_that_fails_with_work_outstanding_exits_with_its_own_error(platform: LoopbackPlatform) -> None:
+def test_a_script_that_fails_with_work_outstanding_exits_with_its_error(platform: LoopbackPlatform) -> None:
     platform.operations.held.add("s1:train:0:1")
     done = run_python(
         "import tinker_client as tinker\n"
@@ -64,7 +64,7 @@ def test_a_script_that_fails_with_work_outstanding_exits_with_its_own_error(plat
     assert platform.ended == ["s1"]
 
 
-def test_using_the_client_after_its_end_at_exit_is_refused_instead_of_hanging(platform: LoopbackPlatform) -> None:
+def test_using_the_client_after_its_end_at_exit_is_refused(platform: LoopbackPlatform) -> None:
     done = run_python(
         "import atexit, tinker_client as tinker\n"
         "def late():\n"

@@ -163,7 +163,7 @@ def test_a_refusal_that_the_platform_has_recorded_does_not_stop_the_run(
     assert training.optim_step(ADAM).result(10)
 
 
-def test_when_an_operation_never_arrives_the_later_ones_fail_with_a_sentence_instead_of_waiting_for_ever(
+def test_operations_after_one_that_never_arrives_fail_and_say_why(
     platform: LoopbackPlatform,
 ) -> None:
     with tinker.ServiceClient(base_url=platform.url, api_key=KEY, patience=timedelta(seconds=0.5)) as service:

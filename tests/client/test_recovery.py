@@ -49,7 +49,7 @@ def test_a_resend_after_a_lost_reply_is_never_applied_twice(
     assert names == [f"{training.model_id}:{seq_id}" for seq_id in (0, 1, 2)]
 
 
-def test_a_platform_that_asks_to_come_back_later_is_asked_again_after_that_time(
+def test_a_platform_that_asks_for_a_pause_is_called_again_after_it(
     platform: LoopbackPlatform, training: tinker.TrainingClient
 ) -> None:
     full = ResourceExhaustedError("the queue is full", reason="QUEUE_FULL", retry_after_s=0.3)
@@ -103,7 +103,7 @@ def test_a_broken_stream_is_opened_again_naming_what_is_pending(
     assert sorted(platform.watched[-1]) == names
 
 
-def test_an_outage_is_counted_from_when_the_stream_broke_not_from_its_last_message(platform: LoopbackPlatform) -> None:
+def test_an_outage_counts_from_the_broken_stream_not_its_last_message(platform: LoopbackPlatform) -> None:
     with tinker.ServiceClient(base_url=platform.url, api_key=KEY, patience=timedelta(seconds=0.5)) as service:
         training = service.create_lora_training_client(MODEL)
         platform.operations.hold_all = True

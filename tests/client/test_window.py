@@ -59,7 +59,7 @@ async def test_the_oldest_is_sent_even_if_it_comes_last() -> None:
         await request.answer()
 
 
-async def test_bytes_are_bounded_and_a_request_larger_than_everything_goes_when_it_is_the_oldest() -> None:
+async def test_bytes_are_bounded_but_an_oversized_oldest_request_is_sent() -> None:
     window = Window(oldest=0, max_bytes=10)
     requests = [Request(window, seq_id, size) for seq_id, size in enumerate((6, 6, 1, 1000, 1))]
     await settle()

@@ -37,7 +37,7 @@ def test_an_image_takes_as_many_positions_as_the_client_expects() -> None:
     assert positions(data_pb2.Chunk()) == 0
 
 
-def test_two_images_differ_at_every_position_and_one_image_is_always_itself() -> None:
+def test_two_images_differ_at_every_position_and_one_equals_itself() -> None:
     one = content_ids(image(b"a", 300))
     assert one.dtype == np.int64
     assert one.shape == (300,)

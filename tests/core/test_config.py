@@ -67,7 +67,7 @@ def test_variables_of_clients_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         ("deterministic", "maybe", "true or false"),
     ],
 )
-def test_a_bad_value_is_an_error_that_names_its_variable_or_flag_and_the_rule(
+def test_a_bad_value_names_its_variable_or_flag_and_the_rule(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, rule: str
 ) -> None:
     flag = "--" + name.replace("_", "-")

@@ -42,7 +42,7 @@ async def load(queues: Queues, tenant: str | None = None) -> dict[str, int]:
     ],
     ids=["run", "tenant", "all", "tenant-bytes", "all-bytes"],
 )
-async def test_an_operation_over_a_limit_is_refused_and_accepted_once_there_is_room(
+async def test_an_operation_over_a_limit_is_refused_until_there_is_room(
     queues: Queues, limits: object, message: str
 ) -> None:
     queues = replace(queues, limits=limits)
@@ -124,7 +124,7 @@ async def place(operations: OperationStore, name: str) -> tuple[int, bool] | Non
     return operation.queue_place.operations_ahead, operation.queue_place.HasField("estimated_wait")
 
 
-async def test_an_operation_that_waits_says_how_many_are_before_it_and_about_how_long(queues: Queues) -> None:
+async def test_a_waiting_operation_says_how_many_are_before_it_and_how_long(queues: Queues) -> None:
     for seq_id in (0, 1, 2, 3, 5):
         await queues.enqueue(seq_id)
     lease = await queues.logs.claim("w1", RUN, "0-1", LEASE_MS)

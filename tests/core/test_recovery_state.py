@@ -62,7 +62,7 @@ async def test_an_owner_whose_lease_has_moved_records_and_trims_nothing(
     assert recovery.first_seq_id == 0
 
 
-async def test_trimming_takes_the_log_its_blobs_and_what_a_replay_would_need_and_nothing_behind(
+async def test_trimming_takes_log_blobs_and_replay_data_and_nothing_behind(
     queues: Queues, recovery_states: RecoveryStates, data_dir: Path
 ) -> None:
     lease = await lease_of(queues)
@@ -117,7 +117,7 @@ def test_a_snapshot_is_visible_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (store.open(RUN, name) / "file").read_text() == "content"
 
 
-def test_what_older_holders_left_is_removed_and_what_newer_ones_write_is_not(tmp_path: Path) -> None:
+def test_what_older_holders_left_is_removed_and_newer_files_stay(tmp_path: Path) -> None:
     store = SnapshotStore(LocalStorage(tmp_path))
     kept, left, newer = SnapshotName(3, 1), SnapshotName(9, 1), SnapshotName(12, 3)
     for name in (kept, left, newer):

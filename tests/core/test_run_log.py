@@ -59,7 +59,7 @@ async def test_a_used_seq_id_refuses_another_request(queues: Queues) -> None:
         await queues.enqueue(0, digest="another")
 
 
-async def test_a_refused_operation_fails_takes_its_place_and_the_next_one_goes_on(queues: Queues) -> None:
+async def test_a_refused_operation_fails_in_its_place_and_the_next_goes_on(queues: Queues) -> None:
     await queues.enqueue(0)
     await queues.enqueue(1, refusal=InvalidArgumentError.at("name", "is bad"))
     await queues.enqueue(2)
@@ -162,7 +162,7 @@ async def test_epochs_grow_over_a_release(queues: Queues) -> None:
     assert await queues.logs.renew([first], LEASE_MS) == []
 
 
-async def test_a_run_waits_once_and_again_from_its_next_operation_after_a_release(queues: Queues) -> None:
+async def test_a_run_waits_once_and_after_a_release_from_its_next_operation(queues: Queues) -> None:
     waiting = keyspace.waiting_runs(BASE)
     commands = queues.connection.commands
     await queues.enqueue(0)

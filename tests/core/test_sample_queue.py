@@ -32,7 +32,7 @@ async def test_a_resend_is_queued_once(queues: Queues) -> None:
     assert len(await queues.take("s1")) == 1
 
 
-async def test_a_dead_samplers_jobs_go_to_another_and_only_the_first_result_counts(queues: Queues) -> None:
+async def test_a_dead_samplers_jobs_go_to_another_and_the_first_result_counts(queues: Queues) -> None:
     await queues.enqueue_sample(0)
     (lost,) = await queues.take("s1")
     assert await queues.samples.begin("s1", lost)
@@ -78,7 +78,7 @@ async def test_a_running_job_can_be_cancelled_and_its_late_result_is_dropped(que
     assert not await queues.samples.begin("s1", entry)
 
 
-async def test_samplers_hear_of_what_is_cancelled_while_it_runs_and_of_nothing_else(queues: Queues) -> None:
+async def test_samplers_read_of_what_is_cancelled_while_running_and_no_more(queues: Queues) -> None:
     position = await queues.operations.cancelled_position()
     for seq_id in range(3):
         await queues.enqueue_sample(seq_id)

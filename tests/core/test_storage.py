@@ -143,7 +143,7 @@ def test_what_is_deleted_is_gone(storage: Storage) -> None:
         storage.get("blobs/a")
 
 
-def test_no_empty_directories_are_left_and_nobody_writes_into_one_that_goes(tmp_path: Path) -> None:
+def test_no_empty_directory_is_left_and_none_that_goes_is_written_to(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
 
     def write_and_delete(name: str) -> None:
@@ -274,7 +274,7 @@ def test_a_file_url_is_a_directory(tmp_path: Path) -> None:
     assert (tmp_path / "shared/blobs/a").read_bytes() == b"a"
 
 
-def test_the_cache_drops_what_was_not_opened_for_longest_and_nothing_in_use(tmp_path: Path) -> None:
+def test_the_cache_drops_the_least_recently_opened_and_nothing_in_use(tmp_path: Path) -> None:
     def download(path: Path) -> None:
         path.write_bytes(b"x" * 40)
 

@@ -26,7 +26,7 @@ def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
         assert torch.equal(tensor, right[name]), name
 
 
-def test_whatever_is_done_with_one_run_leaves_another_and_those_that_come_later_as_they_would_be(
+def test_what_is_done_with_one_run_changes_no_other_and_no_later_one(
     platform: Platform, service: tinker.ServiceClient
 ) -> None:
     busy, still = (service.create_lora_training_client(BASE_MODEL, rank=4, seed=seed) for seed in (3, 4))

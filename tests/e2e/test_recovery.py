@@ -249,7 +249,7 @@ async def test_sigterm_moves_runs_to_another_trainer(scene: Scene, undisturbed: 
     assert await scene.finish() == undisturbed
 
 
-async def test_clients_that_list_and_delete_while_trainers_die_in_saves_see_whole_checkpoints_only(
+async def test_clients_see_only_whole_checkpoints_while_trainers_die_in_saves(
     scene: Scene,
 ) -> None:
     store, checkpoints = CheckpointStore(LocalStorage(scene.data_dir)), scene.catalog.checkpoints

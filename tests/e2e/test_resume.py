@@ -60,7 +60,7 @@ def tensors(platform: Platform, run: str, name: str) -> dict[str, torch.Tensor]:
     return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_a_new_process_goes_on_from_the_middle_of_a_pipeline_with_the_same_bits(
+def test_a_new_process_goes_on_amid_a_pipeline_with_the_same_bits(
     platform: Platform, service: tinker.ServiceClient, other_process: ProcessPoolExecutor
 ) -> None:
     run = service.create_lora_training_client(BASE_MODEL, rank=4, seed=3)

@@ -61,7 +61,7 @@ def test_words_of_the_texts_are_one_token_each(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_arguments_give_the_same_files_and_another_seed_other_weights(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_files_and_another_seed_others(tmp_path: Path) -> None:
     first, again, other = (
         contents(make_tiny(tmp_path / name, seed=seed, steps=2)) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
     )

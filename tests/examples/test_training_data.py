@@ -30,7 +30,7 @@ def test_the_reward_is_highest_for_finished_sentences_of_five_words(text: str, e
     assert rl.reward(text) == pytest.approx(expected)
 
 
-def test_sampled_tokens_are_targets_with_their_own_logprobs_and_the_prompt_counts_nothing() -> None:
+def test_sampled_tokens_are_targets_and_the_prompt_has_no_weight() -> None:
     sequence = types.SampledSequence(tokens=[7, 8, 0], logprobs=[-0.7, -0.8, -0.1], stop_reason="stop")
     datum = rl.make_datum([4, 5, 6], sequence, advantage=0.5)
     inputs = {name: tensor.tolist() for name, tensor in datum.loss_fn_inputs.items()}

@@ -115,7 +115,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 @pytest.mark.parametrize(
     ("ability", "kind", "make", "field"), NEEDS, ids=[f"{ability.value} at {field}" for ability, _, _, field in NEEDS]
 )
-async def test_a_request_is_refused_without_its_ability_and_accepted_with_no_other(
+async def test_a_request_is_refused_for_lack_of_its_ability_and_no_other(
     alice: Caller, stores: Stores, announce: Any, ability: Ability, kind: str, make: Make, field: str
 ) -> None:
     sampling = await session(alice, stores, kind)
@@ -158,7 +158,7 @@ async def test_a_sampler_that_announces_no_abilities_field_has_all(alice: Caller
     assert accepted.state == operation_pb2.OPERATION_STATE_QUEUED
 
 
-def test_announcements_are_read_as_they_were_written_and_unknown_numbers_left_out() -> None:
+def test_announcements_are_read_as_written_without_unknown_numbers() -> None:
     for abilities in (frozenset[Ability](), frozenset({Ability.SEEDS}), frozenset(Ability)):
         assert announced(job_pb2.WorkerStatus(abilities=announcement(abilities))) == abilities
     newer = job_pb2.AnnouncedAbilities(abilities=[job_pb2.ABILITY_SEEDS, 1000])

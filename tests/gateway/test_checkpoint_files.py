@@ -58,7 +58,7 @@ async def upload(caller: Caller, content: bytes = b"{}", **changes: object) -> s
     return str((await caller.checkpoints.UploadFile(requests())).upload_id)
 
 
-async def test_a_checkpoint_is_listed_and_read_as_a_peft_directory_from_any_offset(
+async def test_a_checkpoint_is_read_as_a_peft_directory_from_any_offset(
     alice: Caller, stores: Stores, connection: RedisConnection
 ) -> None:
     path = await save(stores, connection, "alice", await alice.run())
@@ -108,7 +108,7 @@ async def test_another_tenants_files_do_not_exist(
         await mallory.checkpoints.ListCheckpointFiles(listing)
 
 
-async def test_a_published_checkpoint_is_downloaded_by_everybody_until_that_is_taken_back(
+async def test_everybody_downloads_a_published_checkpoint_until_it_is_private(
     alice: Caller, mallory: Caller, stores: Stores, connection: RedisConnection
 ) -> None:
     path = await save(stores, connection, "alice", await alice.run())

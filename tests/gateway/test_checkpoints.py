@@ -102,7 +102,7 @@ async def test_overwriting_replaces_labels_lifetime_and_publication(alice: Calle
     assert await listed(alice) == [path]
 
 
-async def test_a_published_checkpoint_is_read_by_everybody_and_changed_by_its_owner(
+async def test_everybody_reads_a_published_checkpoint_and_its_owner_changes_it(
     alice: Caller, mallory: Caller, stores: Stores
 ) -> None:
     path = await save(alice, stores, await alice.run(), "a")
@@ -193,7 +193,7 @@ async def test_a_lifetime_can_be_set_and_removed(alice: Caller, stores: Stores, 
     assert (await get(alice, path)) == forever
 
 
-async def test_an_expired_checkpoint_does_not_exist_for_any_call_and_its_files_go(
+async def test_an_expired_checkpoint_exists_for_no_call_and_its_files_go(
     alice: Caller, stores: Stores, connection: RedisConnection
 ) -> None:
     run = await alice.run()
@@ -263,9 +263,7 @@ async def test_a_session_that_is_silent_for_long_pins_nothing(
     assert not stores.checkpoints.exists(location)
 
 
-async def test_deleting_without_a_pin_removes_the_files_at_once_and_for_one_caller_only(
-    alice: Caller, stores: Stores
-) -> None:
+async def test_deleting_without_a_pin_removes_files_at_once_for_one_caller(alice: Caller, stores: Stores) -> None:
     path = await save(alice, stores, await alice.run(), "a")
     location = await stores.catalog.checkpoints.location_of(TinkerPath.parse(path))
     codes = await asyncio.gather(*(code_of(delete(alice, path)) for _ in range(8)))
@@ -374,9 +372,7 @@ async def test_a_run_names_its_newest_checkpoints(alice: Caller, stores: Stores)
     assert left.last_checkpoint.endswith("/weights/a")
 
 
-async def test_two_clients_saving_listing_and_deleting_never_see_a_half_checkpoint(
-    alice: Caller, stores: Stores
-) -> None:
+async def test_two_clients_that_save_and_delete_never_see_a_half_checkpoint(alice: Caller, stores: Stores) -> None:
     runs = [await alice.run() for _ in range(2)]
 
     async def live(run: str) -> None:

@@ -78,7 +78,7 @@ def entries_touched(commands: list[list[str]], index: str) -> int:
     return touched
 
 
-async def test_pages_of_ten_thousand_are_complete_in_order_and_cost_what_they_show(
+async def test_pages_of_ten_thousand_are_complete_and_cost_what_they_show(
     alice: Caller, connection: RedisConnection
 ) -> None:
     expected = await fill(connection, await alice.run())

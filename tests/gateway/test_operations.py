@@ -116,9 +116,7 @@ async def test_a_resend_returns_the_same_operation(alice: Caller, stores: Stores
     assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
 
 
-async def test_a_resend_of_a_creation_without_a_seed_keeps_the_seed_that_was_drawn(
-    alice: Caller, stores: Stores
-) -> None:
+async def test_a_resent_creation_without_a_seed_keeps_the_seed_it_drew(alice: Caller, stores: Stores) -> None:
     session = await alice.session()
     request = training_pb2.CreateTrainingRunRequest(
         session_id=session, base_model=BASE, lora_config=training_pb2.LoraConfig(rank=4)
@@ -148,7 +146,7 @@ async def test_what_a_creation_leaves_open_is_decided_and_recorded(alice: Caller
     assert not (await recorded(train_mlp=False)).train_mlp
 
 
-async def test_without_a_seq_id_the_server_takes_the_next_one_even_for_equal_requests(alice: Caller) -> None:
+async def test_without_a_seq_id_equal_requests_get_the_next_ones(alice: Caller) -> None:
     run = await alice.run()
     names = await asyncio.gather(*(alice.training.ForwardBackward(forward_backward(run)) for _ in range(8)))
     assert {operation.name for operation in names} == {f"{run}:{seq_id}" for seq_id in range(1, 9)}

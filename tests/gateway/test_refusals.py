@@ -85,7 +85,7 @@ BAD_FORWARD_BACKWARD = {
 
 
 @pytest.mark.parametrize(("changes", "field"), BAD_FORWARD_BACKWARD.values(), ids=BAD_FORWARD_BACKWARD)
-async def test_bad_training_data_names_its_field_takes_its_place_and_the_next_operation_is_queued(
+async def test_bad_training_data_fails_by_field_and_the_next_one_is_queued(
     alice: Caller, stores: Stores, changes: dict[str, Any], field: str
 ) -> None:
     run = await alice.run()

@@ -35,7 +35,7 @@ async def test_a_tenant_has_so_many_alive_and_no_more(sessions: Sessions) -> Non
     await sessions.create("alice", {})
 
 
-async def test_a_silent_session_does_not_count_and_one_that_is_heard_of_again_does(
+async def test_a_silent_session_does_not_count_until_it_calls_again(
     sessions: Sessions, connection: RedisConnection
 ) -> None:
     silent, heard = [await sessions.create("alice", {}) for _ in range(2)]

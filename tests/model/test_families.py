@@ -200,9 +200,7 @@ def test_bits_are_promised_only_where_every_activation_can_be_replaced(load: Cal
 
 
 @pytest.mark.parametrize("lacks", ["an mlp in the row", "an activation in a layer"])
-def test_the_deterministic_sampler_refuses_a_base_model_whose_bits_it_cannot_keep(
-    load: Callable[..., BaseModel], lacks: str
-) -> None:
+def test_the_deterministic_sampler_refuses_a_model_it_cannot_repeat(load: Callable[..., BaseModel], lacks: str) -> None:
     base = load()
     if lacks == "an mlp in the row":
         base = dataclasses.replace(base, family=dataclasses.replace(base.family, feed_forward=None))
@@ -235,7 +233,7 @@ def test_without_an_mlp_in_the_row_attention_and_unembedding_are_adapted(load: C
         ({"architectures": ["RenamedForSequenceClassification"]}, "architecture RenamedForSequenceClassification"),
     ],
 )
-def test_a_field_that_changes_numbers_and_is_not_understood_is_refused_by_name(
+def test_a_field_that_changes_numbers_unknown_to_us_is_refused_by_name(
     renamed: Path, change: dict[str, object], complaint: str | None
 ) -> None:
     path = renamed / "config.json"

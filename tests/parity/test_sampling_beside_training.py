@@ -57,7 +57,7 @@ def sampled(base: BaseModel, location: Path) -> list[GenerationResult]:
     return run(make_engine(base), *requests)
 
 
-def test_sampling_from_an_old_checkpoint_of_one_run_leaves_every_run_bitwise_unchanged(
+def test_sampling_from_an_old_checkpoint_changes_no_bit_of_any_run(
     trainer: TrainerEngine, load: Load, tmp_path: Path
 ) -> None:
     location = sampler_checkpoint(trainer, "a", tmp_path)

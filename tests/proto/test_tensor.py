@@ -121,7 +121,7 @@ def test_every_disagreement_inside_a_tensor_is_refused_with_a_sentence(message: 
     parts=st.tuples(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40)),
     layout=st.sampled_from(["dense", "csr"]),
 )
-def test_arbitrary_bytes_give_an_array_of_the_stated_shape_or_a_value_error(
+def test_any_bytes_give_an_array_of_the_stated_shape_or_a_value_error(
     dtype: int, shape: list[int], parts: tuple[bytes, bytes, bytes], layout: str
 ) -> None:
     message = data_pb2.Tensor(shape=shape)

@@ -185,7 +185,7 @@ def test_a_request_alone_computes_its_own_tokens_and_no_empty_slot(load: Load) -
     assert scored == [1] * 4
 
 
-def test_an_adapter_of_nan_fails_alone_and_leaves_its_batch_mates_bit_for_bit(
+def test_an_adapter_of_nan_fails_alone_and_changes_no_bit_of_others(
     sixteen: tuple[BaseModel, list[GenerationRequest]], checkpoint: Checkpoint
 ) -> None:
     base, requests = sixteen

@@ -217,7 +217,7 @@ def test_bad_adapters_fail_alone(load: Load, checkpoint: Checkpoint, tmp_path: P
     assert_all_is_free(engine)
 
 
-def test_an_exception_in_a_step_fails_the_requests_in_it_and_the_engine_goes_on(load: Load) -> None:
+def test_an_exception_in_a_step_fails_its_requests_and_no_others(load: Load) -> None:
     base = load()
     engine = make_engine(base, max_sequences=4)
     for index in range(3):
@@ -309,7 +309,7 @@ def test_memory_of_the_store_is_known_up_front(load: Load) -> None:
     assert store.size_bytes == 100 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * 4
 
 
-def test_the_deterministic_mode_is_refused_where_its_operations_are_missing(
+def test_deterministic_mode_is_refused_where_its_operations_are_missing(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OtherTorch:

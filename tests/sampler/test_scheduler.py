@@ -23,7 +23,7 @@ def sequence(
     return RunningSequence(group, 0, Slot(0, 0), watch, [1] * length, computed)
 
 
-def test_generating_sequences_come_first_and_prompts_share_the_rest_in_order() -> None:
+def test_generating_sequences_come_first_and_prompts_share_the_rest() -> None:
     long, late, generating = sequence(50, 8), sequence(20), sequence(7, 6)
     chunks = schedule([long, late, generating], 30)
     assert [(chunk.sequence, chunk.start, chunk.end, chunk.draws) for chunk in chunks] == [

@@ -52,7 +52,7 @@ def test_characters_spread_over_tokens(string: str, width: int) -> None:
     assert ends_after(pieces, StopRule(strings=(string.encode(),))) == -(-end // width)
 
 
-def test_a_string_ends_the_sequence_though_its_token_also_begins_a_character() -> None:
+def test_a_string_ends_the_sequence_though_its_token_begins_a_character() -> None:
     pieces = [b"a", b"STOP\xe4\xbd", b"\xa0"]
     assert ends_after(pieces, StopRule(strings=(b"STOP",))) == 2
 

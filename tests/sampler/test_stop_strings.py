@@ -52,9 +52,7 @@ def sample(load: Load) -> Sample:
 
 
 @pytest.mark.parametrize("string", ["\u4f60", "\U0001f642", "\U0001f642\u5b57\u8a9e", "\u6d77"], ids=ascii)
-def test_it_ends_with_the_last_byte_of_the_string_also_if_that_is_the_last_allowed_token(
-    sample: Sample, string: str
-) -> None:
+def test_it_ends_with_the_strings_last_byte_even_at_the_last_token(sample: Sample, string: str) -> None:
     free = sample(len(BYTES))
     assert free.stop_reason == "length"
     count = BYTES.index(string.encode()) + len(string.encode())

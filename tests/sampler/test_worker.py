@@ -162,14 +162,14 @@ async def test_a_failure_of_the_engine_is_the_operations_error(site: Site) -> No
     assert (operation.error.message, operation.error.reason) == ("broken", "BROKEN")
 
 
-async def test_what_the_engine_refuses_fails_by_its_field_and_the_next_one_is_answered(site: Site) -> None:
+async def test_what_the_engine_refuses_fails_by_field_and_the_next_succeeds(site: Site) -> None:
     with counted("sample", "MISSING_ABILITY"):
         operation = await site.result(await site.sample(topk_prompt_logprobs=3))
     assert [violation.field for violation in operation.error.field_violations] == ["topk_prompt_logprobs"]
     assert (await site.result(await site.sample())).state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
-async def test_a_merge_that_the_engine_cannot_do_fails_by_its_field_and_is_counted_as_a_merge(site: Site) -> None:
+async def test_a_merge_that_the_engine_refuses_fails_by_field_and_is_counted(site: Site) -> None:
     with counted("merge_weights", "MISSING_ABILITY"):
         operation = await site.result(await site.enqueue(merge_weights=sampling_pb2.MergeWeightsRequest()))
     assert [violation.field for violation in operation.error.field_violations] == ["sampling_session_id"]

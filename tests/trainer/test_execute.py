@@ -91,7 +91,7 @@ def test_creating_a_run_tells_all_about_it(trainer: Trainer) -> None:
     assert "model.layers.0.mlp.up_proj" not in trainer.engine.run(RUN).weights.linears
 
 
-def test_alpha_rslora_and_explicit_targets_reach_the_adapter_and_its_checkpoints(trainer: Trainer) -> None:
+def test_alpha_rslora_and_targets_reach_the_adapter_and_checkpoints(trainer: Trainer) -> None:
     trainer.create(alpha=6, use_rslora=True, target_modules=["v_proj", "lm_head"])
     state = trainer.engine.run(RUN)
     assert state.weights.scale == 3.0

@@ -53,7 +53,7 @@ async def lease_moved(connection: RedisConnection, queue: Queue, run: str) -> Le
     return lease
 
 
-async def test_a_fenced_run_loses_its_place_in_a_shared_pass_and_the_others_do_not(
+async def test_of_a_shared_pass_only_the_fenced_run_loses_its_place(
     connection: RedisConnection, load: Callable[..., BaseModel], data_dir: Path
 ) -> None:
     engine = PausingEngine(load())

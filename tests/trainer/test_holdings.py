@@ -90,7 +90,7 @@ class StuckEngine(TrainerEngine):
         return super().run_pass(work, row_tokens=row_tokens)
 
 
-async def test_a_drain_is_bounded_and_what_the_device_still_does_is_done_again_elsewhere(
+async def test_a_drain_is_bounded_and_unfinished_work_is_done_elsewhere(
     connection: RedisConnection,
     load: Callable[..., BaseModel],
     new_engine: Callable[[], WatchedEngine],

@@ -53,7 +53,7 @@ def test_among_seven_others_a_job_gets_what_it_gets_alone(crowd: TrainerEngine) 
         assert float((one - other).norm() / other.norm()) < 2e-6
 
 
-def test_a_job_that_raises_fails_alone_and_the_others_are_as_if_it_were_not_there(crowd: TrainerEngine) -> None:
+def test_a_job_that_raises_fails_alone_and_changes_no_other(crowd: TrainerEngine) -> None:
     broken = jobs()
     broken[3] = dataclasses.replace(broken[3], training_run_id="nobody")
     outcomes = run_isolated(crowd, broken)

@@ -55,7 +55,7 @@ def add_run(engine: TrainerEngine, name: str, rank: int) -> AdapterWeights:
     return state.weights
 
 
-def test_tenants_in_one_row_get_what_plain_peft_computes_for_each_datum_alone(
+def test_tenants_in_one_row_get_what_plain_peft_computes_for_each_datum(
     engine: TrainerEngine, source: Callable[..., Path]
 ) -> None:
     weights = {name: add_run(engine, name, rank) for name, rank in (("a", 2), ("b", 8), ("c", 5))}

@@ -117,13 +117,13 @@ def test_options_that_make_no_sense_are_refused_by_name(loss: str, config: dict[
 
 
 @pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"cross_entropy"}))
-def test_on_policy_the_gradient_is_that_of_cross_entropy_weighted_by_advantages(loss: str) -> None:
+def test_on_policy_the_gradient_is_that_of_weighted_cross_entropy(loss: str) -> None:
     on_policy = gradient(resolve_loss(loss, {}), {**POLICY, "logprobs": P})
     assert torch.equal(on_policy, gradient(resolve_loss("cross_entropy", {}), {"weights": A}))
 
 
 @pytest.mark.parametrize("loss", ["ppo", "gspo"])
-def test_a_fully_clipped_step_has_no_gradient_even_where_the_ratio_overflows(loss: str) -> None:
+def test_a_fully_clipped_step_has_no_gradient_even_if_the_ratio_overflows(loss: str) -> None:
     for shift, advantage in ((1.0, 2.0), (-1.0, -2.0), (200.0, 2.0)):
         inputs = {**POLICY, "logprobs": P - shift, "advantages": torch.full((5,), advantage)}
         assert not gradient(resolve_loss(loss, {}), inputs).any()

@@ -55,7 +55,7 @@ def gradient_of(engine: TrainerEngine, data: list[data_pb2.Datum], loss: str) ->
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
-def test_on_policy_every_loss_has_the_gradient_of_cross_entropy_weighted_by_advantages(
+def test_on_policy_every_loss_has_the_gradient_of_weighted_cross_entropy(
     engine: TrainerEngine, run: RunState, loss: str
 ) -> None:
     random = np.random.default_rng(5)

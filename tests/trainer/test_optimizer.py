@@ -91,9 +91,7 @@ def test_a_step_that_meets_a_gradient_which_is_not_finite_changes_nothing(state:
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 1e39}, {"learning_rate": 1e30, "weight_decay": 1e30}], ids=str)
-def test_a_step_that_would_make_weights_which_are_not_finite_changes_nothing(
-    state: RunState, change: dict[str, float]
-) -> None:
+def test_a_step_to_weights_that_are_not_finite_changes_nothing(state: RunState, change: dict[str, float]) -> None:
     state.gradient.copy_(_gradient(state, 0))
     adamw_step(state, ADAM)
     state.gradient.copy_(_gradient(state, 1))

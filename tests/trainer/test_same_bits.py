@@ -150,7 +150,7 @@ def test_a_pass_that_fails_and_is_done_again(load: Callable[..., BaseModel]) -> 
         assert torch.equal(again.run(job.training_run_id).gradient, gradient)
 
 
-def test_memory_that_runs_out_makes_passes_smaller_and_activations_recomputed(load: Callable[..., BaseModel]) -> None:
+def test_out_of_memory_makes_passes_smaller_and_recomputes_activations(load: Callable[..., BaseModel]) -> None:
     mix = random_mix(5)
     engine = crowd(load())
     expected = [engine.run_alone(job) for job in mix]

@@ -110,7 +110,7 @@ def test_a_snapshot_is_the_run_to_the_last_bit(new_engine: Callable[[], WatchedE
     assert_same(read, copied)
 
 
-async def test_a_new_holder_starts_from_the_snapshot_and_replays_what_came_after_it(
+async def test_a_new_holder_starts_from_the_snapshot_and_replays_the_rest(
     connection: RedisConnection,
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
@@ -164,7 +164,7 @@ async def test_the_log_is_trimmed_behind_the_older_of_two_snapshots_only(
         await until_true(is_trimmed)
 
 
-async def test_damage_to_the_newest_snapshot_costs_a_longer_replay_and_nothing_else(
+async def test_damage_to_the_newest_snapshot_costs_only_a_longer_replay(
     connection: RedisConnection,
     new_engine: Callable[[], WatchedEngine],
     queue: Queue,
@@ -236,7 +236,7 @@ async def test_a_run_that_has_not_changed_gets_no_new_snapshot(
     assert (await recovery_states.read(RUN)).snapshots == before != ()
 
 
-async def test_a_replay_loads_the_files_that_were_loaded_also_if_the_path_names_others_now(
+async def test_a_replay_loads_the_same_files_even_if_the_path_has_moved_on(
     connection: RedisConnection, new_engine: Callable[[], WatchedEngine], queue: Queue, data_dir: Path
 ) -> None:
     data_dir.mkdir()

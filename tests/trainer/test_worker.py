@@ -141,7 +141,7 @@ async def test_a_job_whose_blob_is_lost_fails_by_name_and_the_run_goes_on(
         loss_of(await queue.result(after, "t"))
 
 
-async def test_operations_whose_worker_died_in_a_shared_pass_run_alone_and_are_not_blamed(
+async def test_operations_of_a_shared_pass_that_killed_a_worker_run_alone(
     connection: RedisConnection, watched: WatchedEngine, queue: Queue, data_dir: Path
 ) -> None:
     names = {}
