@@ -75,12 +75,12 @@ class EventHub:
     @contextmanager
     def expect(self, name: str) -> Iterator[asyncio.Event]:
         """An event that is set when the operation finishes, and whenever its record should be looked at again."""
-        news = asyncio.Event()
-        self._expecting[name].add(news)
+        done = asyncio.Event()
+        self._expecting[name].add(done)
         try:
-            yield news
+            yield done
         finally:
-            self._expecting[name].discard(news)
+            self._expecting[name].discard(done)
             if not self._expecting[name]:
                 del self._expecting[name]
 
@@ -104,8 +104,8 @@ class EventHub:
             for watcher in list(watchers):
                 watcher.close()
         for expecting in list(self._expecting.values()):
-            for news in expecting:
-                news.set()
+            for done in expecting:
+                done.set()
 
     async def start(self) -> str:
         """Connects; returns the position to run from. Watches opened after this miss nothing."""
@@ -128,8 +128,8 @@ class EventHub:
                 name = entry.fields[b"operation"].decode()
                 for watcher in self._watchers.get(session_of(name), ()):
                     watcher.add(name)
-                for news in self._expecting.get(name, ()):
-                    news.set()
+                for done in self._expecting.get(name, ()):
+                    done.set()
 
     async def _reconnected(self) -> str:
         while True:

@@ -49,7 +49,7 @@ def remove_empty_parents(path: Path, root: Path) -> None:
             return
         try:
             parent.rmdir()
-        except OSError:  # not empty, or somebody was faster
+        except OSError:  # not empty, or removed concurrently
             return
 
 

@@ -116,7 +116,7 @@ async def in_threads(writing: AbstractContextManager[_T]) -> AsyncIterator[_T]:
 
 @contextmanager
 def full_disk_named(key: str) -> Iterator[None]:
-    """Turns a full disk's OSError into one that clients are told.
+    """Turns the OSError of a full disk into a platform error.
 
     Raises:
         ResourceExhaustedError: the storage is full.

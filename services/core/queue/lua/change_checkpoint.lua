@@ -1,7 +1,7 @@
 -- Sets or removes one property of a checkpoint, for its owner.
 -- KEYS  1 checkpoint  2 expiring
 -- ARGV  1 tenant  2 path  3 'public' | 'expires'  4 '1', or ms from now on; '' removes the property
--- Returns the checkpoint's fields, or 'missing' (nobody's, expired, or not this tenant's to read) | 'denied'
+-- Returns the checkpoint's fields, or 'missing' (no such checkpoint, expired, or not readable) | 'denied'
 local checkpoint, expiring = KEYS[1], KEYS[2]
 local now = now_ms()
 local state = redis.call('HMGET', checkpoint, 'tenant', 'public', 'expires')

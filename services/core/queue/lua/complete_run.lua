@@ -1,5 +1,5 @@
--- Ends an operation of a run with its one result, moves the log's mark behind it, and carries out the writes that must
--- become visible with it. A second result of the same operation changes nothing.
+-- Ends an operation of a run with its one result, advances the log past it, and executes the writes that must become
+-- visible with it. A second result of the same operation changes nothing.
 -- KEYS  1 own  2 meta  3 operation  4 skipped  5 events  (and the keys of the writes)
 -- ARGV  1 epoch  2 operation name  3 seq_id  4 state  5 result field  6 result  7 ms to keep a finished operation
 --       8.. writes: number of words, then the words of one Redis command, and so on

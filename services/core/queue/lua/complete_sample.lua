@@ -1,4 +1,4 @@
--- Ends a sampling operation with its one result and takes it off the queue. Only the first result counts.
+-- Ends a sampling operation with its one result and removes it from the queue. Only the first result counts.
 -- KEYS  1 operation  2 queue  3 events  4 waiting  5 pace
 -- ARGV  1 group  2 queue entry  3 operation name  4 state  5 result field  6 result  7 ms to keep a finished operation
 -- Returns 'completed' | 'known'

@@ -1,7 +1,7 @@
--- One page of a sorted set, highest score first, behind a cursor: the score and the member that the page before ended
--- with. What was added or removed meanwhile moves nothing: an entry is listed once or, if it came later, not at all.
+-- One page of a sorted set, highest score first, after a cursor: the score and the member that the previous page
+-- ended with. Concurrent changes shift nothing: an entry is listed once or, if it was added later, not at all.
 -- KEYS  1 index
--- ARGV  1 size  2 score of the cursor or ''  3 member of the cursor  4 entries to pass over
+-- ARGV  1 size  2 score of the cursor or ''  3 member of the cursor  4 entries to skip
 -- Returns {entries in all, 1 if more follow, member, score, member, score, ...}
 local index, size, score, member, skip = KEYS[1], tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
 local start = skip

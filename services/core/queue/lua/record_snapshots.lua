@@ -1,4 +1,4 @@
--- Says which snapshots of a run are kept, once their files are on the disk.
+-- Records which snapshots of a run are kept, once their files are on the disk.
 -- KEYS  1 own  2 meta
 -- ARGV  1 epoch  2 names, newest first, with a space between them
 -- Returns 'recorded' | 'fenced'

@@ -1,6 +1,6 @@
--- Forgets the beginning of a run's log, which no snapshot that is kept needs for a replay.
+-- Removes the beginning of a run's log, which no replay from a kept snapshot needs.
 -- KEYS  1 own  2 log  3 skipped  4 sources
--- ARGV  1 epoch  2 last seq_id to forget
+-- ARGV  1 epoch  2 last seq_id to remove
 -- Returns 'trimmed' | 'fenced'
 local own, log, skipped, sources = unpack(KEYS)
 if redis.call('HGET', own, 'epoch') ~= ARGV[1] then return 'fenced' end
