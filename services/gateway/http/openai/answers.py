@@ -1,4 +1,4 @@
-"""What both endpoints answer with: how a generation ended, what it counted, and the text of each choice as it grows."""
+"""Answers of both endpoints: finish reasons, usage, and the text of each choice as it grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request's `model` stands for: a base model's name, or the tinker path of a checkpoint that may be read.
+"""Targets of sampling, by a request's `model`: a base model's name, or the tinker path of a checkpoint.
 
 A gateway opens one session for each tenant that comes this way, and in it one sampling session for each model and
 version of it. A path that has been saved again means the new version from that moment on. Every session ends after a

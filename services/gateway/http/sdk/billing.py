@@ -1,4 +1,4 @@
-"""What the SDK asks about money and audits: nothing is billed here, and nothing is recorded for it."""
+"""Billing and audit: nothing is billed or recorded here, so every answer is empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a starting SDK asks: its flags, and what can be trained and sampled."""
+"""Start of an SDK client: its flags, and the base models that can be trained and sampled."""
 
 from __future__ import annotations
 
