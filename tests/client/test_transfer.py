@@ -149,6 +149,7 @@ async def test_no_file_is_open_while_an_upload_waits_for_the_platform(tmp_path: 
             await begun.wait()
             while any(Path(file.path).is_relative_to(tmp_path) for file in psutil.Process().open_files()):
                 await asyncio.sleep(0.01)  # a piece is being read
+        assert not uploading.done()
         uploading.cancel()
         await asyncio.wait([uploading])
 
