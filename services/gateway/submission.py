@@ -119,18 +119,9 @@ class Submission:
         check_seq_id("seq_id", request.seq_id, 0)
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
-        check_abilities(request, has_checkpoint=bool(location), limits=limits)
-        match request:
-            case sampling_pb2.SampleRequest():
-                check_sample(request, limits)
-                if not request.sampling_params.HasField("seed"):
-                    request.sampling_params.seed = secrets.randbits(62)
-            case sampling_pb2.ComputeLogprobsRequest():
-                check_compute_logprobs(request, limits)
-            case sampling_pb2.MergeWeightsRequest():
-                check_merge_weights(has_checkpoint=bool(location))
-            case _:
-                assert_never(request)
+        _check_sampling(request, location, limits)
+        if isinstance(request, sampling_pb2.SampleRequest) and not request.sampling_params.HasField("seed"):
+            request.sampling_params.seed = secrets.randbits(62)
         name = OperationName(request.sampling_session_id, request.seq_id)
         job = _job(name, tenant, request)
         job.checkpoint_location = location
@@ -226,6 +217,20 @@ class Submission:
 def unnamed(seq_id: int) -> str:
     """The name of sampler weights that were saved without one."""
     return f"seq-{seq_id}"
+
+
+def _check_sampling(request: SamplingRequest, location: str, limits: job_pb2.WorkerStatus) -> None:
+    """Refuses a request that is not valid, or that the samplers cannot carry out; `location` is its checkpoint's."""
+    match request:
+        case sampling_pb2.SampleRequest():
+            check_sample(request, limits)
+        case sampling_pb2.ComputeLogprobsRequest():
+            check_compute_logprobs(request, limits)
+        case sampling_pb2.MergeWeightsRequest():
+            check_merge_weights(has_checkpoint=bool(location))
+        case _:
+            assert_never(request)
+    check_abilities(request, has_checkpoint=bool(location), limits=limits)
 
 
 def _cost(request: SamplingRequest, limits: job_pb2.WorkerStatus) -> int:

@@ -152,6 +152,15 @@ async def test_a_stream_is_refused_as_the_sample_is(alice: Caller, announce: Any
     assert reason(refused.value) == "MISSING_ABILITY"
 
 
+async def test_an_invalid_value_is_refused_as_such_whatever_the_abilities(alice: Caller, announce: Any) -> None:
+    await announce(())
+    request = sample(topk_prompt_logprobs=101)(sampling_session_id=await alice.sampling_session(), seq_id=0)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(alice, request)
+    assert fields_at_fault(refused.value) == ["topk_prompt_logprobs"]
+    assert reason(refused.value) == "INVALID_ARGUMENT"
+
+
 async def test_a_sampler_that_announces_no_abilities_field_has_all(alice: Caller) -> None:
     request = sample(topk_prompt_logprobs=1, sampling_params={"seed": 1})
     accepted = await call(alice, request(sampling_session_id=await alice.sampling_session(), seq_id=0))

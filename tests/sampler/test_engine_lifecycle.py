@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from services.core.abilities import Ability
 from services.core.errors import (
     AlreadyExistsError,
     DataLossError,
@@ -111,9 +112,14 @@ def test_stop_strings_are_not_looked_for_in_the_prompt(written: BaseModel) -> No
 
 def test_stop_strings_need_a_tokenizer_that_can_be_read(load: Load) -> None:
     engine = make_engine(load())
+    assert engine.info.abilities == set(Ability) - {Ability.STOP_STRINGS}
     with pytest.raises(InvalidArgumentError, match=r"stop\.strings"):
         engine.submit(ask("one", PROMPT, stop=StopRule(strings=(b"x",))))
     assert_all_is_free(engine)
+
+
+def test_with_a_tokenizer_that_can_be_read_every_ability_is_announced(written: BaseModel) -> None:
+    assert make_engine(written).info.abilities == set(Ability)
 
 
 def test_samples_of_a_request_stop_each_on_their_own(load: Load) -> None:

@@ -94,7 +94,7 @@ def test_the_last_n_prompt_tokens_are_scored_and_the_others_left_empty(load: Loa
         assert result.prompt_cache_hit_tokens == (index and max(50 - last - 1, 0) // 16 * 16)
 
 
-def test_streamed_pieces_are_the_result_in_parts(load: Load) -> None:
+def test_token_deltas_are_the_result_in_parts(load: Load) -> None:
     engine = make_engine(load(), max_sequences=3)
     engine.submit(ask("streamed", [5, 6, 7], num_samples=7, seed=3, max_tokens=9, streamed=True))
     engine.submit(ask("other", [5, 6, 7], num_samples=2, seed=3, max_tokens=9))
@@ -103,12 +103,12 @@ def test_streamed_pieces_are_the_result_in_parts(load: Load) -> None:
     outcomes = []
     while not engine.idle:
         finished = engine.step()
-        for piece in engine.take_token_deltas():
-            assert piece.name == "streamed"
-            assert piece.start == len(parts[piece.sequence_index])
-            parts[piece.sequence_index] += piece.tokens
-            if piece.stop_reason is not None:
-                ends[piece.sequence_index] = piece.stop_reason
+        for delta in engine.take_token_deltas():
+            assert delta.name == "streamed"
+            assert delta.start == len(parts[delta.sequence_index])
+            parts[delta.sequence_index] += delta.tokens
+            if delta.stop_reason is not None:
+                ends[delta.sequence_index] = delta.stop_reason
         outcomes += [end.outcome for end in finished if end.name == "streamed"]
     (result,) = outcomes
     assert isinstance(result, GenerationResult)

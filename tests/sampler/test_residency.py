@@ -1,4 +1,4 @@
-"""Adapters stay while there is room, the least recently used goes first, one in use never."""
+"""Adapters stay loaded up to the limit; the least recently used is dropped first, one in use never."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The seam between the sampler and its engine: verbs over the values of services.sampler.request. No torch, no protos.
 
 Another engine is a class with these verbs and a line in the factory. It may keep its model in this process or in
-another one, so nothing here hands out a model, a tensor or a tokenizer, and all but `info` may take time.
+another one, so nothing here hands out a model, a tensor or a tokenizer, and every call may block.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class EngineInfo:
 class SamplerEngine(Protocol):
     """Generates and scores on one base model.
 
-    `info` may be read anywhere and at any time. Everything else is called from one thread, one call at a time.
+    `info` and `merger` are fixed when the engine is opened and may be read from any thread. Everything else is called
+    from one thread, one call at a time.
     """
 
     @property

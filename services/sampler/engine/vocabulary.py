@@ -27,7 +27,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._kinds = _kinds(_decoder_of(tokenizer))
         self._bytes: dict[int, bytes] = {}
-        """Tokens that were asked for so far."""
+        """The bytes of tokens that were looked up so far."""
 
     @property
     def is_readable(self) -> bool:
@@ -41,10 +41,9 @@ class Vocabulary:
             InvalidArgumentError: it is not.
         """
         if not self.is_readable:
-            raise InvalidArgumentError.at(
-                "sampling_params.stop.strings",
-                f"cannot be matched with a tokenizer whose decoder is {sorted(self._kinds) or 'absent'}; use token_ids",
-            )
+            rule = "empty with this base model, whose tokenizer cannot be read token by token; use token_ids"
+            got = f"strings, and a tokenizer with the decoder {', '.join(sorted(self._kinds)) or 'none'}"
+            raise InvalidArgumentError.must_be("sampling_params.stop.strings", rule, got)
 
     def bytes_of(self, token: int) -> bytes:
         """What a token of a readable tokenizer stands for; an id that the tokenizer lacks (a padding row), nothing."""
