@@ -42,7 +42,7 @@ class Vocabulary:
         """
         if not self.is_readable:
             rule = "empty with this base model, whose tokenizer cannot be read token by token; use token_ids"
-            got = f"strings, and a tokenizer with the decoder {', '.join(sorted(self._kinds)) or 'none'}"
+            got = f"strings, with a decoder that is {', '.join(sorted(self._kinds)) or 'absent'}"
             raise InvalidArgumentError.must_be("sampling_params.stop.strings", rule, got)
 
     def bytes_of(self, token: int) -> bytes:
