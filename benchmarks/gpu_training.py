@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import get_peft_model
 
 from benchmarks.gpu_model import CUDA, VOCAB, Report, big_base, seconds, weights_of
+from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
 from services.model.adapters import peft_config
 from services.model.base import BaseModel
-from services.trainer.engine.batch import Example
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.losses import resolve_loss
-from services.trainer.engine.optimizer import AdamParams
-from services.trainer.engine.pass_job import Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import AdamParams, Example, PassJob
 
 RANK = 8
-LOSS = resolve_loss("cross_entropy", {})
+LOSS = LOSSES["cross_entropy"]
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0)
 CASES = ((1, 8, 1024), (8, 1, 1024), (16, 1, 512), (16, 1, 64), (1, 1, 64))
 """Runs, examples of each, tokens of each example."""
@@ -40,19 +39,19 @@ def training(report: Report, base: BaseModel, scratch: Path) -> None:
 
 def ours(report: Report, base: BaseModel, best: float) -> None:
     """`best` seconds a token."""
-    engine = TrainerEngine(base)
+    engine = LocalTrainerEngine(base)
     for index in range(max(runs for runs, _, _ in CASES)):
         engine.create_run(f"r{index}", AdapterConfig(RANK, seed=index))
     for runs, examples, length in CASES:
         work = [
-            Work(f"r{run}", [example(length, run * examples + index) for index in range(examples)], LOSS, True)
+            PassJob(f"r{run}", [example(length, run * examples + index) for index in range(examples)], LOSS, {}, True)
             for run in range(runs)
         ]
         tokens = runs * examples * length
         what = f"forward_backward, {runs} runs x {examples} x {length} tokens"
         report.add(what, tokens, seconds(partial(engine.run_pass, work)), best * tokens)
     prompt = example(768, 0).tokens.tolist()
-    group = [Work("r0", [example(1024, index, prompt) for index in range(8)], LOSS, True)]
+    group = [PassJob("r0", [example(1024, index, prompt) for index in range(8)], LOSS, {}, True)]
     what = "forward_backward, 8 completions of 256 to a prompt of 768"
     report.add(what, 8 * 1024, seconds(partial(engine.run_pass, group)), best * (768 + 8 * 256))
     step = seconds(partial(engine.optim_step, "r0", ADAM), 9)
@@ -62,8 +61,8 @@ def ours(report: Report, base: BaseModel, best: float) -> None:
 def example(length: int, seed: int, prefix: Sequence[int] = ()) -> Example:
     draw = random.Random(seed)
     tokens = [*prefix, *(draw.randrange(3, VOCAB) for _ in range(length - len(prefix)))]
-    targets = torch.tensor([*tokens[1:], 4])[:, None]
-    return Example(torch.tensor(tokens), targets, {"weights": torch.ones(length, 1)}, (length,))
+    targets = np.array([*tokens[1:], 4])[:, None]
+    return Example(np.array(tokens), targets, {"weights": np.ones((length, 1), np.float32)}, (length,))
 
 
 def plain_peft(base: BaseModel) -> float:

@@ -22,13 +22,13 @@ import torch
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
+from services.trainer.engine.execute import Locations, execute
 
 import tinker_client as tinker
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.model.base import load_base_model
-from services.trainer.engine.execute import Locations, execute
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from testing.platform import Platform
 from testing.tiny_models import save_tiny_model
 from tinker_client import types
@@ -71,7 +71,7 @@ class BareEngine:
     """The same jobs on the engine alone."""
 
     def __init__(self, model: Path, scratch: Path) -> None:
-        self._engine = TrainerEngine(load_base_model(str(model), name=BASE_MODEL, device="cpu"))
+        self._engine = LocalTrainerEngine(load_base_model(str(model), name=BASE_MODEL, device="cpu"))
         self._checkpoints = CheckpointStore(LocalStorage(scratch))
         config = training_pb2.LoraConfig(rank=8, seed=0)
         self._run(

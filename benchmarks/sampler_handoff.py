@@ -20,7 +20,7 @@ from services.model.manifest import Manifest
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, SamplingParams
 from services.trainer.engine.checkpoint_files import write_checkpoint
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from tinker_client import types
 
 PROMPT = types.ModelInput.from_ints(list(range(5, 21)))
@@ -41,7 +41,7 @@ def handoff_table(model: Path, scratch: Path, rounds: int) -> Table:
 
 
 def _parts(model: Path, scratch: Path, rounds: int) -> dict[str, list[float]]:
-    trainer = TrainerEngine(load_base_model(str(model), name=BASE_MODEL, device="cpu"))
+    trainer = LocalTrainerEngine(load_base_model(str(model), name=BASE_MODEL, device="cpu"))
     config = AdapterConfig(8, seed=1)
     state = trainer.create_run("run", config)
     base = load_base_model(str(model), name=BASE_MODEL, device="cpu")

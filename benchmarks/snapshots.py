@@ -33,7 +33,7 @@ from services.core.storage.local import LocalStorage
 from services.core.storage.snapshot_store import SnapshotStore
 from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.engine.optimizer import adamw_step
 from services.trainer.snapshot_policy import Progress
 from services.trainer.snapshots import Snapshots
@@ -85,7 +85,7 @@ async def train(queue: Queue, runs: list[str], steps: int) -> None:
 
 async def cost(connection: RedisConnection, base: BaseModel, rounds: int, steps: int) -> None:
     """CPU time of training with the default policy over that without snapshots."""
-    engine, ratios = TrainerEngine(base), []
+    engine, ratios = LocalTrainerEngine(base), []
     with tempfile.TemporaryDirectory() as directory:
         for turn in range(rounds):
             seconds = {}
@@ -117,7 +117,7 @@ async def one_snapshot(connection: RedisConnection, base: BaseModel, ranks: tupl
     table = Table("rank", "MB", "held up ms", "CPU ms", "write ms", "restore ms", title="One snapshot")
     device = DeviceThread()
     for rank in ranks:
-        engine = TrainerEngine(base)
+        engine = LocalTrainerEngine(base)
         with tempfile.TemporaryDirectory() as directory:
             storage = LocalStorage(Path(directory))
             recovery_states = RecoveryStates(connection, Payloads(BlobStore(storage)))
@@ -163,10 +163,10 @@ async def recovery(connection: RedisConnection, base: BaseModel, lengths: tuple[
         with tempfile.TemporaryDirectory() as directory:
             queue = open_queue(connection, base, Path(directory))
             common: dict[str, Any] = {"lease_seconds": LEASE_S, **NEVER}
-            async with serving(connection, TrainerEngine(base), queue, Path(directory), **common):
+            async with serving(connection, LocalTrainerEngine(base), queue, Path(directory), **common):
                 await queue.create(run, "t", rank=32)
                 await train(queue, [run], 2)
-            async with serving(connection, TrainerEngine(base), queue, Path(directory), dies=True, **common):
+            async with serving(connection, LocalTrainerEngine(base), queue, Path(directory), dies=True, **common):
                 await train(queue, [run], 1)
                 begin = time.perf_counter()
                 await train(queue, [run], steps)
@@ -174,7 +174,7 @@ async def recovery(connection: RedisConnection, base: BaseModel, lengths: tuple[
             name = await queue.optim_step(run, "t")
             await asyncio.sleep(2 * LEASE_S)
             begin = time.perf_counter()
-            async with serving(connection, TrainerEngine(base), queue, Path(directory), dies=True, **common):
+            async with serving(connection, LocalTrainerEngine(base), queue, Path(directory), dies=True, **common):
                 await queue.result(name, "t")
                 seconds = time.perf_counter() - begin
         table.add_row(str(steps), f"{seconds:.2f}", f"{seconds / doing:.2f}" if steps else "-")
@@ -184,7 +184,7 @@ async def recovery(connection: RedisConnection, base: BaseModel, lengths: tuple[
 
 def incremental(base: BaseModel) -> None:
     """What the difference between two steps of a run takes, if it were stored in place of the whole."""
-    engine = TrainerEngine(base)
+    engine = LocalTrainerEngine(base)
     state = engine.create_run("r", AdapterConfig(32, seed=1))
     for _ in range(5):
         state.gradient.normal_(0, 1e-3)

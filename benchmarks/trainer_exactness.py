@@ -20,8 +20,9 @@ from trainer_table import Targets
 from services.model.adapter_config import AdapterConfig
 from services.model.lora import MultiLoraLinear
 from services.model.rowwise import FrozenProducts
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import PassJob, PassResult
+from testing.passes import logprobs_of
 from testing.plain_peft import PlainPeft
 from testing.rows import perturbed_adapter
 
@@ -63,29 +64,31 @@ def exactness(targets: Targets, source: Path) -> None:
     targets.note("T6", "control, plain products, largest: gradient, relative", [max(control[1])])
 
 
-def found(engine: TrainerEngine, passes: Sequence[Sequence[Work]]) -> Found:
+def found(engine: LocalTrainerEngine, passes: Sequence[Sequence[PassJob]]) -> Found:
     """Carries out passes of one job a run, each run starting without a gradient."""
     work = [item for batch in passes for item in batch]
     for item in work:
         engine.run(item.training_run_id).gradient.zero_()
     outcomes = [outcome for batch in passes for outcome in engine.run_pass(batch)]
-    logprobs = [outcome.logprobs[0] for outcome in outcomes if isinstance(outcome, Outcome)]
+    logprobs = [logprobs_of(outcome)[0] for outcome in outcomes if isinstance(outcome, PassResult)]
     return Found(logprobs, [engine.run(item.training_run_id).gradient.clone() for item in work])
 
 
 def gaps(one: Found, other: Found) -> tuple[list[float], list[float]]:
     """Largest difference of logprobs, and relative difference of the gradient, for each run."""
     return (
-        [float((a - b).abs().max()) for a, b in zip(one.logprobs, other.logprobs, strict=True)],
+        [float((a - b).abs().max()) for a, b in zip(logprobs_of(one), logprobs_of(other), strict=True)],
         [float((a - b).norm() / b.norm()) for a, b in zip(one.gradients, other.gradients, strict=True)],
     )
 
 
-def against_peft(targets: Targets, source: Path, engine: TrainerEngine, work: Sequence[Work], ours: Found) -> None:
+def against_peft(
+    targets: Targets, source: Path, engine: LocalTrainerEngine, work: Sequence[PassJob], ours: Found
+) -> None:
     """The longest run's numbers against a plain PEFT model's."""
     state, (own,) = engine.run(work[-1].training_run_id), work[-1].examples
     plain = PlainPeft(source, CONFIG, state.weights)
-    logprobs = plain.logprobs(own.tokens.tolist(), own.targets[:, 0])
+    logprobs = plain.logprobs(own.tokens.tolist(), torch.from_numpy(own.targets[:, 0]))
     (-logprobs.sum()).backward()
     gradient = torch.cat([m.grad.reshape(-1) for name in state.weights.linears for m in plain.matrices(name)])
     theirs = Found([logprobs.detach()], [gradient])
@@ -94,7 +97,7 @@ def against_peft(targets: Targets, source: Path, engine: TrainerEngine, work: Se
     targets.report("T6", "plain PEFT: gradient, relative", 1e-5, gradient_gaps, at_most=True)
 
 
-def use_plain_products(engine: TrainerEngine) -> None:
+def use_plain_products(engine: LocalTrainerEngine) -> None:
     """Torch's usual matrix products in all linears."""
     for linear in engine.base.module.modules():
         if isinstance(linear, MultiLoraLinear):

@@ -6,21 +6,19 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from transformers import Qwen3Config
 
+from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
-from services.trainer.engine.batch import Example
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.losses import resolve_loss
-from services.trainer.engine.optimizer import AdamParams
-from services.trainer.engine.pass_job import Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import AdamParams, Example, PassJob
 from testing.tiny_models import save_model
 
 ADAM = AdamParams(learning_rate=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, grad_clip_norm=0.0)
 CONFIG = AdapterConfig(8, seed=0)
-LOSS = resolve_loss("cross_entropy", {})
+LOSS = LOSSES["cross_entropy"]
 VOCAB = 8192
 
 
@@ -47,16 +45,16 @@ def load(source: Path) -> BaseModel:
 def example(length: int, seed: int, prefix: Sequence[int] = ()) -> Example:
     draw = random.Random(seed)
     tokens = [*prefix, *(draw.randrange(3, VOCAB) for _ in range(length - len(prefix)))]
-    targets = torch.tensor([*tokens[1:], 4])[:, None]
-    return Example(torch.tensor(tokens), targets, {"weights": torch.ones(length, 1)}, (length,))
+    targets = np.array([*tokens[1:], 4])[:, None]
+    return Example(np.array(tokens), targets, {"weights": np.ones((length, 1), np.float32)}, (length,))
 
 
-def engine_with(source: Path, runs: int) -> TrainerEngine:
-    engine = TrainerEngine(load(source))
+def engine_with(source: Path, runs: int) -> LocalTrainerEngine:
+    engine = LocalTrainerEngine(load(source))
     for index in range(runs):
         engine.create_run(f"r{index}", AdapterConfig(8, seed=index))
     return engine
 
 
-def jobs(examples: Sequence[Sequence[Example]]) -> list[Work]:
-    return [Work(f"r{index}", list(own), LOSS, True) for index, own in enumerate(examples)]
+def jobs(examples: Sequence[Sequence[Example]]) -> list[PassJob]:
+    return [PassJob(f"r{index}", list(own), LOSS, {}, True) for index, own in enumerate(examples)]

@@ -14,8 +14,9 @@ from trainer_table import Targets
 
 from services.model.adapter_config import AdapterConfig
 from services.model.lora import install_lora
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import PassJob
+from testing.passes import run_alone
 
 _RUNS = 32
 
@@ -49,9 +50,9 @@ def measure(source: Path) -> tuple[float, int, float]:
     return spent, engine.run("r0").buffer.numel() * 4, products
 
 
-def train(engine: TrainerEngine, run: str) -> None:
+def train(engine: LocalTrainerEngine, run: str) -> None:
     """One step, so that every vector of the run has been written."""
-    engine.run_alone(Work(run, [example(16, 0)], LOSS, backward=True))
+    run_alone(engine, PassJob(run, [example(16, 0)], LOSS, {}, backward=True))
     engine.optim_step(run, ADAM)
 
 

@@ -10,7 +10,7 @@ from naive_peft import NaivePeft
 from trainer_load import ADAM, CONFIG, engine_with, example, jobs
 from trainer_table import Targets, ratios, seconds
 
-from services.trainer.engine.pass_job import Work
+from services.trainer.values import PassJob
 
 
 def many_tenants(targets: Targets, source: Path, repeats: int) -> None:
@@ -38,7 +38,7 @@ def one_step(
     engine = engine_with(source, runs)
     work = jobs([[example(length, index)] for index in range(runs)])
 
-    def step(batches: Sequence[Sequence[Work]]) -> None:
+    def step(batches: Sequence[Sequence[PassJob]]) -> None:
         for batch in batches:
             engine.run_pass(batch)
         for item in work:

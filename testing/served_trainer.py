@@ -11,7 +11,7 @@ from typing import Any
 from services.core.config import Settings
 from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.main import assemble
 from services.trainer.worker import TrainerWorker
 from testing.training_queue import Queue
@@ -20,7 +20,7 @@ from testing.training_queue import Queue
 @asynccontextmanager
 async def serving(
     connection: RedisConnection,
-    engine: TrainerEngine,
+    engine: LocalTrainerEngine,
     queue: Queue,
     data_dir: Path,
     *,

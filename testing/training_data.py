@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from services.core.losses import LOSSES
-from services.trainer.engine.batch import read_example
-from services.trainer.engine.losses import resolve_loss
-from services.trainer.engine.optimizer import AdamParams
-from services.trainer.engine.pass_job import Work
+from services.trainer.convert import read_example
+from services.trainer.values import AdamParams, PassJob
 from testing.tiny_models import VOCAB_SIZE
 from tinker_proto.tensor import from_array
 from tinker_proto.v1 import data_pb2
@@ -68,9 +66,10 @@ def group(loss: str, prompt: int, completions: tuple[int, ...], *, seed: int = 0
     return data
 
 
-def work(run: str, data: Sequence[data_pb2.Datum], loss: str = "cross_entropy", *, backward: bool = True) -> Work:
+def work(run: str, data: Sequence[data_pb2.Datum], loss: str = "cross_entropy", *, backward: bool = True) -> PassJob:
     """A job over the data."""
-    return Work(run, [read_example(item, LOSSES[loss]) for item in data], resolve_loss(loss, {}), backward)
+    spec = LOSSES[loss]
+    return PassJob(run, [read_example(item, spec) for item in data], spec, spec.options({}), backward)
 
 
 def torch_adamw(parameters: Sequence[torch.Tensor], params: AdamParams) -> torch.optim.AdamW:

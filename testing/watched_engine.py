@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from services.core.errors import PlatformError
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import PassJob, PassResult
 
 
-class WatchedEngine(TrainerEngine):
+class WatchedEngine(LocalTrainerEngine):
     """An engine that remembers which runs shared each pass."""
 
     def __init__(self, base: BaseModel, *, row_tokens: int) -> None:
         super().__init__(base, row_tokens=row_tokens)
         self.passes: list[list[str]] = []
 
-    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
+    def run_pass(self, work: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
         """Records the runs of the pass, and computes it."""
         self.passes.append([item.training_run_id for item in work])
         return super().run_pass(work, row_tokens=row_tokens)

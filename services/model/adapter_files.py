@@ -96,7 +96,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         # safetensors hides the system's error in its text, and callers know a full disk by its number.
         number = _SYSTEM_ERROR.search(str(error))
         if number is None:
-            raise
+            raise OSError(f"{path}: {error}") from error
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 

@@ -19,8 +19,8 @@ from services.core.process.metrics import OPERATIONS
 from services.core.queue.operations import OperationStore
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import Beginning, FencedError, RunLogs
-from services.trainer.held_run import HeldRun, Ready
-from services.trainer.job import JobOutcome, JobRunner
+from services.trainer.held_run import HeldRun, QueuedJob
+from services.trainer.job import JobResult, JobRunner
 from services.trainer.planner import Cycle
 from tinker_proto.internal.v1 import job_pb2
 
@@ -47,11 +47,11 @@ async def carry_out(
 
     single, joint = list(cycle.single), dict(cycle.joint)
     if sum(joint.values()) == 1:
-        single += joint
+        single.extend(joint)
         joint.clear()
     for _, held in still_held(single):
         await reports.unless_fenced(held, _advance(held, jobs, reports))
-    begun: dict[str, list[Ready]] = {run: [] for run in joint}
+    begun: dict[str, list[QueuedJob]] = {run: [] for run in joint}
     await asyncio.gather(
         *(reports.unless_fenced(held, _begin(held, joint[run], reports, begun[run])) for run, held in still_held(joint))
     )
@@ -59,7 +59,7 @@ async def carry_out(
     if not together:
         return
     outcomes = await jobs.run_together([item.job for _, item in together if isinstance(item.job, job_pb2.Job)])
-    results: dict[str, list[tuple[Ready, JobOutcome]]] = {run: [] for run in joint}
+    results: dict[str, list[tuple[QueuedJob, JobResult]]] = {run: [] for run in joint}
     for (run, item), outcome in zip(together, outcomes, strict=True):
         results[run].append((item, outcome))
     await asyncio.gather(
@@ -75,19 +75,18 @@ class _Reports:
     operations: OperationStore
     forget: Forget
 
-    async def complete(self, held: HeldRun, outcomes: Sequence[tuple[Ready, JobOutcome]]) -> None:
+    async def complete(self, held: HeldRun, results: Sequence[tuple[QueuedJob, JobResult]]) -> None:
         """Stores results of a run's operations in order, however long that takes.
 
         Raises:
             FencedError: the lease has moved.
         """
-        for item, (content, writes) in outcomes:
-            result = await until_reached(partial(self.operations.result, content))
-            await until_reached(partial(self.logs.complete, held.lease, item.seq_id, result, writes))
-            failed = isinstance(content, PlatformError)
-            kind = item.job.WhichOneof("request") if isinstance(item.job, job_pb2.Job) else None
-            OPERATIONS.labels(kind or "lost", content.reason if isinstance(content, PlatformError) else "").inc()
-            held.carried_out(item, changed=not failed)
+        for item, result in results:
+            stored = await until_reached(partial(self.operations.result, result.content))
+            await until_reached(partial(self.logs.complete, held.lease, item.seq_id, stored, result.writes))
+            error = result.content if isinstance(result.content, PlatformError) else None
+            OPERATIONS.labels(item.kind_name, error.reason if error is not None else "").inc()
+            held.carried_out(item, changed=error is None)
 
     async def unless_fenced(self, held: HeldRun, step: Awaitable[None]) -> None:
         """Awaits a step of a run; forgets the run if its lease has moved."""
@@ -111,20 +110,19 @@ async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
         await until_reached(lambda: reports.logs.skip(lease, seq_id))
         held.carried_out(item, changed=False)
     elif held.lost is not None:
-        await reports.complete(held, [(item, (held.lost, ()))])
-    elif isinstance(item.job, job_pb2.Job):
-        await reports.complete(held, [(item, await jobs.run(item.job))])
+        await reports.complete(held, [(item, JobResult(held.lost))])
+    elif isinstance(item.job, PlatformError):
+        await reports.complete(held, [(item, JobResult(item.job))])
     else:
-        missing = item.job or DataLossError(f"the job of operation {seq_id} of run {lease.run} is missing")
-        await reports.complete(held, [(item, (missing, ()))])
+        await reports.complete(held, [(item, await jobs.run(item.job))])
 
 
-async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
+async def _replay(held: HeldRun, item: QueuedJob, jobs: JobRunner) -> None:
     if held.lost is not None:
         return
     try:
-        if not isinstance(item.job, job_pb2.Job):
-            raise item.job or DataLossError("its job is missing")
+        if isinstance(item.job, PlatformError):
+            raise item.job
         await jobs.replay(item.job, held.recovery.sources.get(item.seq_id, ""))
         held.carried_out(item, changed=True)
     except PlatformError as error:
@@ -133,7 +131,7 @@ async def _replay(held: HeldRun, item: Ready, jobs: JobRunner) -> None:
         held.lost = DataLossError(message, reason="RUN_LOST")
 
 
-async def _begin(held: HeldRun, count: int, reports: _Reports, begun: list[Ready]) -> None:
+async def _begin(held: HeldRun, count: int, reports: _Reports, begun: list[QueuedJob]) -> None:
     """Begins a run's first ready operations together with those of others; what cannot join waits for its turn.
 
     Raises:

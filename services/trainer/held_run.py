@@ -1,7 +1,7 @@
 """A training run that this worker holds: its lease, what has been read of its log, and how far it has come.
 
-Entries wait in two queues, one behind the other: `unread`, as they lie in the log, and `ready`, with their jobs in
-memory. Both are bounded, so a run with a long log costs no more than one with a short one.
+Entries pass through two queues: `unread`, as the log holds them, and `ready`, with their jobs in memory. Both are
+bounded, so a run with a long log costs no more than one with a short one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from services.core.errors import PlatformError
+from services.core.errors import DataLossError, PlatformError
 from services.core.queue.recovery_state import RecoveryState
 from services.core.queue.run_log import Lease, LogEntry
 from services.core.storage.snapshot_store import SnapshotName
-from services.trainer.operation_kinds import PASSES, WITHOUT_EFFECT, token_count
+from services.trainer.operation_kinds import OperationKind, kind_name, kind_of, pass_cost
 from services.trainer.planner import Waiting
 from services.trainer.snapshot_policy import Progress
 from tinker_proto.internal.v1 import job_pb2
@@ -24,13 +24,13 @@ READ_AHEAD = 32
 
 
 @dataclass(frozen=True)
-class Ready:
+class QueuedJob:
     """An entry of the log with its job in memory."""
 
     seq_id: int
 
-    job: job_pb2.Job | PlatformError | None
-    """Why there is none, if it is lost; None in the place of an operation that was refused."""
+    job: job_pb2.Job | PlatformError
+    """The error if there is no job: it is lost, or the operation was refused."""
 
     waiting: Waiting
     """What the planner needs to know."""
@@ -39,9 +39,14 @@ class Ready:
     """Whether it had its result before this worker took the run."""
 
     @property
-    def kind(self) -> str:
-        """What is asked; "" in the place of an operation that was refused or whose job is lost."""
-        return (self.job.WhichOneof("request") or "") if isinstance(self.job, job_pb2.Job) else ""
+    def kind(self) -> OperationKind | None:
+        """The row of the job's kind; None without a job."""
+        return kind_of(self.job) if isinstance(self.job, job_pb2.Job) else None
+
+    @property
+    def kind_name(self) -> str:
+        """The name of the job's kind, for metrics; "lost" without a job."""
+        return (kind_name(self.job) if isinstance(self.job, job_pb2.Job) else "") or "lost"
 
 
 @dataclass
@@ -67,7 +72,7 @@ class HeldRun:
     """Whose it is; known from the first job that was read."""
 
     unread: deque[LogEntry] = field(default_factory=deque)
-    ready: deque[Ready] = field(default_factory=deque)
+    ready: deque[QueuedJob] = field(default_factory=deque)
 
     is_full: bool = False
     """Whether the reader has left this run's log out because enough of it waits here."""
@@ -108,26 +113,33 @@ class HeldRun:
         return bool(self.unread) and (not self.ready or sum(item.waiting.cost for item in self.ready) < budget)
 
     def add_job(self, entry: LogEntry, job: job_pb2.Job | PlatformError | None) -> None:
-        """Puts an entry's job behind those that are ready; in a replay, one without effect is dropped."""
+        """Appends an entry's job to `ready`; drops it if it is to be replayed and has not changed the run.
+
+        Args:
+            entry: the entry.
+            job: its job; the error if it is lost; None if the operation was refused.
+        """
         replay = entry.seq_id <= self.recovery.done_seq_id
-        kind = job.WhichOneof("request") if isinstance(job, job_pb2.Job) else None
-        if replay and (entry.seq_id in self.recovery.skipped or kind in WITHOUT_EFFECT):
+        content = job or DataLossError(f"the job of operation {entry.seq_id} of run {self.lease.run} is missing")
+        kind = kind_of(content) if isinstance(content, job_pb2.Job) else None
+        if replay and (entry.seq_id in self.recovery.skipped or (kind is not None and not kind.changes_run)):
             return
         cost = 0
-        if isinstance(job, job_pb2.Job) and kind in PASSES:
-            request = job.forward_backward if kind == "forward_backward" else job.forward
-            cost = PASSES[kind] * token_count(request.data)
-        if isinstance(job, job_pb2.Job):
-            self.tenant = job.tenant
-        waiting = Waiting(self.tenant, cost, joins=kind in PASSES and not replay)
-        self.ready.append(Ready(entry.seq_id, job, waiting, replay))
+        if isinstance(content, job_pb2.Job):
+            self.tenant = content.tenant
+            cost = pass_cost(content)
+        shares_pass = kind is not None and kind.shared_pass is not None
+        waiting = Waiting(self.tenant, cost, joins=shares_pass and not replay)
+        self.ready.append(QueuedJob(entry.seq_id, content, waiting, replay))
 
     def run_head_alone(self) -> None:
         """Has the first ready operation carried out on its own."""
         head = self.ready[0]
         self.ready[0] = replace(head, waiting=replace(head.waiting, joins=False))
 
-    def carried_out(self, item: Ready, *, changed: bool) -> None:
-        """Notes that an operation has its result, or has been replayed."""
-        self.progress = self.progress.after(item.seq_id, item.kind, changed=changed and item.kind not in WITHOUT_EFFECT)
+    def carried_out(self, item: QueuedJob, *, changed: bool) -> None:
+        """Notes that an operation has its result, or has been replayed; `changed` unless it failed or was skipped."""
+        changes = changed and item.kind is not None and item.kind.changes_run
+        stepped = changes and item.kind is not None and item.kind.is_step
+        self.progress = self.progress.after(item.seq_id, changed=changes, stepped=stepped)
         self.used_at = time.monotonic()

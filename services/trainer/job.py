@@ -1,4 +1,4 @@
-"""Jobs from the log to their outcomes: finds their checkpoints, has them executed, enters what they saved.
+"""Jobs from the log to their results: finds their checkpoints, has them executed, enters what they saved.
 
 Whatever goes wrong becomes the operation's error and changes nothing in the run. A save writes to a location that holds
 its seq_id, so carrying it out a second time, after a crash between writing and reporting, finds its own files there.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,22 +26,25 @@ from services.core.queue.connection import Write
 from services.core.queue.recovery_state import source_write
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
-from services.trainer.engine.execute import Locations
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.measurement import execute_measured, execute_together_measured
+from services.trainer.engine.interface import TrainerEngine
+from services.trainer.execute import Executed, execute, execute_together
+from services.trainer.executors import Execution, Locations
+from services.trainer.operation_kinds import CHECKPOINT_TYPES, kind_name, kind_of
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
 
 _log = structlog.get_logger(__name__)
 
-JobOutcome = tuple[Message | PlatformError, Sequence[Write]]
-"""What an operation ends with, and the writes that must become visible with it."""
 
-_TYPES = {
-    CheckpointKind.WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
-    CheckpointKind.SAMPLER_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
-}
+@dataclass(frozen=True)
+class JobResult:
+    """What an operation ends with."""
+
+    content: Message | PlatformError
+
+    writes: Sequence[Write] = ()
+    """What must become visible together with it."""
 
 
 class JobRunner:
@@ -60,26 +64,29 @@ class JobRunner:
         self._checkpoints = checkpoints
         self._uploads = uploads
 
-    async def run(self, job: job_pb2.Job) -> JobOutcome:
+    async def run(self, job: job_pb2.Job) -> JobResult:
         """Carries out a job."""
         try:
             source, target = await self._source(job), await self._target(job)
-            with PASS_SECONDS.labels(job.WhichOneof("request")).time():
-                response, measured = await self._execute(job, source, target)
-            _count_tokens([measured])
-            return response, [*await self._writes(job, source, target, response), *_history(job, measured)]
+            with PASS_SECONDS.labels(kind_name(job)).time():
+                executed = await self._execute(job, source, target)
+            _count_tokens([executed])
+            writes = await self._writes(job, source, target, executed.response)
+            return JobResult(executed.response, [*writes, *_history(job, executed)])
         except Exception as error:
-            return _failure(job, error), ()
+            return JobResult(_failure(job, error))
 
-    async def run_together(self, jobs: Sequence[job_pb2.Job]) -> list[JobOutcome]:
+    async def run_together(self, jobs: Sequence[job_pb2.Job]) -> list[JobResult]:
         """Carries out forward and forward_backward jobs of any runs in one pass."""
         with PASS_SECONDS.labels("shared").time():
-            results = await self._device.run(execute_together_measured, self._engine, jobs)
+            results = await self._device.run(execute_together, self._engine, jobs)
         PASS_JOBS.observe(len(jobs))
-        _count_tokens([measured for _, measured in results])
+        _count_tokens([result for result in results if isinstance(result, Executed)])
         return [
-            (_failure(job, result) if isinstance(result, Exception) else result, _history(job, measured))
-            for job, (result, measured) in zip(jobs, results, strict=True)
+            JobResult(_failure(job, result))
+            if isinstance(result, Exception)
+            else JobResult(result.response, _history(job, result))
+            for job, result in zip(jobs, results, strict=True)
         ]
 
     async def replay(self, job: job_pb2.Job, source: str) -> None:
@@ -97,27 +104,25 @@ class JobRunner:
         except Exception as error:
             raise _failure(job, error) from error
 
-    async def _execute(
-        self, job: job_pb2.Job, source: str, target: TinkerPath | None
-    ) -> tuple[Message, training_pb2.TrainingMetrics | None]:
+    async def _execute(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Executed:
         locations = Locations(
             source=source,
             target=_location(job, target) if target is not None else "",
             uploads=await self._uploaded(job, target),
         )
-        return await self._device.run(execute_measured, self._engine, self._checkpoints, job, locations)
+        return await self._device.run(execute, Execution(self._engine, self._checkpoints, job, locations))
 
     async def _source(self, job: job_pb2.Job) -> str:
-        """Where the checkpoint that a job loads is stored, pinned for a replay; "" if it loads none."""
-        kind = job.WhichOneof("request")
-        if kind not in ("load_state", "create_training_run_from_checkpoint"):
+        """The location of the checkpoint that a job loads, pinned for a replay; "" if it loads none."""
+        kind = kind_of(job)
+        if kind is None or kind.reads_path is None:
             return ""
-        path = TinkerPath.parse(getattr(job, kind).path)
+        path = TinkerPath.parse(kind.reads_path(job))
         return (await self._catalog.checkpoints.pin(path, job.tenant, job.operation)).location
 
     async def _uploaded(self, job: job_pb2.Job, target: TinkerPath | None) -> Sequence[Path]:
         """The files that an import reads; none if it has written its checkpoint before, or the job is no import."""
-        if job.WhichOneof("request") != "import_checkpoint" or target is None:
+        if not job.HasField("import_checkpoint") or target is None:
             return ()
         if await asyncio.to_thread(self._checkpoints.exists, _location(job, target)):
             return ()
@@ -131,26 +136,16 @@ class JobRunner:
         Raises:
             AlreadyExistsError: the name is taken.
         """
-        request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest
-        kind: CheckpointKind
-        if job.WhichOneof("request") == "import_checkpoint":
-            return TinkerPath(
-                OperationName.parse(job.operation).scope, CheckpointKind.WEIGHTS, job.import_checkpoint.name
-            )
-        match job.WhichOneof("request"):
-            case "save_state":
-                request, kind, overwrite = job.save_state, CheckpointKind.WEIGHTS, job.save_state.overwrite
-            case "save_weights_for_sampler":
-                request, kind, overwrite = job.save_weights_for_sampler, CheckpointKind.SAMPLER_WEIGHTS, False
-            case _:
-                return None
-        path = TinkerPath(request.training_run_id, kind, request.name)
-        if not overwrite and await self._is_taken(path, job.tenant):
-            message = f"there is a checkpoint {path} already; choose another name"
-            if kind is CheckpointKind.WEIGHTS:
-                message += " or set overwrite"
-            raise AlreadyExistsError(message, reason="CHECKPOINT_EXISTS")
-        return path
+        kind = kind_of(job)
+        if kind is None or kind.writes is None:
+            return None
+        path = TinkerPath(OperationName.parse(job.operation).scope, kind.writes.kind, kind.writes.name(job))
+        if kind.writes.may_replace(job) or not await self._is_taken(path, job.tenant):
+            return path
+        message = f"there is a checkpoint {path} already; choose another name"
+        if kind.writes.kind is CheckpointKind.WEIGHTS:
+            message += " or set overwrite"
+        raise AlreadyExistsError(message, reason="CHECKPOINT_EXISTS")
 
     async def _is_taken(self, path: TinkerPath, tenant: str) -> bool:
         try:
@@ -177,10 +172,10 @@ class JobRunner:
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""
-        location, request = _location(job, path), getattr(job, str(job.WhichOneof("request")))
+        location, request = _location(job, path), getattr(job, kind_name(job))
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
-            checkpoint_type=_TYPES[path.kind or CheckpointKind.WEIGHTS],
+            checkpoint_type=CHECKPOINT_TYPES[path.kind or CheckpointKind.WEIGHTS],
             tinker_path=str(path),
             size_bytes=await asyncio.to_thread(self._checkpoints.size_bytes, location),
             training_run_id=path.training_run_id,
@@ -196,24 +191,25 @@ class JobRunner:
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
 
 
-def _count_tokens(measured: Sequence[training_pb2.TrainingMetrics | None]) -> None:
-    TRAINED_TOKENS.inc(sum(entry.tokens for entry in measured if entry is not None))
+def _count_tokens(executed: Sequence[Executed]) -> None:
+    TRAINED_TOKENS.inc(sum(one.metrics.tokens for one in executed if one.metrics is not None))
 
 
-def _history(job: job_pb2.Job, measured: training_pb2.TrainingMetrics | None) -> Sequence[Write]:
-    """The writes that enter what a job has measured into its run's history."""
-    return [metrics_write(OperationName.parse(job.operation).scope, measured)] if measured else []
+def _history(job: job_pb2.Job, executed: Executed) -> Sequence[Write]:
+    """The writes that enter a job's metrics into its run's history."""
+    metrics = executed.metrics
+    return [metrics_write(OperationName.parse(job.operation).scope, metrics)] if metrics is not None else []
 
 
 def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:
-    """What a client is told; a fault of ours goes to the log with its traceback."""
+    """The error that a client gets; an internal one goes to the log with its traceback."""
     if isinstance(error, PlatformError):
         return error
     _log.error("operation failed", operation=job.operation, exc_info=error)
-    message = f"operation {job.operation} failed in the trainer, whose log has the details"
+    message = f"operation {job.operation} failed in the trainer; see its log"
     return InternalError(message, reason="OPERATION_FAILED")
 
 
 def _location(job: job_pb2.Job, path: TinkerPath) -> str:
-    """Where a save puts its files; see services.core.storage.checkpoint_store."""
+    """The location of a save's files; see services.core.storage.checkpoint_store."""
     return f"{path.training_run_id}/{path.checkpoint_id}/{OperationName.parse(job.operation).seq_id}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import structlog
 
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
 from services.core.config import TrainerSettings, parse_base_model
-from services.core.losses import LOSSES
 from services.core.process.device_thread import DeviceThread
 from services.core.process.telemetry import configure_logging
 from services.core.process.worker_server import WorkerServer, worker_name
@@ -28,10 +26,9 @@ from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.open import open_storage
 from services.core.storage.snapshot_store import SnapshotStore
 from services.core.storage.uploads import UploadStore
-from services.model.base import load_base_model
-from services.model.device import choose_device, memory_pressure
 from services.model.tokenizer_files import store_tokenizer
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.factory import open_engine
+from services.trainer.engine.interface import TrainerEngine
 from services.trainer.holdings import Holdings
 from services.trainer.job import JobRunner
 from services.trainer.operation_kinds import BACKWARD_COST
@@ -46,23 +43,22 @@ _log = structlog.get_logger(__name__)
 async def serve(settings: TrainerSettings, base_model: str) -> None:
     """Runs a trainer for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
     configure_logging(settings, "trainer")
-    name, source = parse_base_model(base_model)
     worker = worker_name("trainer")
-    base = load_base_model(source, name=name, device=choose_device(settings.device))
-    engine, device = TrainerEngine(base), DeviceThread()
+    engine, device = open_engine(settings, *parse_base_model(base_model)), DeviceThread()
     connection = RedisConnection.open(settings.redis_url)
-    tokenizer_blob = await store_tokenizer(base.tokenizer_files, BlobStore(open_storage(settings)))
+    tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(open_storage(settings)))
     serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:
         return job_pb2.WorkerStatus(
             worker=worker,
             kind=job_pb2.WORKER_KIND_TRAINER,
-            base_model=base.name,
-            max_context_length=base.max_context_length,
-            vocab_size=base.vocab_size,
+            base_model=engine.info.base_model,
+            max_context_length=engine.info.max_context_length,
+            vocab_size=engine.info.vocab_size,
             max_lora_rank=settings.max_lora_rank,
-            loss_fns=sorted(LOSSES),
+            loss_fns=sorted(engine.info.loss_fns),
+            target_modules=engine.info.target_modules,
             slots=settings.max_runs,
             slots_used=serving.runs_held,
             tokenizer_blob=tokenizer_blob,
@@ -94,14 +90,14 @@ def assemble(
     logs, uploads = RunLogs(connection, payloads), UploadStore(storage)
     holdings = Holdings(
         worker,
-        engine.base.name,
+        engine.info.base_model,
         connection,
-        WaitingRuns(connection, engine.base.name, worker, int(settings.lease_seconds * 1000)),
+        WaitingRuns(connection, engine.info.base_model, worker, int(settings.lease_seconds * 1000)),
         logs,
         Sessions(connection),
         Snapshots(engine, device, SnapshotStore(storage), RecoveryStates(connection, payloads)),
         SnapshotPolicy.of(settings),
-        partial(memory_pressure, engine.base.device),
+        engine.memory_pressure,
         max_runs=settings.max_runs,
         lease_s=settings.lease_seconds,
         idle_s=settings.idle_seconds,
@@ -114,6 +110,6 @@ def assemble(
         connection,
         logs,
         OperationStore(connection, payloads),
-        cycle_budget=BACKWARD_COST * engine.row_tokens,
+        cycle_budget=BACKWARD_COST * engine.info.pass_tokens,
         drain_s=settings.drain_seconds,
     )

@@ -1,4 +1,4 @@
-"""When a run needs a snapshot: a pure function of how far it has come since its last one.
+"""The urgency of a run's next snapshot: a pure function of its progress since the last one.
 
 A snapshot is due by optimizer steps or by seconds, whichever bounds a replay first, and by the length of the log, which
 may grow without any change of the run.
@@ -24,9 +24,9 @@ class Progress:
     steps: int = 0
     """Optimizer steps among them."""
 
-    def after(self, seq_id: int, kind: str, *, changed: bool) -> Progress:
-        """The progress after one more operation of this kind."""
-        return Progress(seq_id, self.changes + changed, self.steps + (changed and kind == "optim_step"))
+    def after(self, seq_id: int, *, changed: bool, stepped: bool) -> Progress:
+        """The progress after one more operation, which changed the run or not, by an optimizer step or not."""
+        return Progress(seq_id, self.changes + int(changed), self.steps + int(stepped))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from safetensors import SafetensorError
 
 from services.core.errors import DataLossError, NotFoundError, PlatformError
 from services.core.names import OperationName
@@ -22,10 +21,7 @@ from services.core.queue.recovery_state import RecoveryStates
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import FencedError, Lease
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
-from services.model.manifest import Manifest
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.run_state import RunState
-from services.trainer.engine.snapshot_files import read_snapshot, write_snapshot
+from services.trainer.engine.interface import RunExport, TrainerEngine
 from services.trainer.held_run import HeldRun
 from services.trainer.snapshot_policy import Progress
 
@@ -36,9 +32,9 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RunCopy:
-    """A run's state as it was after an operation, in the CPU's memory."""
+    """A run's state as it was after an operation."""
 
-    state: RunState
+    state: RunExport
     progress: Progress
 
 
@@ -56,7 +52,7 @@ class Snapshots:
     async def copy(self, held: HeldRun) -> RunCopy | None:
         """Copies the state of a run that nothing is being done with; None if it has none: its creation has failed."""
         try:
-            state = await self._device.run(_copy, self._engine, held.lease.run)
+            state = await self._device.run(self._engine.export_run, held.lease.run)
         except NotFoundError:
             return None
         return RunCopy(state, held.progress)
@@ -72,7 +68,7 @@ class Snapshots:
         try:
             with SNAPSHOT_SECONDS.time():
                 await asyncio.to_thread(self._write, run, name, copy.state)
-        except (PlatformError, OSError, SafetensorError) as error:
+        except (PlatformError, OSError) as error:
             _log.error("snapshot not written", run=run, seq_id=name.seq_id, error=str(error))
             return False
         kept = (name, *held.snapshots)[:_KEPT]
@@ -100,7 +96,7 @@ class Snapshots:
                 _log.error("snapshot damaged", run=run, seq_id=name.seq_id, error=error.message)
                 damage.append(error.message)
                 continue
-            await self._device.run(_put, self._engine, run, state)
+            await self._device.run(self._engine.restore_run, run, state)
             return HeldRun.at(lease, recovery, recovery.snapshots[index:])
         if recovery.first_seq_id > 0 and recovery.done_seq_id >= 0:
             message = f"the run cannot be rebuilt: {'; '.join(damage) or 'it has no snapshot'}"
@@ -114,20 +110,9 @@ class Snapshots:
     async def _keep_only(self, lease: Lease, kept: Sequence[SnapshotName]) -> None:
         await until_reached(partial(asyncio.to_thread, self._store.keep_only, lease.run, kept, lease.epoch))
 
-    def _read(self, run: str, name: SnapshotName) -> RunState:
-        return read_snapshot(self._store.open(run, name), self._engine.base)
+    def _read(self, run: str, name: SnapshotName) -> RunExport:
+        return self._engine.read_snapshot(self._store.open(run, name))
 
-    def _write(self, run: str, name: SnapshotName, state: RunState) -> None:
-        operation = str(OperationName(run, name.seq_id))
-        manifest = Manifest("snapshot", run, self._engine.base.name, state.config, operation)
+    def _write(self, run: str, name: SnapshotName, state: RunExport) -> None:
         with self._store.write(run, name) as directory:
-            write_snapshot(directory, state, manifest)
-
-
-def _copy(engine: TrainerEngine, run: str) -> RunState:
-    return engine.run(run).copied_to("cpu")
-
-
-def _put(engine: TrainerEngine, run: str, state: RunState) -> None:
-    engine.drop_run(run)
-    engine.add_run(run, state.copied_to(engine.base.device))
+            state.write_snapshot(directory, str(OperationName(run, name.seq_id)))

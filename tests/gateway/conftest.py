@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.core.config import Settings
+from services.core.losses import LOSSES
 from services.core.process.workers import HEARTBEAT_S
 from services.core.queue.connection import RedisConnection
 from services.gateway.main import SERVICES, grpc_server
@@ -23,7 +24,7 @@ def workers() -> list[job_pb2.WorkerStatus]:
     limits = {"base_model": BASE, "max_context_length": 32, "vocab_size": 100}
     return [
         job_pb2.WorkerStatus(
-            worker="w1", kind=job_pb2.WORKER_KIND_TRAINER, max_lora_rank=16, loss_fns=["cross_entropy"], **limits
+            worker="w1", kind=job_pb2.WORKER_KIND_TRAINER, max_lora_rank=16, loss_fns=sorted(LOSSES), **limits
         ),
         job_pb2.WorkerStatus(worker="w2", kind=job_pb2.WORKER_KIND_SAMPLER, **limits),
     ]

@@ -15,9 +15,10 @@ from services.model.adapters import init_adapter
 from services.model.base import load_base_model
 from services.model.precision import matmul_fp32
 from services.model.varlen import Stretches, varlen_causal
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.engine.run_state import RunState
+from services.trainer.values import PassResult
+from testing.passes import all_logprobs, logprobs_of, run_alone
 from testing.training_data import ADAM, group, random_data, work
 from tests.model.fixtures import source
 
@@ -32,16 +33,16 @@ CUDA = torch.device("cuda")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
-def _engine(directory: Path, device: str, dtype: torch.dtype) -> TrainerEngine:
-    return TrainerEngine(load_base_model(str(directory), name="tiny", device=device, dtype=dtype))
+def _engine(directory: Path, device: str, dtype: torch.dtype) -> LocalTrainerEngine:
+    return LocalTrainerEngine(load_base_model(str(directory), name="tiny", device=device, dtype=dtype))
 
 
-def _trained(engine: TrainerEngine, run: str, config: AdapterConfig) -> tuple[RunState, Outcome]:
+def _trained(engine: LocalTrainerEngine, run: str, config: AdapterConfig) -> tuple[RunState, PassResult]:
     state = engine.create_run(run, config)
     for seed in range(3):
-        engine.run_alone(work(run, random_data("cross_entropy", (30, 20, 1), seed=seed)))
+        run_alone(engine, work(run, random_data("cross_entropy", (30, 20, 1), seed=seed)))
         engine.optim_step(run, ADAM)
-    return state, engine.run_alone(work(run, random_data("cross_entropy", (30, 20, 1), seed=9)))
+    return state, run_alone(engine, work(run, random_data("cross_entropy", (30, 20, 1), seed=9)))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_5"])
@@ -53,7 +54,7 @@ def test_training_agrees_with_the_cpu(source: Callable[..., Path], family: str, 
 
     def error(device: str) -> float:
         _, outcome = _trained(_engine(source(family), device, dtype), "run", config)
-        return float((torch.cat(outcome.logprobs) - expected).abs().mean())
+        return float((all_logprobs(outcome) - expected).abs().mean())
 
     assert error("cuda") < (1e-4 if dtype == torch.float32 else 2 * error("cpu"))
 
@@ -81,9 +82,9 @@ def test_a_nan_run_leaves_the_other_bitwise_unchanged(
         gradients.append(healthy.gradient.clone())
     assert torch.equal(*gradients)
     before, after = outcomes
-    assert isinstance(before, Outcome)
-    assert isinstance(after, Outcome)
-    assert torch.equal(torch.cat(before.logprobs), torch.cat(after.logprobs))
+    assert isinstance(before, PassResult)
+    assert isinstance(after, PassResult)
+    assert torch.equal(all_logprobs(before), all_logprobs(after))
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -131,7 +132,7 @@ def test_grouped_adapters_are_those_one_after_another(source: Callable[..., Path
     ]
     for index, run in enumerate(runs):
         state = engine.create_run(run, AdapterConfig(rank, seed=index))
-        engine.run_alone(work(run, random_data("cross_entropy", (30,), seed=index)))
+        run_alone(engine, work(run, random_data("cross_entropy", (30,), seed=index)))
         engine.optim_step(run, ADAM)
         assert state.gradient.count_nonzero() == 0
     results = []
@@ -144,9 +145,9 @@ def test_grouped_adapters_are_those_one_after_another(source: Callable[..., Path
             engine.run(run).gradient.zero_()
     for index in range(len(runs)):
         (mine, theirs), (grouped, looped) = ([result[part][index] for result in results] for part in (0, 1))
-        assert isinstance(mine, Outcome)
-        assert isinstance(theirs, Outcome)
-        assert float((torch.cat(mine.logprobs) - torch.cat(theirs.logprobs)).abs().mean()) < 2e-2
+        assert isinstance(mine, PassResult)
+        assert isinstance(theirs, PassResult)
+        assert float((all_logprobs(mine) - all_logprobs(theirs)).abs().mean()) < 2e-2
         assert float((grouped - looped).norm() / looped.norm()) < 5e-2
 
 
@@ -154,13 +155,13 @@ def test_grouped_adapters_are_those_one_after_another(source: Callable[..., Path
 def test_shared_beginnings_change_no_gradient(source: Callable[..., Path], dtype: torch.dtype) -> None:
     engine = _engine(source(), "cuda", dtype)
     state = engine.create_run("run", AdapterConfig(8, seed=1))
-    engine.run_alone(work("run", random_data("cross_entropy", (30,))))
+    run_alone(engine, work("run", random_data("cross_entropy", (30,))))
     engine.optim_step("run", ADAM)
     job = work("run", group("cross_entropy", 50, (9, 1, 14), seed=1))
     gradients, logprobs = [], []
     for share in (True, False):
         engine.share_prefixes = share
-        logprobs.append(torch.cat(engine.run_alone(job).logprobs))
+        logprobs.append(torch.cat(logprobs_of(run_alone(engine, job))))
         gradients.append(state.gradient.clone())
         state.gradient.zero_()
     most = 1e-5 if dtype == torch.float32 else 5e-2

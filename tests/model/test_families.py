@@ -25,7 +25,7 @@ from services.model.lora import MultiLoraLinear, install_lora
 from services.sampler.engine.merged_model import write_merged
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.rows import perturbed_adapter, random_tokens
 from testing.tiny_models import save_model
@@ -105,7 +105,7 @@ def test_a_family_with_other_names_is_adapted_everywhere(renamed: Path) -> None:
 
 
 def test_a_family_with_other_names_trains_as_plain_peft(renamed: Path) -> None:
-    engine = TrainerEngine(loaded(renamed), recompute_above=20)
+    engine = LocalTrainerEngine(loaded(renamed), recompute_above=20)
     assert engine.share_rows, "its activation was found, and can be row-wise"
     configs = [AdapterConfig(4, seed=1), AdapterConfig(3, train_attn=False, seed=2)]
     data = [random_data("cross_entropy", (9, 1, 17), seed=index) for index in range(2)]

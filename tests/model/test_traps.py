@@ -19,7 +19,8 @@ from services.model.adapters import peft_config
 from services.model.base import BaseModel
 from services.model.families import SUPPORTED_FAMILIES
 from services.model.lora import Segment, install_lora
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import run_alone
 from testing.plain_peft import largest_difference
 from testing.rows import hidden_states, perturbed_adapter, random_tokens
 from testing.training_data import random_data, work
@@ -33,10 +34,10 @@ def test_use_cache_is_off_though_the_base_model_asks_for_it(load: Callable[..., 
         lambda _, arguments, options, output: seen.append((options["use_cache"], output.past_key_values)),
         with_kwargs=True,
     )
-    engine = TrainerEngine(base)
+    engine = LocalTrainerEngine(base)
     engine.create_run("run", AdapterConfig(2, seed=0))
     for backward in (True, False):
-        engine.run_alone(work("run", random_data("cross_entropy", (5, 3)), backward=backward))
+        run_alone(engine, work("run", random_data("cross_entropy", (5, 3)), backward=backward))
     assert base.config.use_cache
     assert seen == [(False, None)] * 2
 

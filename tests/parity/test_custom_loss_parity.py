@@ -13,7 +13,8 @@ from torch import Tensor
 from services.model.adapter_config import AdapterConfig
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import logprobs_of, run_alone
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.training_data import ADAM, datum, work
 from tinker_client._torch import differentiate
@@ -46,19 +47,19 @@ def dpo(logprobs: Sequence[Tensor], reference: Sequence[float]) -> Tensor:
 def test_dpo_through_weights_of_cross_entropy_is_dpo_by_autograd(
     load: Callable[..., BaseModel], source: Callable[..., Path]
 ) -> None:
-    engine, plain = TrainerEngine(load()), PlainPeft(source(), CONFIG)
+    engine, plain = LocalTrainerEngine(load()), PlainPeft(source(), CONFIG)
     run = engine.create_run("run", CONFIG)
     data = [datum(*pair) for pair in pairs()]
-    first = engine.run_alone(work("run", data, backward=False)).logprobs
+    first = logprobs_of(run_alone(engine, work("run", data, backward=False)))
     reference = [float(logprobs[PROMPT - 1 :].sum()) for logprobs in first]
     losses = []
     for _ in range(5):
         plain.set_weights(run.weights)
-        forward = engine.run_alone(work("run", data, backward=False)).logprobs
+        forward = logprobs_of(run_alone(engine, work("run", data, backward=False)))
         weights, metrics = differentiate(
             data, [logprobs.numpy() for logprobs in forward], lambda _, logprobs: (dpo(logprobs, reference), {})
         )
-        engine.run_alone(work("run", [datum(*pair, weights=own) for pair, own in zip(pairs(), weights, strict=True)]))
+        run_alone(engine, work("run", [datum(*pair, weights=own) for pair, own in zip(pairs(), weights, strict=True)]))
         losses.append(metrics["loss:sum"])
 
         expected = dpo([plain.logprobs(tokens, torch.tensor(targets)) for tokens, targets in pairs()], reference)

@@ -15,7 +15,8 @@ from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.sampler.engine.prefix_cache import BLOCK
 from services.trainer.engine.checkpoint_files import write_checkpoint
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import logprobs_of, run_alone
 from testing.rows import random_tokens
 from testing.training_data import ADAM, datum, random_data, work
 from tests.sampler.fixtures import ask, make_engine, run
@@ -30,14 +31,14 @@ KINDS = (
 )
 
 
-def trained(trainer: TrainerEngine, directory: Path) -> list[Path]:
+def trained(trainer: LocalTrainerEngine, directory: Path) -> list[Path]:
     """Runs of several kinds after some steps, each saved for the sampler."""
     locations = []
     for index, config in enumerate(KINDS):
         run_id = f"run-{index}"
         state = trainer.create_run(run_id, config)
         for step in range(5):
-            trainer.run_alone(work(run_id, random_data("cross_entropy", (9, 20), seed=step)))
+            run_alone(trainer, work(run_id, random_data("cross_entropy", (9, 20), seed=step)))
             trainer.optim_step(run_id, ADAM)
         locations.append(directory / run_id)
         locations[-1].mkdir()
@@ -46,17 +47,17 @@ def trained(trainer: TrainerEngine, directory: Path) -> list[Path]:
     return locations
 
 
-def trainer_logprobs(trainer: TrainerEngine, run_id: str, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+def trainer_logprobs(trainer: LocalTrainerEngine, run_id: str, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     """Of every token but the first, by the trainer's forward."""
     data = [datum(tokens[:-1], tokens[1:], weights=[1.0] * (len(tokens) - 1)) for tokens in sequences]
-    return trainer.run_alone(work(run_id, data, backward=False)).logprobs
+    return logprobs_of(run_alone(trainer, work(run_id, data, backward=False)))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
 @pytest.mark.parametrize("budget", [16, 64])
 def test_sampler_and_trainer_agree(load: Load, tmp_path: Path, family: str, tied: bool, budget: int) -> None:
-    trainer = TrainerEngine(load(family, tied=tied))
+    trainer = LocalTrainerEngine(load(family, tied=tied))
     base = load(family, tied=tied)
     locations = trained(trainer, tmp_path)
     prompts = random_tokens(base, [2, 7, 33, 64, 100])
@@ -100,7 +101,7 @@ def test_sampler_and_trainer_agree(load: Load, tmp_path: Path, family: str, tied
 
 def test_training_shows_in_the_sampler(load: Load, tmp_path: Path) -> None:
     """The comparison means something: another run's checkpoint is far off."""
-    trainer, base = TrainerEngine(load()), load()
+    trainer, base = LocalTrainerEngine(load()), load()
     locations = trained(trainer, tmp_path)
     (prompt,) = random_tokens(base, [40])
     (result,) = run(

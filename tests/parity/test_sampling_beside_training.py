@@ -13,7 +13,8 @@ from services.model.base import BaseModel
 from services.model.manifest import Manifest
 from services.sampler.request import GenerationResult
 from services.trainer.engine.checkpoint_files import write_checkpoint
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import run_alone
 from testing.rows import random_tokens
 from testing.training_data import ADAM, random_data, work
 from tests.sampler.fixtures import ask, make_engine, run
@@ -22,27 +23,27 @@ Load = Callable[..., BaseModel]
 
 
 @pytest.fixture
-def trainer(load: Load) -> TrainerEngine:
+def trainer(load: Load) -> LocalTrainerEngine:
     return with_two_runs(load())
 
 
-def with_two_runs(base: BaseModel) -> TrainerEngine:
+def with_two_runs(base: BaseModel) -> LocalTrainerEngine:
     """Runs a and b, each with weights, moments and an accumulated gradient of its own."""
-    engine = TrainerEngine(base)
+    engine = LocalTrainerEngine(base)
     for name, seed in (("a", 1), ("b", 2)):
         engine.create_run(name, AdapterConfig(4, seed=seed))
         train(engine, name)
-        engine.run_alone(work(name, random_data("cross_entropy", (7, 4), seed=seed)))
+        run_alone(engine, work(name, random_data("cross_entropy", (7, 4), seed=seed)))
     return engine
 
 
-def train(engine: TrainerEngine, name: str) -> None:
+def train(engine: LocalTrainerEngine, name: str) -> None:
     for seed in range(3):
-        engine.run_alone(work(name, random_data("cross_entropy", (9, 20), seed=seed)))
+        run_alone(engine, work(name, random_data("cross_entropy", (9, 20), seed=seed)))
         engine.optim_step(name, ADAM)
 
 
-def sampler_checkpoint(engine: TrainerEngine, name: str, directory: Path) -> Path:
+def sampler_checkpoint(engine: LocalTrainerEngine, name: str, directory: Path) -> Path:
     state = engine.run(name)
     write_checkpoint(
         directory, state, engine.base, Manifest("sampler", name, engine.base.name, state.config, f"{name}:9")
@@ -58,7 +59,7 @@ def sampled(base: BaseModel, location: Path) -> list[GenerationResult]:
 
 
 def test_sampling_from_an_old_checkpoint_changes_no_bit_of_any_run(
-    trainer: TrainerEngine, load: Load, tmp_path: Path
+    trainer: LocalTrainerEngine, load: Load, tmp_path: Path
 ) -> None:
     location = sampler_checkpoint(trainer, "a", tmp_path)
     train(trainer, "a")
@@ -72,7 +73,7 @@ def test_sampling_from_an_old_checkpoint_changes_no_bit_of_any_run(
 
 
 def test_a_checkpoint_gives_the_same_text_whatever_its_run_does_afterwards(
-    trainer: TrainerEngine, load: Load, tmp_path: Path
+    trainer: LocalTrainerEngine, load: Load, tmp_path: Path
 ) -> None:
     location, base = sampler_checkpoint(trainer, "a", tmp_path), load()
     first = sampled(base, location)
@@ -84,7 +85,7 @@ def test_a_checkpoint_gives_the_same_text_whatever_its_run_does_afterwards(
         assert [one.logprobs for one in before.sequences] == [one.logprobs for one in after.sequences]
 
 
-def test_training_goes_on_as_if_nobody_had_sampled(trainer: TrainerEngine, load: Load, tmp_path: Path) -> None:
+def test_training_goes_on_as_if_nobody_had_sampled(trainer: LocalTrainerEngine, load: Load, tmp_path: Path) -> None:
     alone = with_two_runs(load())
     sampled(load(), sampler_checkpoint(trainer, "a", tmp_path))
     for engine in (trainer, alone):

@@ -15,10 +15,9 @@ from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
-from services.trainer.engine.batch import Example
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.optimizer import AdamParams
-from services.trainer.engine.pass_job import Outcome
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import AdamParams, Example, PassResult
+from testing.passes import logprobs_of, run_alone
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.training_data import ADAM, random_data, torch_adamw, work
 
@@ -28,7 +27,7 @@ LENGTHS = (9, 1, 17)
 
 def _reference_loss(loss: str, logprobs: Tensor, example: Example) -> Tensor:
     """The formulas of the API, written out once more."""
-    inputs = {name: values.reshape(logprobs.shape) for name, values in example.inputs.items()}
+    inputs = {name: torch.from_numpy(values.reshape(logprobs.shape)) for name, values in example.inputs.items()}
     if loss == "cross_entropy":
         return -(logprobs * inputs["weights"]).sum()
     config, advantages, behaviour = LOSSES[loss].config, inputs["advantages"], inputs["logprobs"]
@@ -52,7 +51,7 @@ def _reference_step(plain: PlainPeft, loss: str, examples: Sequence[Example]) ->
     """Adds gradients to PEFT's parameters; returns the loss and the logprobs."""
     total, all_logprobs = 0.0, []
     for example in examples:
-        logprobs = plain.logprobs(example.tokens.tolist(), example.targets.reshape(example.shape))
+        logprobs = plain.logprobs(example.tokens.tolist(), torch.from_numpy(example.targets.reshape(example.shape)))
         value = _reference_loss(loss, logprobs, example)
         value.backward()
         total += float(value.detach())
@@ -60,23 +59,25 @@ def _reference_step(plain: PlainPeft, loss: str, examples: Sequence[Example]) ->
     return total, all_logprobs
 
 
-def _assert_same(outcome: Outcome, loss: float, logprobs: Sequence[Tensor]) -> None:
+def _assert_same(outcome: PassResult, loss: float, logprobs: Sequence[Tensor]) -> None:
     assert outcome.metrics["loss:sum"] == pytest.approx(loss, rel=1e-5, abs=1e-4)
-    for actual, expected in zip(outcome.logprobs, logprobs, strict=True):
+    for actual, expected in zip(logprobs_of(outcome), logprobs, strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def _shaped_gradient(engine: TrainerEngine, run: str) -> dict[str, tuple[Tensor, Tensor]]:
+def _shaped_gradient(engine: LocalTrainerEngine, run: str) -> dict[str, tuple[Tensor, Tensor]]:
     state = engine.run(run)
     return dict(AdapterWeights(state.config, state.weights.layout, state.gradient).linears)
 
 
-def _train_both(engine: TrainerEngine, plain: PlainPeft, loss: str, params: AdamParams, k: int | None = None) -> None:
+def _train_both(
+    engine: LocalTrainerEngine, plain: PlainPeft, loss: str, params: AdamParams, k: int | None = None
+) -> None:
     """Takes steps on both sides and compares everything that can be seen after each."""
     optimizer = torch_adamw(plain.parameters(), params)
     for step in range(STEPS):
         job = work("run", random_data(loss, LENGTHS, seed=step, k=k), loss)
-        outcome = engine.run_alone(job)
+        outcome = run_alone(engine, job)
         _assert_same(outcome, *_reference_step(plain, loss, job.examples))
         gradients = {name: tuple(m.grad for m in plain.matrices(name)) for name in engine.run("run").weights.linears}
         assert largest_difference(_shaped_gradient(engine, "run"), gradients) < 1e-5
@@ -87,8 +88,11 @@ def _train_both(engine: TrainerEngine, plain: PlainPeft, loss: str, params: Adam
         optimizer.zero_grad()
     final = work("run", random_data(loss, LENGTHS, seed=STEPS, k=k), loss, backward=False)
     with torch.no_grad():
-        expected = [plain.logprobs(item.tokens.tolist(), item.targets.reshape(item.shape)) for item in final.examples]
-    for actual, wanted in zip(engine.run_alone(final).logprobs, expected, strict=True):
+        expected = [
+            plain.logprobs(item.tokens.tolist(), torch.from_numpy(item.targets.reshape(item.shape)))
+            for item in final.examples
+        ]
+    for actual, wanted in zip(logprobs_of(run_alone(engine, final)), expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-5)
 
 
@@ -99,7 +103,7 @@ def test_several_steps_equal_plain_peft_and_adamw(
     load: Callable[..., BaseModel], source: Callable[..., Path], family: str, tied: bool, train_unembed: bool
 ) -> None:
     config = AdapterConfig(8, train_unembed=train_unembed, seed=7)
-    engine = TrainerEngine(load(family, tied=tied))
+    engine = LocalTrainerEngine(load(family, tied=tied))
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(family, tied=tied), config), "cross_entropy", ADAM)
 
@@ -111,13 +115,13 @@ def test_each_step_on_a_model_with_linear_attention_equals_plain_peft(
 ) -> None:
     """Each step from the same weights: AdamW makes whole steps of what rounding leaves of a gradient near zero."""
     config = AdapterConfig(8, train_unembed=train_unembed, seed=7)
-    engine, plain = TrainerEngine(load("qwen3_5", tied=tied)), PlainPeft(source("qwen3_5", tied=tied), config)
+    engine, plain = LocalTrainerEngine(load("qwen3_5", tied=tied)), PlainPeft(source("qwen3_5", tied=tied), config)
     run = engine.create_run("run", config)
     for step in range(STEPS):
         plain.set_weights(run.weights)
         plain.model.zero_grad()
         job = work("run", random_data("cross_entropy", LENGTHS, seed=step))
-        _assert_same(engine.run_alone(job), *_reference_step(plain, "cross_entropy", job.examples))
+        _assert_same(run_alone(engine, job), *_reference_step(plain, "cross_entropy", job.examples))
         gradients = {name: tuple(m.grad for m in plain.matrices(name)) for name in run.weights.linears}
         assert largest_difference(_shaped_gradient(engine, "run"), gradients) < 1e-5
         engine.optim_step("run", ADAM)
@@ -126,7 +130,7 @@ def test_each_step_on_a_model_with_linear_attention_equals_plain_peft(
 @pytest.mark.parametrize("rank", [1, 3, 32])
 def test_any_rank(load: Callable[..., BaseModel], source: Callable[..., Path], rank: int) -> None:
     config = AdapterConfig(rank, seed=rank)
-    engine = TrainerEngine(load())
+    engine = LocalTrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
 
@@ -146,7 +150,7 @@ def test_any_choice_of_linears_and_scale(
     load: Callable[..., BaseModel], source: Callable[..., Path], options: dict[str, Any]
 ) -> None:
     config = AdapterConfig(4, seed=1, **options)
-    engine = TrainerEngine(load())
+    engine = LocalTrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", ADAM)
 
@@ -157,7 +161,7 @@ def test_every_loss_and_several_targets_a_position(
     load: Callable[..., BaseModel], source: Callable[..., Path], loss: str, k: int | None
 ) -> None:
     config = AdapterConfig(4, seed=1)
-    engine = TrainerEngine(load())
+    engine = LocalTrainerEngine(load())
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), loss, ADAM, k)
 
@@ -166,6 +170,6 @@ def test_clipping_and_rows_split_by_the_token_budget(
     load: Callable[..., BaseModel], source: Callable[..., Path]
 ) -> None:
     config = AdapterConfig(4, seed=1)
-    engine = TrainerEngine(load(), row_tokens=10)
+    engine = LocalTrainerEngine(load(), row_tokens=10)
     engine.create_run("run", config)
     _train_both(engine, PlainPeft(source(), config), "cross_entropy", dataclasses.replace(ADAM, grad_clip_norm=0.5))

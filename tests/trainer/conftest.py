@@ -9,7 +9,7 @@ import pytest
 from services.core.config import Settings
 from services.core.process.telemetry import configure_logging
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from tests.model.fixtures import load, source
 
 __all__ = ["engine", "load", "source"]
@@ -22,6 +22,6 @@ def logging() -> None:
 
 
 @pytest.fixture
-def engine(load: Callable[..., BaseModel]) -> TrainerEngine:
+def engine(load: Callable[..., BaseModel]) -> LocalTrainerEngine:
     """An engine on a tiny Qwen3, without runs."""
-    return TrainerEngine(load())
+    return LocalTrainerEngine(load())

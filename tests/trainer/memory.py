@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 
 
 @contextmanager
-def small_memory(engine: TrainerEngine, most_tokens: int) -> Iterator[list[int]]:
+def small_memory(engine: LocalTrainerEngine, most_tokens: int) -> Iterator[list[int]]:
     """A device on which longer rows run out of memory; yields the lengths of all rows that were tried."""
     rows: list[int] = []
 

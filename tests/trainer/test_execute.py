@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.core.errors import (
@@ -20,8 +21,10 @@ from services.core.errors import (
 )
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
-from services.trainer.engine.execute import Locations, execute
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.interface import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.execute import execute
+from services.trainer.executors import Execution, Locations
 from testing.training_data import ADAM, random_data
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
@@ -31,10 +34,15 @@ RUN = "s:train:0"
 NOWHERE = Locations()
 
 
+def carry_out(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
+    """The response of a job."""
+    return execute(Execution(engine, checkpoints, job, locations)).response
+
+
 class Trainer:
     """Sends jobs the way the worker does, numbering their operations."""
 
-    def __init__(self, engine: TrainerEngine, store: CheckpointStore) -> None:
+    def __init__(self, engine: LocalTrainerEngine, store: CheckpointStore) -> None:
         self.engine = engine
         self.store = store
         self.operations = 0
@@ -44,7 +52,7 @@ class Trainer:
         self.operations += 1
         job = job_pb2.Job(operation=operation, tenant="t", create_time=Timestamp(seconds=7))
         getattr(job, kind).CopyFrom(request)
-        return execute(self.engine, self.store, job_pb2.Job.FromString(job.SerializeToString()), locations)
+        return carry_out(self.engine, self.store, job_pb2.Job.FromString(job.SerializeToString()), locations)
 
     def create(self, number: int = 0, **config: Any) -> training_pb2.CreateTrainingRunResponse:
         config = {"rank": 4, "seed": 5} | config
@@ -75,7 +83,7 @@ class Trainer:
 
 
 @pytest.fixture
-def trainer(engine: TrainerEngine, tmp_path: Path) -> Trainer:
+def trainer(engine: LocalTrainerEngine, tmp_path: Path) -> Trainer:
     return Trainer(engine, CheckpointStore(LocalStorage(tmp_path)))
 
 
@@ -108,7 +116,7 @@ def test_alpha_rslora_and_targets_reach_the_adapter_and_checkpoints(trainer: Tra
     assert trainer.engine.run("s:train:1").config.shape(family) == state.config.shape(family)
     trainer.create(2)
     other = training_pb2.LoadStateRequest(training_run_id="s:train:2", path=f"tinker://{RUN}/weights/one")
-    with pytest.raises(InvalidArgumentError, match="the checkpoint's alpha is 6; the run's is 32"):
+    with pytest.raises(InvalidArgumentError, match=r"path: must be a checkpoint with the run's alpha, 32 \(got 6\)"):
         trainer("load_state", other, Locations(source="place"))
 
 
@@ -238,9 +246,9 @@ def test_a_run_that_does_not_fit_the_memory_is_refused_and_leaves_nothing(
 
 
 def test_what_a_trainer_does_not_do_is_refused(trainer: Trainer) -> None:
-    with pytest.raises(InternalError, match="of kind None"):
-        execute(trainer.engine, trainer.store, job_pb2.Job(operation="s:train:0:3"), NOWHERE)
+    with pytest.raises(InternalError, match="of kind none"):
+        carry_out(trainer.engine, trainer.store, job_pb2.Job(operation="s:train:0:3"), NOWHERE)
     sample = job_pb2.Job(operation="s:sample:0:3")
     sample.sample.SetInParent()
     with pytest.raises(InternalError, match="of kind sample"):
-        execute(trainer.engine, trainer.store, sample, NOWHERE)
+        carry_out(trainer.engine, trainer.store, sample, NOWHERE)

@@ -14,8 +14,8 @@ from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
 from services.core.queue.run_log import Lease
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import PassJob, PassResult
 from testing.served_trainer import serving
 from testing.training_queue import Queue, loss_of, open_queue
 from testing.waiting import DEADLINE_S, until
@@ -24,15 +24,15 @@ RUNS = {f"s{i}:train:0": f"tenant-{i}" for i in range(4)}
 PASSES = 3
 
 
-class PausingEngine(TrainerEngine):
+class PausingEngine(LocalTrainerEngine):
     """An engine that stops inside its first pass of several runs until it may go on."""
 
     def __init__(self, base: BaseModel) -> None:
         super().__init__(base)
-        self.shared_pass: list[Work] = []
+        self.shared_pass: list[PassJob] = []
         self.may_go_on = threading.Event()
 
-    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
+    def run_pass(self, work: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
         if not self.shared_pass and len({item.training_run_id for item in work}) > 1:
             self.shared_pass = list(work)
             assert self.may_go_on.wait(DEADLINE_S)

@@ -16,10 +16,10 @@ from services.core.errors import PlatformError
 from services.core.process.device_thread import DeviceThread
 from services.core.queue.connection import RedisConnection
 from services.model.base import BaseModel
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.holdings import HESITATION_S
 from services.trainer.main import assemble
+from services.trainer.values import PassJob, PassResult
 from testing.served_trainer import serving
 from testing.training_queue import Queue, open_queue
 from testing.waiting import until
@@ -77,14 +77,14 @@ async def test_work_goes_on_elsewhere_when_a_trainer_drains(
     assert carried_out == len(names), "each was carried out once"
 
 
-class StuckEngine(TrainerEngine):
+class StuckEngine(LocalTrainerEngine):
     """An engine whose passes end when a test says so."""
 
     def __init__(self, base: BaseModel) -> None:
         super().__init__(base)
         self.begun, self.may_end = threading.Event(), threading.Event()
 
-    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
+    def run_pass(self, work: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
         self.begun.set()
         assert self.may_end.wait(60)
         return super().run_pass(work, row_tokens=row_tokens)

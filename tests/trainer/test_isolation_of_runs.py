@@ -11,33 +11,34 @@ import torch
 from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
-from services.trainer.engine.checkpoint_files import read_training_checkpoint, write_checkpoint
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.checkpoint_files import write_checkpoint
+from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import run_alone
 from testing.training_data import ADAM, random_data, work
 
 CONFIG = AdapterConfig(4, seed=0)
 
 
 @pytest.fixture
-def pair(engine: TrainerEngine) -> TrainerEngine:
+def pair(engine: LocalTrainerEngine) -> LocalTrainerEngine:
     """Two runs of one shape that have taken steps and have accumulated a gradient."""
     for name in ("a", "b"):
         engine.create_run(name, CONFIG)
         for seed in range(3):
-            engine.run_alone(work(name, random_data("cross_entropy", (8, 5), seed=seed)))
+            run_alone(engine, work(name, random_data("cross_entropy", (8, 5), seed=seed)))
             if seed < 2:
                 engine.optim_step(name, ADAM)
     return engine
 
 
-def _save(engine: TrainerEngine, directory: Path) -> None:
+def _save(engine: LocalTrainerEngine, directory: Path) -> None:
     state = engine.run("a")
     write_checkpoint(directory, state, engine.base, Manifest("training", "a", engine.base.name, state.config, "a:1"))
 
 
-def _load(engine: TrainerEngine, directory: Path) -> None:
+def _load(engine: LocalTrainerEngine, directory: Path) -> None:
     _save(engine, directory)
-    engine.load("a", read_training_checkpoint(directory, engine.base), restore_optimizer=True)
+    engine.load("a", directory, restore_optimizer=True)
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,14 @@ def _load(engine: TrainerEngine, directory: Path) -> None:
         _save,
         _load,
         lambda engine, _: engine.drop_run("a"),
-        lambda engine, _: engine.run_alone(work("a", random_data("ppo", (9,)), "ppo")),
+        lambda engine, _: run_alone(engine, work("a", random_data("ppo", (9,)), "ppo")),
         lambda engine, _: engine.run_pass([work("a", random_data("gspo", (9,)), "gspo", backward=False)]),
         lambda engine, _: engine.run("a").weights.flat.fill_(torch.nan),
     ],
     ids=["optim_step with decay", "save", "load", "unload", "backward", "forward", "NaN"],
 )
 def test_what_happens_to_one_run_leaves_the_other_bitwise_unchanged(
-    pair: TrainerEngine, tmp_path: Path, act: Callable[[TrainerEngine, Path], object]
+    pair: LocalTrainerEngine, tmp_path: Path, act: Callable[[LocalTrainerEngine, Path], object]
 ) -> None:
     before, step = pair.run("b").buffer.clone(), pair.run("b").step
     act(pair, tmp_path)
@@ -62,15 +63,17 @@ def test_what_happens_to_one_run_leaves_the_other_bitwise_unchanged(
     assert pair.run("b").step == step
 
 
-def test_a_run_in_the_place_of_another_inherits_nothing(pair: TrainerEngine, load: Callable[..., BaseModel]) -> None:
+def test_a_run_in_the_place_of_another_inherits_nothing(
+    pair: LocalTrainerEngine, load: Callable[..., BaseModel]
+) -> None:
     pair.drop_run("a")
     fresh = pair.create_run("a", CONFIG)
-    elsewhere = TrainerEngine(load()).create_run("a", CONFIG)
+    elsewhere = LocalTrainerEngine(load()).create_run("a", CONFIG)
     assert torch.equal(fresh.buffer, elsewhere.buffer)
     assert fresh.step == 0
 
 
-def test_a_run_costs_its_own_memory_and_no_more(pair: TrainerEngine) -> None:
+def test_a_run_costs_its_own_memory_and_no_more(pair: LocalTrainerEngine) -> None:
     state = pair.run("a")
     assert state.buffer.untyped_storage().nbytes() == 4 * 4 * state.weights.layout.numel
     assert state.weights.flat.data_ptr() == state.buffer.data_ptr()

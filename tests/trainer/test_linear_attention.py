@@ -15,8 +15,9 @@ from services.model.adapters import AdapterWeights
 from services.model.attention import PackedSequences
 from services.model.base import BaseModel, load_base_model
 from services.model.linear_attention import CHUNK, keep_sequences_apart
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome
+from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.values import PassResult
+from testing.passes import all_logprobs, logprobs_of, run_alone
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.rows import perturbed_adapter, random_tokens
 from testing.tiny_models import save_model, tiny_config
@@ -41,14 +42,14 @@ def packed(base: BaseModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 @pytest.fixture
-def engine(load: Load) -> TrainerEngine:
+def engine(load: Load) -> LocalTrainerEngine:
     """An engine in which jobs share rows, as on a GPU."""
-    engine = TrainerEngine(load(FAMILY))
+    engine = LocalTrainerEngine(load(FAMILY))
     engine.share_rows = True
     return engine
 
 
-def add_run(engine: TrainerEngine, name: str, rank: int) -> AdapterWeights:
+def add_run(engine: LocalTrainerEngine, name: str, rank: int) -> AdapterWeights:
     config = AdapterConfig(rank, seed=rank)
     state = engine.create_run(name, config)
     state.weights.flat.copy_(perturbed_adapter(engine.base, config).flat)
@@ -56,17 +57,17 @@ def add_run(engine: TrainerEngine, name: str, rank: int) -> AdapterWeights:
 
 
 def test_tenants_in_one_row_get_what_plain_peft_computes_for_each_datum(
-    engine: TrainerEngine, source: Callable[..., Path]
+    engine: LocalTrainerEngine, source: Callable[..., Path]
 ) -> None:
     weights = {name: add_run(engine, name, rank) for name, rank in (("a", 2), ("b", 8), ("c", 5))}
     jobs = [work(name, random_data("cross_entropy", LENGTHS, seed=rank)) for rank, name in enumerate(weights)]
     for job, outcome in zip(jobs, engine.run_pass(jobs), strict=True):
         own = weights[job.training_run_id]
         plain = PlainPeft(source(FAMILY), own.config, own)
-        assert isinstance(outcome, Outcome)
-        for example, logprobs in zip(job.examples, outcome.logprobs, strict=True):
-            expected = plain.logprobs(example.tokens.tolist(), example.targets[:, 0])
-            (-(expected * example.inputs["weights"][:, 0]).sum()).backward()
+        assert isinstance(outcome, PassResult)
+        for example, logprobs in zip(job.examples, logprobs_of(outcome), strict=True):
+            expected = plain.logprobs(example.tokens.tolist(), torch.from_numpy(example.targets[:, 0]))
+            (-(expected * torch.from_numpy(example.inputs["weights"][:, 0])).sum()).backward()
             torch.testing.assert_close(logprobs, expected.detach(), rtol=0, atol=1e-5)
         state = engine.run(job.training_run_id)
         ours = AdapterWeights(state.config, state.weights.layout, state.gradient)
@@ -74,7 +75,7 @@ def test_tenants_in_one_row_get_what_plain_peft_computes_for_each_datum(
         assert largest_difference(dict(ours.linears), theirs) < 1e-5
 
 
-def test_a_tenant_of_nans_leaves_its_mates_bitwise_unchanged(engine: TrainerEngine) -> None:
+def test_a_tenant_of_nans_leaves_its_mates_bitwise_unchanged(engine: LocalTrainerEngine) -> None:
     names = ("first", "sick", "last")
     for rank, name in enumerate(names, 2):
         add_run(engine, name, rank)
@@ -89,13 +90,13 @@ def test_a_tenant_of_nans_leaves_its_mates_bitwise_unchanged(engine: TrainerEngi
     assert not engine.run("sick").gradient.any()
     for index in (0, 2):
         before, after = healthy[index], beside[index]
-        assert isinstance(before, Outcome)
-        assert isinstance(after, Outcome)
-        assert all(torch.equal(one, other) for one, other in zip(before.logprobs, after.logprobs, strict=True))
+        assert isinstance(before, PassResult)
+        assert isinstance(after, PassResult)
+        assert torch.equal(all_logprobs(before), all_logprobs(after))
         assert torch.equal(engine.run(names[index]).gradient, gradients[names[index]])
 
 
-def test_padding_reaches_nobody(engine: TrainerEngine) -> None:
+def test_padding_reaches_nobody(engine: LocalTrainerEngine) -> None:
     """A longer sequence in the same row changes how far the others are padded, and nothing else."""
     short, other, longer = random_tokens(engine.base, (6, 9, 50))
     expected = packed(engine.base, [short])[0]
@@ -106,15 +107,15 @@ def test_padding_reaches_nobody(engine: TrainerEngine) -> None:
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "gspo"])
-def test_a_group_with_one_prompt_gets_what_its_members_get_alone(engine: TrainerEngine, loss: str) -> None:
+def test_a_group_with_one_prompt_gets_what_its_members_get_alone(engine: LocalTrainerEngine, loss: str) -> None:
     add_run(engine, "run", 4)
     data = group(loss, 70, (4, 7, 1, 5), seed=1)
-    together = engine.run_alone(work("run", data, loss))
+    together = run_alone(engine, work("run", data, loss))
     gradient = engine.run("run").gradient.clone()
     engine.run("run").gradient.zero_()
-    alone = [engine.run_alone(work("run", [item], loss)) for item in data]
-    for one, other in zip(together.logprobs, alone, strict=True):
-        torch.testing.assert_close(one, other.logprobs[0], rtol=1e-6, atol=2e-6)
+    alone = [run_alone(engine, work("run", [item], loss)) for item in data]
+    for one, other in zip(logprobs_of(together), alone, strict=True):
+        torch.testing.assert_close(one, logprobs_of(other)[0], rtol=1e-6, atol=2e-6)
     assert float((engine.run("run").gradient - gradient).norm() / gradient.norm()) < 5e-6
 
 
@@ -130,9 +131,9 @@ def test_on_a_cpu_a_job_has_the_same_bits_in_any_company(tmp_path: Path) -> None
 
 def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap itself: the layers as transformers has them take a packed row for one sequence."""
-    monkeypatch.setattr("services.trainer.engine.local.keep_sequences_apart", lambda _: None)
-    mixing = TrainerEngine(load(FAMILY)).base
-    keeping = TrainerEngine(load("qwen3")).base
+    monkeypatch.setattr("services.trainer.engine.packed_rows.keep_sequences_apart", lambda _: None)
+    mixing = LocalTrainerEngine(load(FAMILY)).base
+    keeping = LocalTrainerEngine(load("qwen3")).base
     for base, differs in ((mixing, True), (keeping, False)):
         first, other, second = random_tokens(base, (6, 6, 9))
         assert torch.equal(packed(base, [first, second])[1], packed(base, [other, second])[1]) != differs
@@ -141,9 +142,9 @@ def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pyte
 def test_recomputed_activations_change_no_bit(load: Load) -> None:
     gradients = []
     for recompute_above in (8192, 1):
-        engine = TrainerEngine(load(FAMILY), recompute_above=recompute_above)
+        engine = LocalTrainerEngine(load(FAMILY), recompute_above=recompute_above)
         add_run(engine, "run", 4)
-        engine.run_alone(work("run", random_data("cross_entropy", LENGTHS)))
+        run_alone(engine, work("run", random_data("cross_entropy", LENGTHS)))
         gradients.append(engine.run("run").gradient)
     assert torch.equal(*gradients)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from services.core.errors import InvalidArgumentError
 from services.core.losses import LOSSES
-from services.trainer.engine.losses import Loss, resolve_loss
+from services.trainer.engine.losses import Loss, LossSegment
 
 P = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])
 Q = torch.tensor([-1.5, -2.0, -0.1, -1.0, -1.1])
@@ -22,12 +22,17 @@ POLICY = {"logprobs": Q, "advantages": A, "mask": ONES, "sequence_ratio_mask": O
 CLIPPING = ("ppo", "cispo", "gspo")
 
 
+def resolve_loss(name: str, config: Mapping[str, float]) -> Loss:
+    """The loss as a request with this configuration gets it."""
+    return Loss(LOSSES[name], LOSSES[name].options(config))
+
+
 def gradient(loss: Loss, inputs: Mapping[str, Tensor], logprobs: Tensor = P) -> Tensor:
-    return loss.gradient(loss.pieces(logprobs, inputs, [len(logprobs)]))
+    return loss.gradient(loss.segments(logprobs, inputs, [len(logprobs)]))
 
 
 def metrics(loss: Loss, inputs: Mapping[str, Tensor], logprobs: Tensor = P) -> dict[str, float]:
-    return loss.metrics(loss.pieces(logprobs, inputs, [len(logprobs)]))
+    return loss.metrics(loss.segments(logprobs, inputs, [len(logprobs)]))
 
 
 def test_both_tables_name_the_same_losses() -> None:
@@ -35,7 +40,7 @@ def test_both_tables_name_the_same_losses() -> None:
         loss = resolve_loss(name, {})
         assert loss.config == spec.config
         inputs = {key: torch.ones(3) for key in (*spec.required, *spec.optional) if key != "target_tokens"}
-        assert loss.elements((-torch.ones(3), inputs)).shape == (3,)
+        assert loss.elements(LossSegment(-torch.ones(3), inputs)).shape == (3,)
 
 
 def test_cross_entropy_is_minus_weighted_logprobs() -> None:
@@ -141,7 +146,7 @@ def test_gspo_takes_its_ratio_from_its_mask_and_each_datum_for_itself() -> None:
     ratio = math.exp((0.5 - 0.4 + 0.1) / 3)
     torch.testing.assert_close(gradient(loss, masked), -ratio * A)
     two = {name: torch.cat([values, POLICY[name]]) for name, values in masked.items()}
-    both = loss.gradient(loss.pieces(torch.cat([P, P]), two, [5, 5]))
+    both = loss.gradient(loss.segments(torch.cat([P, P]), two, [5, 5]))
     assert torch.equal(both, torch.cat([gradient(loss, masked), gradient(loss, POLICY)]))
     nowhere = {**POLICY, "sequence_ratio_mask": torch.zeros(5)}
     assert torch.equal(gradient(loss, nowhere), -A)

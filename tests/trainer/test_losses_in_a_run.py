@@ -12,8 +12,9 @@ from torch import Tensor
 
 from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.engine.run_state import RunState
+from testing.passes import logprobs_of, run_alone
 from testing.training_data import ADAM, datum, random_data, work
 from tinker_proto.v1 import data_pb2
 
@@ -22,10 +23,10 @@ POLICY_LOSSES = sorted(set(LOSSES) - {"cross_entropy"})
 
 
 @pytest.fixture
-def run(engine: TrainerEngine) -> RunState:
+def run(engine: LocalTrainerEngine) -> RunState:
     """A run that has taken a step, so that every part of its adapter has a gradient."""
     state = engine.create_run("run", AdapterConfig(4, seed=0))
-    engine.run_alone(work("run", random_data("cross_entropy", (8, 5))))
+    run_alone(engine, work("run", random_data("cross_entropy", (8, 5))))
     engine.optim_step("run", ADAM)
     return state
 
@@ -42,21 +43,21 @@ def policy_data(behaviour: Sequence[Tensor], advantages: Sequence[Sequence[float
     ]
 
 
-def current_logprobs(engine: TrainerEngine) -> list[Tensor]:
+def current_logprobs(engine: LocalTrainerEngine) -> list[Tensor]:
     data = [datum(tokens, targets) for tokens, targets in tokens_and_targets()]
-    return engine.run_alone(work("run", data, backward=False)).logprobs
+    return logprobs_of(run_alone(engine, work("run", data, backward=False)))
 
 
-def gradient_of(engine: TrainerEngine, data: list[data_pb2.Datum], loss: str) -> Tensor:
+def gradient_of(engine: LocalTrainerEngine, data: list[data_pb2.Datum], loss: str) -> Tensor:
     state = engine.run("run")
     state.gradient.zero_()
-    engine.run_alone(work("run", data, loss))
+    run_alone(engine, work("run", data, loss))
     return state.gradient.clone()
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_on_policy_every_loss_has_the_gradient_of_weighted_cross_entropy(
-    engine: TrainerEngine, run: RunState, loss: str
+    engine: LocalTrainerEngine, run: RunState, loss: str
 ) -> None:
     random = np.random.default_rng(5)
     advantages = [random.normal(size=n).tolist() for n in LENGTHS]
@@ -70,14 +71,14 @@ def test_on_policy_every_loss_has_the_gradient_of_weighted_cross_entropy(
 @pytest.mark.parametrize("loss", ["ppo", "gspo"])
 @pytest.mark.parametrize(("shift", "advantage"), [(-1.0, 2.0), (1.0, -2.0)], ids=["above", "below"])
 def test_a_step_in_which_everything_is_clipped_changes_nothing(
-    engine: TrainerEngine, run: RunState, loss: str, shift: float, advantage: float
+    engine: LocalTrainerEngine, run: RunState, loss: str, shift: float, advantage: float
 ) -> None:
     """With fresh moments: an optimizer that has momentum moves on by itself."""
     run.reset_optimizer()
     behaviour = [logprobs + shift for logprobs in current_logprobs(engine)]
     data = policy_data(behaviour, [[advantage] * n for n in LENGTHS])
     before = run.weights.flat.clone()
-    outcome = engine.run_alone(work("run", data, loss))
+    outcome = run_alone(engine, work("run", data, loss))
     side = "high" if advantage > 0 else "low"
     assert outcome.metrics[f"clip_{side}_fraction:mean"] == 1
     assert not run.gradient.any()
@@ -86,7 +87,9 @@ def test_a_step_in_which_everything_is_clipped_changes_nothing(
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_sparse_weights_have_the_gradient_of_the_same_dense_ones(engine: TrainerEngine, run: RunState, k: int) -> None:
+def test_sparse_weights_have_the_gradient_of_the_same_dense_ones(
+    engine: LocalTrainerEngine, run: RunState, k: int
+) -> None:
     random = np.random.default_rng(k)
     dense_data, sparse_data = [], []
     for n in LENGTHS:

@@ -18,9 +18,11 @@ from services.model import rowwise
 from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel, load_base_model
 from services.trainer.engine.isolation import run_isolated
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import JobUnderWay, Outcome, Work
+from services.trainer.engine.job_under_way import JobUnderWay
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.engine.rows import divide, fill_rows
+from services.trainer.values import PassJob, PassResult
+from testing.passes import all_logprobs, run_alone
 from testing.rows import perturbed_adapter
 from testing.tiny_models import save_model
 from testing.training_data import ADAM, random_data, work
@@ -58,16 +60,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def crowd(base: BaseModel, row_tokens: int | None = None) -> TrainerEngine:
+def crowd(base: BaseModel, row_tokens: int | None = None) -> LocalTrainerEngine:
     """Five runs of different ranks and targets, none of them fresh."""
-    engine = TrainerEngine(base, row_tokens=row_tokens)
+    engine = LocalTrainerEngine(base, row_tokens=row_tokens)
     for index, rank in enumerate((1, 3, 8, 16, 64)):
         config = AdapterConfig(rank, seed=index, train_unembed=index != 2, train_mlp=index != 3)
         engine.create_run(f"r{index}", config).weights.flat.copy_(perturbed_adapter(base, config).flat)
     return engine
 
 
-def random_mix(seed: int) -> list[Work]:
+def random_mix(seed: int) -> list[PassJob]:
     """Jobs of two to five runs: groups with one prompt or data of any lengths, one or three targets a position."""
     draw = random.Random(seed)
     mix = []
@@ -82,7 +84,7 @@ def random_mix(seed: int) -> list[Work]:
     return mix
 
 
-def assert_alone_as_together(engine: TrainerEngine, mix: Sequence[Work]) -> None:
+def assert_alone_as_together(engine: LocalTrainerEngine, mix: Sequence[PassJob]) -> None:
     """Logprobs, metrics, gradients, and weights after a step."""
     before = [engine.run(job.training_run_id).buffer.clone() for job in mix]
     together = run_isolated(engine, mix)
@@ -94,11 +96,11 @@ def assert_alone_as_together(engine: TrainerEngine, mix: Sequence[Work]) -> None
         run.buffer.copy_(buffer)
         run.step = 0
     for job, outcome, buffer in zip(mix, together, states, strict=True):
-        assert isinstance(outcome, Outcome)
-        alone = engine.run_alone(job)
+        assert isinstance(outcome, PassResult)
+        alone = run_alone(engine, job)
         engine.optim_step(job.training_run_id, ADAM)
         assert alone.metrics == outcome.metrics
-        assert all(torch.equal(one, other) for one, other in zip(alone.logprobs, outcome.logprobs, strict=True))
+        assert torch.equal(all_logprobs(alone), all_logprobs(outcome))
         assert torch.equal(engine.run(job.training_run_id).buffer, buffer)
         engine.run(job.training_run_id).step = 0
 
@@ -140,20 +142,20 @@ def test_jobs_that_need_several_rows(load: Callable[..., BaseModel]) -> None:
 def test_a_pass_that_fails_and_is_done_again(load: Callable[..., BaseModel]) -> None:
     mix = random_mix(3)
     engine = crowd(load())
-    expected = [engine.run_alone(job) for job in mix]
+    expected = [run_alone(engine, job) for job in mix]
     gradients = [engine.run(job.training_run_id).gradient for job in mix]
     again = crowd(load())
     outcomes = run_isolated(again, [*mix, work("nobody", random_data("cross_entropy", (3,)))])
     for outcome, alone, gradient, job in zip(outcomes[:-1], expected, gradients, mix, strict=True):
-        assert isinstance(outcome, Outcome)
-        assert all(torch.equal(one, other) for one, other in zip(alone.logprobs, outcome.logprobs, strict=True))
+        assert isinstance(outcome, PassResult)
+        assert torch.equal(all_logprobs(alone), all_logprobs(outcome))
         assert torch.equal(again.run(job.training_run_id).gradient, gradient)
 
 
 def test_out_of_memory_makes_passes_smaller_and_recomputes_activations(load: Callable[..., BaseModel]) -> None:
     mix = random_mix(5)
     engine = crowd(load())
-    expected = [engine.run_alone(job) for job in mix]
+    expected = [run_alone(engine, job) for job in mix]
     gradients = [engine.run(job.training_run_id).gradient for job in mix]
     scarce = crowd(load())
 
@@ -163,7 +165,7 @@ def test_out_of_memory_makes_passes_smaller_and_recomputes_activations(load: Cal
 
     scarce.base.trunk.register_forward_pre_hook(check, with_kwargs=True)
     for outcome, alone, gradient, job in zip(run_isolated(scarce, mix), expected, gradients, mix, strict=True):
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, PassResult)
         assert outcome.metrics == alone.metrics
         assert torch.equal(scarce.run(job.training_run_id).gradient, gradient)
 
@@ -191,4 +193,4 @@ def test_a_product_that_only_looks_row_wise_is_found_out(
         return lambda rows: product(rows) if len(rows) > 4 else product(rows).mul(1 + 1e-6)
 
     monkeypatch.setattr(rowwise, "pack", pretends)
-    assert not TrainerEngine(load()).share_rows
+    assert not LocalTrainerEngine(load()).share_rows

@@ -12,9 +12,11 @@ from services.core.chunks import content_ids
 from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
-from services.trainer.engine.batch import Batch, read_example
-from services.trainer.engine.local import TrainerEngine
+from services.trainer.convert import read_example
+from services.trainer.engine.batch import Batch
+from services.trainer.engine.local import LocalTrainerEngine
 from services.trainer.engine.prefix_sharing import Extent, Group, find_groups, share
+from testing.passes import all_logprobs, logprobs_of, run_alone
 from testing.training_data import datum, group, random_data, work
 from tests.trainer.memory import small_memory
 from tinker_proto.v1 import data_pb2
@@ -60,7 +62,7 @@ def test_the_prompt_is_laid_out_once_and_its_head_rows_are_shared() -> None:
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("backward", [True, False])
 def test_no_number_changes(load: Callable[..., BaseModel], loss: str, backward: bool) -> None:
-    engine = TrainerEngine(load())
+    engine = LocalTrainerEngine(load())
     for index in range(2):
         engine.create_run(f"r{index}", AdapterConfig(4 + index, seed=index)).weights.flat.add_(0.02)
     data = group(loss, 20, (4, 7, 1, 5), seed=1) + random_data(loss, (6,), seed=3) + group(loss, 12, (3, 3), seed=2)
@@ -72,10 +74,10 @@ def test_no_number_changes(load: Callable[..., BaseModel], loss: str, backward: 
         state = engine.run(f"r{index}")
         state.gradient.zero_()
         singly = [
-            engine.run_alone(work(f"r{index}", [item], loss, backward=backward)) for item in (data, data[2:])[index]
+            run_alone(engine, work(f"r{index}", [item], loss, backward=backward)) for item in (data, data[2:])[index]
         ]
-        for got, alone in zip(outcomes[index].logprobs, singly, strict=True):
-            torch.testing.assert_close(got, alone.logprobs[0], rtol=1e-6, atol=2e-6)
+        for got, alone in zip(logprobs_of(outcomes[index]), singly, strict=True):
+            torch.testing.assert_close(got, logprobs_of(alone)[0], rtol=1e-6, atol=2e-6)
         if backward:
             assert float((state.gradient - gradients[index]).norm() / gradients[index].norm()) < 2e-6
         assert job.backward == backward
@@ -84,11 +86,11 @@ def test_no_number_changes(load: Callable[..., BaseModel], loss: str, backward: 
 def test_recomputed_activations_change_no_bit(load: Callable[..., BaseModel]) -> None:
     results = []
     for recompute_above in (8192, 1):
-        engine = TrainerEngine(load(), recompute_above=recompute_above)
+        engine = LocalTrainerEngine(load(), recompute_above=recompute_above)
         state = engine.create_run("run", AdapterConfig(4, seed=0))
         state.weights.flat.add_(0.02)
-        outcome = engine.run_alone(work("run", random_data("cross_entropy", (30, 12))))
-        results.append((state.gradient, torch.cat(outcome.logprobs)))
+        outcome = run_alone(engine, work("run", random_data("cross_entropy", (30, 12))))
+        results.append((state.gradient, all_logprobs(outcome)))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 
@@ -109,11 +111,11 @@ def conversation(turns: int, length: int) -> list[data_pb2.Datum]:
 def test_rows_are_no_longer_than_their_limit_whatever_is_shared(
     load: Callable[..., BaseModel], data: list[data_pb2.Datum], most_rows: int, may_share: bool
 ) -> None:
-    engine = TrainerEngine(load(), row_tokens=110)
+    engine = LocalTrainerEngine(load(), row_tokens=110)
     engine.share_prefixes = may_share
     engine.create_run("run", AdapterConfig(4, seed=0))
     with small_memory(engine, 110) as rows:
-        engine.run_alone(work("run", data))
+        run_alone(engine, work("run", data))
     whole = sum(len(item.model_input.chunks[0].encoded_text.tokens) for item in data)
     assert sum(rows) == whole or (may_share and sum(rows) < 0.8 * whole)
     assert len(rows) < most_rows, "and are filled"

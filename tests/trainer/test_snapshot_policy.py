@@ -13,7 +13,7 @@ SAVED = Progress(4, changes=1)
 def after(*kinds: str, changed: bool = True) -> Progress:
     now = SAVED
     for kind in kinds:
-        now = now.after(now.seq_id + 1, kind, changed=changed)
+        now = now.after(now.seq_id + 1, changed=changed, stepped=changed and kind == "optim_step")
     return now
 
 

@@ -18,11 +18,11 @@ from tinker_proto.v1 import data_pb2
 _INTEGER_INPUTS = frozenset({"target_tokens"})
 
 
-def check_loss(loss_fn: str, config: Mapping[str, float]) -> LossSpec:
-    """Refuses an unknown loss function and unknown or non-finite options; returns the loss's table row."""
-    spec = LOSSES.get(loss_fn)
+def check_loss(loss_fn: str, config: Mapping[str, float], limits: job_pb2.WorkerStatus) -> LossSpec:
+    """Refuses a loss function that the trainers do not announce, and unknown or non-finite options; returns its row."""
+    spec = LOSSES.get(loss_fn) if loss_fn in limits.loss_fns else None
     if spec is None:
-        rule = f"one of {', '.join(sorted(LOSSES))}"
+        rule = f"one of {', '.join(sorted(LOSSES.keys() & set(limits.loss_fns)))}"
         raise InvalidArgumentError.must_be("loss_fn", rule, quoted(loss_fn), reason="UNKNOWN_LOSS")
     spec.options(config)
     return spec

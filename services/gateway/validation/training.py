@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from services.core.errors import InvalidArgumentError, quoted
 from services.core.linears import ADAPTABLE_LINEARS
 from services.gateway.validation.data import check_data, check_loss
@@ -33,7 +35,7 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
     """Refuses a request that its run could not carry out, by the path of the field at fault."""
     match request:
         case training_pb2.ForwardBackwardRequest() | training_pb2.ForwardRequest():
-            spec = check_loss(request.loss_fn, request.loss_fn_config)
+            spec = check_loss(request.loss_fn, request.loss_fn_config, limits)
             check_data(request.data, spec, limits)
         case training_pb2.OptimStepRequest():
             check_adam_params(request.adam_params)
@@ -46,6 +48,8 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
             _check_labels(request)
         case training_pb2.LoadStateRequest():
             training_path("path", request.path)
+        case _:
+            assert_never(request)
 
 
 def _check_labels(request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest) -> None:
@@ -57,11 +61,11 @@ def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerSta
     """Refuses a completed config with a rank or alpha out of range, unknown targets, or nothing to adapt."""
     check_range("lora_config.rank", config.rank, 1, limits.max_lora_rank)
     check_range("lora_config.alpha", config.alpha, 1, MAX_LORA_ALPHA)
-    targets = list(config.target_modules)
+    targets, adaptable = list(config.target_modules), list(limits.target_modules) or ADAPTABLE_LINEARS
     for i, name in enumerate(targets):
         field = f"lora_config.target_modules[{i}]"
-        if name not in ADAPTABLE_LINEARS:
-            raise InvalidArgumentError.must_be(field, f"one of {', '.join(ADAPTABLE_LINEARS)}", quoted(name))
+        if name not in adaptable:
+            raise InvalidArgumentError.must_be(field, f"one of {', '.join(adaptable)}", quoted(name))
         if name in targets[:i]:
             raise InvalidArgumentError.must_be(field, "different from the entries before it", quoted(name))
     for name in ("train_mlp", "train_attn", "train_unembed"):

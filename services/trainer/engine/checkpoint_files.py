@@ -54,7 +54,7 @@ def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
     """
     manifest = Manifest.read(directory)
     if manifest.kind != "training":
-        raise InvalidArgumentError.at("path", f"is a {manifest.kind} checkpoint; allowed are training checkpoints")
+        raise InvalidArgumentError.at("path", f"must be a training checkpoint (got a {manifest.kind} checkpoint)")
     weights = read_adapter(directory, base)
     if manifest.adapter.shape(base.family) != weights.config.shape(base.family):
         raise DataLossError(f"{directory}: checkpoint.json and adapter_config.json describe different adapters")

@@ -1,56 +1,69 @@
-"""Jobs of many tenants in one pass, so that whatever one of them does wrong stays with it.
+"""Jobs of many tenants in one pass: what is wrong with one job is that job's error alone.
 
 A job whose numbers are not finite fails on its own inside the pass. If the pass as a whole fails, nothing of it has
 been committed: its jobs are carried out again one by one, and only the culprit fails. If memory runs out, first fewer
-jobs share a pass, then a job's activations are recomputed, then its rows get shorter; one that does not fit alone is
-refused.
+jobs share a pass, then a job's activations are recomputed, then its rows get shorter; a job that does not fit alone
+fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 import torch
 
-from services.core.errors import ResourceExhaustedError
+from services.core.errors import PlatformError, ResourceExhaustedError
 from services.model.device import is_out_of_memory
-from services.trainer.engine.local import TrainerEngine
-from services.trainer.engine.pass_job import Outcome, Work
+from services.trainer.values import PassJob, PassResult
 
 _log = structlog.get_logger(__name__)
 
 
-def run_isolated(engine: TrainerEngine, work: Sequence[Work]) -> list[Outcome | Exception]:
+class Passes(Protocol):
+    """Runs passes that succeed or fail as a whole."""
+
+    row_tokens: int
+    """Most tokens of a packed row; lowered for good when a job fits in shorter rows only."""
+
+    recompute_above: int
+    """Rows with more tokens recompute their activations."""
+
+    def run_pass(self, jobs: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
+        """One pass, with rows of `row_tokens` if that is given; raises what is wrong with the pass as a whole."""
+
+
+def run_isolated(engine: Passes, jobs: Sequence[PassJob]) -> list[PassResult | Exception]:
     """Carries out jobs together; in the place of one that fails stands its error, and it has changed nothing."""
     try:
-        return [*engine.run_pass(work)]
+        return [*engine.run_pass(jobs)]
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        if len(work) == 1 and not out_of_memory:
+        if len(jobs) == 1 and not out_of_memory:
             return [error]
-        _log.warning("pass failed, its jobs run in smaller ones", jobs=len(work), exc_info=error)
+        _log.warning("pass failed, its jobs run in smaller ones", jobs=len(jobs), exc_info=error)
     # Out of the except clause, whose error would keep the failed pass's tensors alive.
     if not out_of_memory:
-        return [outcome for item in work for outcome in run_isolated(engine, [item])]
+        return [result for job in jobs for result in run_isolated(engine, [job])]
     torch.cuda.empty_cache()
-    if len(work) == 1:
-        return [_in_less_memory(engine, work[0])]
-    middle = len(work) // 2
-    return run_isolated(engine, work[:middle]) + run_isolated(engine, work[middle:])
+    if len(jobs) == 1:
+        return [_in_less_memory(engine, jobs[0])]
+    middle = len(jobs) // 2
+    return run_isolated(engine, jobs[:middle]) + run_isolated(engine, jobs[middle:])
 
 
-def _in_less_memory(engine: TrainerEngine, item: Work) -> Outcome | Exception:
+def _in_less_memory(engine: Passes, job: PassJob) -> PassResult | Exception:
     """One job that recomputes its activations; if that is not enough, with half the tokens a row until it fits.
 
     The former changes no bit. The latter adds up in another order from then on, and ends where a row is one example.
     """
-    longest = max(len(example.tokens) for example in item.examples)
-    row_tokens = shorter = min(engine.row_tokens, sum(len(example.tokens) for example in item.examples))
+    longest = max(len(example.tokens) for example in job.examples)
+    row_tokens = shorter = min(engine.row_tokens, sum(len(example.tokens) for example in job.examples))
     engine.recompute_above = min(engine.recompute_above, longest - 1)
     while True:
         try:
-            (outcome,) = engine.run_pass([item], row_tokens=shorter)
+            (result,) = engine.run_pass([job], row_tokens=shorter)
         except Exception as error:
             if not is_out_of_memory(error):
                 return error
@@ -58,7 +71,7 @@ def _in_less_memory(engine: TrainerEngine, item: Work) -> Outcome | Exception:
             if shorter < row_tokens:
                 engine.row_tokens = shorter
                 _log.warning("out of memory, shorter rows from now on", row_tokens=shorter)
-            return outcome
+            return result
         torch.cuda.empty_cache()
         if shorter <= longest:
             break

@@ -1,4 +1,4 @@
-"""The engine: training runs on one base model, on one device. Torch only; called from one thread.
+"""The engine of one process and one device: training runs on one base model, and passes over them.
 
 A pass takes jobs of one or several runs, lays their examples end to end in packed rows, and sends each row through the
 model once. A job's gradient grows in a scratch buffer of its own and is added to its run's when the whole pass has
@@ -9,25 +9,27 @@ bits whatever else is in the pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-
-import torch
-from torch import Tensor
+from pathlib import Path
 
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
+from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
+from services.model.adapter_import import import_adapter
 from services.model.adapters import init_adapter
-from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
-from services.model.linear_attention import keep_sequences_apart
-from services.model.logprobs import logprobs_and_gradient
-from services.model.lora import Segment, install_lora
-from services.model.recompute import Recompute
-from services.trainer.engine.batch import Batch
-from services.trainer.engine.optimizer import AdamParams, adamw_step
-from services.trainer.engine.pass_job import JobUnderWay, Outcome, Work
-from services.trainer.engine.rows import Part, divide, fill_rows
+from services.model.device import is_out_of_memory, memory_pressure
+from services.model.manifest import Manifest
+from services.trainer.engine.checkpoint_files import read_training_checkpoint
+from services.trainer.engine.export import LocalRunExport
+from services.trainer.engine.interface import EngineInfo, RunExport
+from services.trainer.engine.isolation import run_isolated
+from services.trainer.engine.job_under_way import JobUnderWay
+from services.trainer.engine.optimizer import adamw_step
+from services.trainer.engine.packed_rows import PackedRows
+from services.trainer.engine.rows import divide, fill_rows
 from services.trainer.engine.run_state import RunState
+from services.trainer.engine.snapshot_files import read_snapshot
+from services.trainer.values import AdamParams, PassJob, PassResult
 
 ROW_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Most tokens of a packed row. On a CPU longer rows gain nothing: their activations no longer fit its caches."""
@@ -35,8 +37,8 @@ ROW_TOKENS = {"cpu": 1024, "cuda": 8192}
 RECOMPUTE_ABOVE = 8192
 
 
-class TrainerEngine:
-    """The runs of one process and the passes over them."""
+class LocalTrainerEngine:
+    """Implements TrainerEngine; its docstrings are there. `run` hands out a run's tensors to whoever inspects them."""
 
     def __init__(
         self, base: BaseModel, *, row_tokens: int | None = None, recompute_above: int = RECOMPUTE_ABOVE
@@ -51,28 +53,40 @@ class TrainerEngine:
         self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
         self.recompute_above = recompute_above
         self.share_prefixes = True
-        self._lora = install_lora(base)
-        # Models with linear attention gate their other layers by a sigmoid, whose bits depend on an element's place.
-        keeps_bits = self._lora.rowwise and not base.has_linear_attention
-        self.share_rows = keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
-        self._recompute = Recompute(base)
+        self._rows = PackedRows(base)
+        self.share_rows = self._rows.keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
         self._runs: dict[str, RunState] = {}
-        base.module.set_attn_implementation(PACKED_ATTENTION)
-        keep_sequences_apart(base)
+        self.info = EngineInfo(
+            base_model=base.name,
+            max_context_length=base.max_context_length,
+            vocab_size=base.vocab_size,
+            tokenizer_files=base.tokenizer_files,
+            loss_fns=frozenset(LOSSES),
+            target_modules=base.family.last_names(),
+            pass_tokens=self.row_tokens,
+        )
 
     def run(self, training_run_id: str) -> RunState:
-        """The state of a run.
-
-        Raises:
-            NotFoundError: the run is not here.
-        """
+        """See TrainerEngine."""
         if training_run_id not in self._runs:
             raise NotFoundError(f"this trainer does not hold training run {training_run_id}")
         return self._runs[training_run_id]
 
     def create_run(self, training_run_id: str, config: AdapterConfig) -> RunState:
-        """Adds a run with a fresh adapter."""
+        """See TrainerEngine."""
         return self.add_run(training_run_id, RunState(init_adapter(self.base, config)))
+
+    def open_run(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> RunState:
+        """See TrainerEngine."""
+        state = read_training_checkpoint(checkpoint, self.base)
+        if not restore_optimizer:
+            state.reset_optimizer()
+        return self.add_run(training_run_id, state)
+
+    def import_run(self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool) -> RunState:
+        """See TrainerEngine."""
+        adapter = import_adapter(config, weights, self.base, rename_base_model=rename_base_model)
+        return self.add_run(training_run_id, RunState(adapter))
 
     def add_run(self, training_run_id: str, state: RunState) -> RunState:
         """Adds a run with a state of its own.
@@ -85,104 +99,74 @@ class TrainerEngine:
         self._runs[training_run_id] = state
         return state
 
-    def drop_run(self, training_run_id: str) -> None:
-        """Forgets a run and frees its memory; nothing happens if it is not here."""
-        self._runs.pop(training_run_id, None)
-
-    def load(self, training_run_id: str, source: RunState, *, restore_optimizer: bool) -> None:
-        """Puts another state into a run.
-
-        Raises:
-            InvalidArgumentError: its adapter has another rank, alpha, scaling or target modules than the run's.
-        """
+    def load(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> None:
+        """See TrainerEngine."""
         run = self.run(training_run_id)
-        shapes = run.config.shape(self.base.family), source.config.shape(self.base.family)
-        for (name, ours), theirs in zip(shapes[0].items(), shapes[1].values(), strict=True):
-            if theirs != ours:
-                raise InvalidArgumentError.at("path", f"the checkpoint's {name} is {theirs}; the run's is {ours}")
+        source = read_training_checkpoint(checkpoint, self.base)
+        theirs = source.config.shape(self.base.family)
+        for name, ours in run.config.shape(self.base.family).items():
+            if theirs[name] != ours:
+                rule = f"a checkpoint with the run's {name}, {ours}"
+                raise InvalidArgumentError.must_be("path", rule, str(theirs[name]))
         run.load(source, restore_optimizer=restore_optimizer)
 
-    def optim_step(self, training_run_id: str, params: AdamParams) -> float:
-        """One AdamW step of a run; see `adamw_step`."""
-        return adamw_step(self.run(training_run_id), params)
+    def drop_run(self, training_run_id: str) -> None:
+        """See TrainerEngine."""
+        self._runs.pop(training_run_id, None)
 
-    def run_alone(self, work: Work) -> Outcome:
-        """A pass of one job; raises what the job fails with."""
-        (outcome,) = self.run_pass([work])
-        if isinstance(outcome, PlatformError):
-            raise outcome
-        return outcome
+    def run_jobs(self, jobs: Sequence[PassJob]) -> list[PassResult | Exception]:
+        """See TrainerEngine."""
+        return run_isolated(self, jobs)
 
-    def run_pass(self, work: Sequence[Work], *, row_tokens: int | None = None) -> list[Outcome | PlatformError]:
-        """Carries out jobs of any runs together; a job that fails has its error in its place and changes nothing.
+    def run_pass(self, jobs: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
+        """Carries out jobs in one pass; a job whose numbers are not finite has its error in its place.
 
         Rows of jobs without a gradient are apart from the others and build no graph.
 
         Args:
-            work: the jobs.
+            jobs: the jobs.
             row_tokens: in place of the engine's. It decides where a job is divided and so the order of its sums.
 
         Raises:
             Exception: anything that goes wrong with the pass as a whole; no job has changed anything.
         """
-        jobs = [JobUnderWay(item, self.run(item.training_run_id)) for item in work]
+        under_way = [JobUnderWay(job, self.run(job.training_run_id)) for job in jobs]
         limit = row_tokens or self.row_tokens
         for backward in (True, False):
-            alike = [job for job in jobs if job.work.backward == backward]
+            alike = [job for job in under_way if job.job.backward == backward]
             parts = [part for job in alike for part in divide(job, limit, may_share=self.share_prefixes)]
             for row in fill_rows(parts, limit if self.share_rows else 0):
-                self._run_row(row)
-        outcomes = [job.outcome() for job in jobs]
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, Outcome):
+                self._rows.run(row, share_prefixes=self.share_prefixes, recompute_above=self.recompute_above)
+        results = [job.result() for job in under_way]
+        for job, result in zip(under_way, results, strict=True):
+            if isinstance(result, PassResult):
                 job.commit()
-        return outcomes
+        return results
 
-    def _run_row(self, row: Sequence[Part]) -> None:
-        """One packed row through the model: trunk, head, and back where a job wants a gradient."""
-        batches = [Batch.of(part.examples, self.base.device, may_share=self.share_prefixes) for part in row]
-        ends = list(accumulate(len(batch.tokens) for batch in batches))
-        packed = PackedSequences.of(
-            [length for batch in batches for length in batch.stretches],
-            self.base.device,
-            [
-                (start + end - len(batch.tokens), length)
-                for batch, end in zip(batches, ends, strict=True)
-                for start, length in batch.prefixes
-            ],
-        )
-        self._recompute.on = ends[-1] > self.recompute_above
-        segments = [
-            Segment(end - len(batch.tokens), end, part.job.run.weights, part.job.scratch)
-            for part, batch, end in zip(row, batches, ends, strict=True)
-        ]
-        with self._lora.segments(segments), torch.set_grad_enabled(any(part.job.scratch for part in row)):
-            tokens_T = torch.cat([batch.tokens for batch in batches])
-            hidden_TD = self.base.hidden_states(tokens_T, packed.position_ids[0], sequences=packed)
-            d_hidden_TD = self._run_head(hidden_TD.detach(), row, batches)
-            if hidden_TD.requires_grad:
-                hidden_TD.backward(d_hidden_TD)  # type: ignore[no-untyped-call]
+    def optim_step(self, training_run_id: str, params: AdamParams) -> float:
+        """See TrainerEngine and `adamw_step`."""
+        return adamw_step(self.run(training_run_id), params)
 
-    def _run_head(self, hidden_TD: Tensor, row: Sequence[Part], batches: Sequence[Batch]) -> Tensor:
-        """Gives each job the log-probabilities of its part; returns dL/dhidden, zero for a job without a gradient."""
-        by_part = torch.split_with_sizes(hidden_TD, [len(batch.tokens) for batch in batches])
-        hidden = [
-            hidden_PD[batch.shared.hidden_rows] if batch.shared else hidden_PD
-            for hidden_PD, batch in zip(by_part, batches, strict=True)
-        ]
-        heads = [
-            part.job.head(self.base, hidden_UD, batch)
-            for part, hidden_UD, batch in zip(row, hidden, batches, strict=True)
-        ]
-        logprobs, d_hidden_SD = logprobs_and_gradient(self.base, torch.cat(hidden), heads)
-        for part, batch, logprobs_UK in zip(row, batches, logprobs, strict=True):
-            part.job.take(part.examples, batch, logprobs_UK)
-        d_hidden = torch.split_with_sizes(d_hidden_SD, [len(hidden_UD) for hidden_UD in hidden])
-        return torch.cat(
-            [
-                torch.zeros_like(hidden_PD).index_add_(0, batch.shared.hidden_rows, d_hidden_UD)
-                if batch.shared
-                else d_hidden_UD
-                for hidden_PD, batch, d_hidden_UD in zip(by_part, batches, d_hidden, strict=True)
-            ]
-        )
+    def export_run(self, training_run_id: str) -> LocalRunExport:
+        """See TrainerEngine."""
+        return LocalRunExport(training_run_id, self.run(training_run_id).copied_to("cpu"), self.base)
+
+    def read_snapshot(self, directory: Path) -> LocalRunExport:
+        """See TrainerEngine."""
+        state = read_snapshot(directory, self.base)
+        return LocalRunExport(Manifest.read(directory).training_run_id, state, self.base)
+
+    def restore_run(self, training_run_id: str, export: RunExport) -> RunState:
+        """See TrainerEngine."""
+        if not isinstance(export, LocalRunExport):
+            raise TypeError(f"export: must be one of this engine's (got {type(export).__name__})")
+        self.drop_run(training_run_id)
+        return self.add_run(training_run_id, export.state.copied_to(self.base.device))
+
+    def memory_pressure(self) -> float:
+        """See TrainerEngine."""
+        return memory_pressure(self.base.device)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """See TrainerEngine."""
+        return is_out_of_memory(error)

@@ -1,4 +1,4 @@
-"""What each loss computes. services.core.losses has their names, inputs and options.
+"""The formulas of the losses. services.core.losses has their names, inputs and options.
 
 Every loss is a sum over elements, never a mean. p = logprob of the target under the current weights (the argument),
 q = `logprobs`, the behaviour policy's; A = `advantages`, w = `weights`; r = exp(p - q). The mask is multiplied into the
@@ -15,14 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.core.losses import CLIP_HIGH, CLIP_LOW, LOSSES, LossSpec
+from services.core.losses import CLIP_HIGH, CLIP_LOW, LossSpec
 from services.trainer.engine.policy_metrics import policy_metrics
 
 Inputs = Mapping[str, Tensor]
 Config = Mapping[str, float]
 
-Piece = tuple[Tensor, Inputs]
-"""Log-probabilities and inputs of one shape: one datum for a `per_sequence` loss, else any stretch of data."""
+
+@dataclass(frozen=True)
+class LossSegment:
+    """Data that a loss looks at together: one datum for a `per_sequence` loss, else any stretch of data."""
+
+    logprobs: Tensor
+    inputs: Inputs
+    """Of the shape of `logprobs`."""
 
 
 def cross_entropy(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
@@ -94,18 +100,28 @@ def _clipped_surrogate(log_ratio: Tensor, advantages: Tensor, config: Config) ->
     return -advantages * live.masked_fill(low, config[CLIP_LOW]).masked_fill(high, config[CLIP_HIGH])
 
 
-Ratio = Callable[[Tensor, Inputs], Tensor]
-Clipped = Callable[[Tensor, Tensor, Config], tuple[Tensor, Tensor]]
+@dataclass(frozen=True)
+class LossFunction:
+    """The formulas of one loss."""
 
-_FUNCTIONS: Mapping[str, tuple[Callable[[Tensor, Inputs, Config], Tensor], Ratio | None, Clipped | None]] = {
-    "cross_entropy": (cross_entropy, None, None),
-    "importance_sampling": (importance_sampling, token_log_ratio, None),
-    "ppo": (ppo, token_log_ratio, clipped_one_sided),
-    "cispo": (cispo, token_log_ratio, clipped_two_sided),
-    "dro": (dro, token_log_ratio, None),
-    "gspo": (gspo, sequence_log_ratio, clipped_one_sided),
+    elements: Callable[[Tensor, Inputs, Config], Tensor]
+    """The loss of each element."""
+
+    log_ratio: Callable[[Tensor, Inputs], Tensor] | None = None
+    """log of the ratio that a policy's loss is built on, for its metrics; None for a loss without a policy."""
+
+    clipped: Callable[[Tensor, Tensor, Config], tuple[Tensor, Tensor]] | None = None
+    """Where the ratio is clipped, low and high, for its metrics; None for a loss that does not clip."""
+
+
+_FUNCTIONS: Mapping[str, LossFunction] = {
+    "cross_entropy": LossFunction(cross_entropy),
+    "importance_sampling": LossFunction(importance_sampling, token_log_ratio),
+    "ppo": LossFunction(ppo, token_log_ratio, clipped_one_sided),
+    "cispo": LossFunction(cispo, token_log_ratio, clipped_two_sided),
+    "dro": LossFunction(dro, token_log_ratio),
+    "gspo": LossFunction(gspo, sequence_log_ratio, clipped_one_sided),
 }
-"""By name: the elements, and for a policy's loss its ratio and what clips it, for the metrics."""
 
 
 @dataclass(frozen=True)
@@ -115,41 +131,34 @@ class Loss:
     spec: LossSpec
     config: Config
 
-    def elements(self, piece: Piece) -> Tensor:
-        """The loss of each element, of the piece's shape."""
-        return _FUNCTIONS[self.spec.name][0](*piece, self.config)
+    def elements(self, segment: LossSegment) -> Tensor:
+        """The loss of each element, of the segment's shape."""
+        return _FUNCTIONS[self.spec.name].elements(segment.logprobs, segment.inputs, self.config)
 
-    def pieces(self, logprobs: Tensor, inputs: Inputs, lengths: Sequence[int]) -> list[Piece]:
+    def segments(self, logprobs: Tensor, inputs: Inputs, lengths: Sequence[int]) -> list[LossSegment]:
         """Data laid end to end, rows of `lengths`, cut as the loss needs it."""
         if not self.spec.per_sequence:
-            return [(logprobs, inputs)]
+            return [LossSegment(logprobs, inputs)]
         parts = {name: torch.split_with_sizes(values, list(lengths)) for name, values in inputs.items()}
         return [
-            (datum, {name: values[index] for name, values in parts.items()})
+            LossSegment(datum, {name: values[index] for name, values in parts.items()})
             for index, datum in enumerate(torch.split_with_sizes(logprobs, list(lengths)))
         ]
 
-    def gradient(self, pieces: Sequence[Piece]) -> Tensor:
-        """dL/dlogprobs of pieces laid end to end."""
+    def gradient(self, segments: Sequence[LossSegment]) -> Tensor:
+        """dL/dlogprobs of segments laid end to end."""
         with torch.enable_grad():
-            leaves = [logprobs.detach().requires_grad_() for logprobs, _ in pieces]
-            losses = [self.elements((leaf, piece[1])).sum() for leaf, piece in zip(leaves, pieces, strict=True)]
-            return torch.cat(torch.autograd.grad(losses, leaves))
+            leaves = [LossSegment(segment.logprobs.detach().requires_grad_(), segment.inputs) for segment in segments]
+            losses = [self.elements(leaf).sum() for leaf in leaves]
+            return torch.cat(torch.autograd.grad(losses, [leaf.logprobs for leaf in leaves]))
 
-    def metrics(self, pieces: Sequence[Piece]) -> dict[str, float]:
+    def metrics(self, segments: Sequence[LossSegment]) -> dict[str, float]:
         """Named `name:reduction`; always loss:sum."""
-        metrics = {"loss:sum": torch.stack([self.elements(piece).sum(dtype=torch.float64) for piece in pieces]).sum()}
-        _, ratio, clipped = _FUNCTIONS[self.spec.name]
-        if ratio is not None:
-            metrics |= policy_metrics(pieces, self.spec.factor, self.config, ratio, clipped)
+        losses = [self.elements(segment).sum(dtype=torch.float64) for segment in segments]
+        metrics = {"loss:sum": torch.stack(losses).sum()}
+        function = _FUNCTIONS[self.spec.name]
+        if function.log_ratio is not None:
+            pairs = [(segment.logprobs, segment.inputs) for segment in segments]
+            metrics |= policy_metrics(pairs, self.spec.factor, self.config, function.log_ratio, function.clipped)
         values: list[float] = torch.stack([value.double() for value in metrics.values()]).tolist()
         return dict(zip(metrics, values, strict=True))
-
-
-def resolve_loss(name: str, config: Config) -> Loss:
-    """The loss of a request: the options that it gives, the table's defaults for the others.
-
-    Raises:
-        InvalidArgumentError: names an option that is not allowed.
-    """
-    return Loss(LOSSES[name], LOSSES[name].options(config))

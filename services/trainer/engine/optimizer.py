@@ -7,7 +7,6 @@ Regularization", 2019) over the adapter's matrices.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,20 +14,7 @@ from torch.optim.adamw import adamw
 
 from services.core.errors import FailedPreconditionError
 from services.trainer.engine.run_state import RunState
-
-
-@dataclass(frozen=True)
-class AdamParams:
-    """Hyperparameters of one step."""
-
-    learning_rate: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    grad_clip_norm: float
-    """Largest global norm of the gradient; 0 or less turns clipping off."""
-
+from services.trainer.values import AdamParams
 
 _NORM_PIECE = 1 << 16
 _FLOAT32 = torch.finfo(torch.float32)

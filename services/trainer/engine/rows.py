@@ -1,7 +1,7 @@
-"""How jobs are divided into parts and parts laid into packed rows.
+"""The division of jobs into parts, and of parts into packed rows.
 
-Where a job is divided follows from the job alone, and a part is never divided: what a job adds up it adds up in the
-same order in any company, which makes its bits the same wherever rows are computed row by row.
+Where a job is divided follows from the job alone, and a part is never divided: a job adds up in the same order alone
+and batched, which makes its bits the same wherever rows are computed row by row.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from services.trainer.engine.batch import Example
-from services.trainer.engine.pass_job import JobUnderWay
+import torch
+
+from services.trainer.engine.job_under_way import JobUnderWay
 from services.trainer.engine.prefix_sharing import Extent
+from services.trainer.values import Example
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ def divide(job: JobUnderWay, limit: int, *, may_share: bool) -> list[Part]:
     """
     parts: list[Part] = []
     extent: Extent | None = None
-    for example in job.work.examples:
-        grown = extent.joined_by(example.tokens) if extent else None
+    for example in job.job.examples:
+        own = torch.from_numpy(example.tokens)
+        grown = extent.joined_by(own) if extent else None
         tokens = (grown.tokens if may_share else grown.whole) if grown else 0
         if grown and tokens <= limit:
             extent, parts[-1] = grown, Part(job, (*parts[-1].examples, example), tokens)
         else:
-            extent = Extent.of(example.tokens)
+            extent = Extent.of(own)
             parts.append(Part(job, (example,), extent.whole))
     return parts
 
