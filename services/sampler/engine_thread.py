@@ -15,7 +15,7 @@ from services.sampler.request import Finished, GenerationRequest, TokenDelta
 
 @dataclass(frozen=True)
 class EngineStep:
-    """What one step of an engine has brought."""
+    """The results of one step of an engine."""
 
     finished: list[Finished]
     deltas: list[TokenDelta]

@@ -62,7 +62,7 @@ class GenerationRequest:
     """For each prompt token the tokens to score in its place; the first row is never scored."""
 
     prompt_logprobs_last_n: int | None = None
-    """How many of the prompt's last tokens are scored; None for all."""
+    """Number of the prompt's last tokens that are scored; None for all."""
 
     topk_sample_logprobs: int = 0
     include_raw_logprobs: bool = False
@@ -100,10 +100,10 @@ class SampledTokens:
     logprobs: tuple[float, ...]
     stop_reason: StopReason
     topk_logprobs: tuple[TopkRow, ...] | None = None
-    """One per token; None if not asked for."""
+    """One per token; None if not requested."""
 
     raw_logprobs: tuple[float, ...] | None = None
-    """One per token, at temperature 1; None if not asked for."""
+    """One per token, at temperature 1; None if not requested."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class GenerationResult:
     sequences: tuple[SampledTokens, ...]
 
     prompt_logprobs: tuple[float, ...] | None = None
-    """One per prompt token, the first NaN; None if not asked for."""
+    """One per prompt token, the first NaN; None if not requested."""
 
     topk_prompt_logprobs: tuple[TopkRow, ...] | None = None
-    """One per prompt token, the first empty; None if not asked for."""
+    """One per prompt token, the first empty; None if not requested."""
 
     target_prompt_logprobs: tuple[tuple[float, ...], ...] | None = None
-    """In the shape of the request's tokens, NaN where nothing was scored; None if not asked for."""
+    """In the shape of the request's tokens, NaN where nothing was scored; None if not requested."""
 
     prompt_cache_hit_tokens: int = 0
     """Prompt tokens that were not computed for this request."""
@@ -139,7 +139,7 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a request ended."""
+    """The end of a request."""
 
     name: str
     outcome: GenerationResult | PlatformError

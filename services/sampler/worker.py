@@ -1,9 +1,9 @@
 """The sampler's asyncio side: takes jobs while there are free slots, steps the engine, reports results.
 
-Its loops share one engine: `_take` brings jobs in, `_keep` tells the queue that they are still being worked on and
-takes over those of samplers that died, `_step` runs the engine while it has something to do, `_listen_for_cancelled`
-drops jobs that were cancelled; the publisher and `_report` send tokens of streamed jobs and results, so that no step
-waits for Redis. A job that cannot even start is reported by name like any other failure.
+- `_take` takes jobs from the queue, `_keep` renews them there and takes over those of samplers that died.
+- `_step` steps the engine until it is idle; `_listen_for_cancelled` drops jobs that were cancelled.
+- The publisher and `_report` send streamed tokens and results, so that no step waits for Redis.
+- A job that cannot start ends with an error like any other that fails.
 """
 
 from __future__ import annotations

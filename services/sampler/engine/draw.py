@@ -22,7 +22,7 @@ _CANDIDATES = 1024
 
 @dataclass(frozen=True)
 class Draw:
-    """How one token is drawn: temperature >= 0, top_k (-1 or 0: off), top_p in (0, 1], and the key of its noise."""
+    """The parameters of one draw: temperature >= 0, top_k (-1 or 0: off), top_p in (0, 1], and the key of its noise."""
 
     temperature: float
     top_k: int
@@ -84,7 +84,7 @@ def _restrict(tempered_NV: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
 
 
 def keep_likeliest(values_NV: torch.Tensor, top_k_N: torch.Tensor, top_p_N: torch.Tensor) -> torch.Tensor:
-    """Which tokens stay, bool [N, V]: the top_k likeliest, of those the fewest whose probability reaches top_p.
+    """Mask of the kept tokens, bool [N, V]: the top_k likeliest, of those the fewest whose probability reaches top_p.
 
     `values_NV` are log-probabilities up to a constant per row, top_k in [1, V], top_p > 0. One token always stays.
     Among equally likely tokens at the border the lower ids stay, so the answer is a function of the row alone.
@@ -107,7 +107,7 @@ def keep_likeliest(values_NV: torch.Tensor, top_k_N: torch.Tensor, top_p_N: torc
 def _border(
     values_NV: torch.Tensor, top_k_N: torch.Tensor, top_p_N: torch.Tensor, candidates: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many tokens stay, the value of the last of them, and whether looking at `candidates` tokens was enough."""
+    """Number of tokens that stay, the value of the last of them, and whether `candidates` tokens were enough."""
     vocab_size = values_NV.shape[1]
     if candidates < vocab_size:
         sorted_NM = values_NV.topk(candidates).values

@@ -1,4 +1,4 @@
-"""How requests end that cannot be answered: refusals as they are, other errors as failures of the platform.
+"""Ends of requests that cannot be answered: refusals as they are, other errors as failures of the platform.
 
 Messages to clients name no internals; the log has the exception.
 """

@@ -144,7 +144,7 @@ class FlashForward:
             self._bank.ends = None
 
     def _ends(self, packed: PackedChunks, rows: int) -> Tensor | None:
-        """Where each adapter's rows end, if any row has one."""
+        """The end of each bank entry's tokens, see AdapterBank; None if no token has an adapter."""
         if all(adapter is None for adapter, _ in packed.adapters):
             return None
         return self._bank.ends_of([(self._bank.entry_of(adapter), count) for adapter, count in packed.adapters], rows)

@@ -1,4 +1,4 @@
-"""What tests and benchmarks may look at in a native engine. The sampler itself never does."""
+"""The inside of a native engine, for tests and benchmarks. The sampler itself does not use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Inspection:
     """The KV store's rows that nothing uses, as ascending ranges that do not touch."""
 
     adapter_users: Mapping[Path, int]
-    """How many requests use each loaded adapter."""
+    """Number of requests that use each loaded adapter."""
 
     preemptions: int
-    """How often a sequence has lost its slot to an older one."""
+    """Number of times that a sequence has lost its slot to an older one."""

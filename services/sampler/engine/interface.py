@@ -36,7 +36,7 @@ class EngineInfo:
     """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
 
     abilities: frozenset[Ability]
-    """What requests may need of it; requests that need something else are refused before they are queued."""
+    """Everything that requests may need of it; the gateway refuses requests that need something else."""
 
 
 class SamplerEngine(Protocol):
@@ -52,7 +52,7 @@ class SamplerEngine(Protocol):
 
     @property
     def merger(self) -> WeightMerger | None:
-        """What merges adapters into the base model; None without the ability MERGE_WEIGHTS."""
+        """The merger of adapters into the base model; None without the ability MERGE_WEIGHTS."""
 
     @property
     def idle(self) -> bool:
@@ -64,7 +64,7 @@ class SamplerEngine(Protocol):
 
     @property
     def free_sequences(self) -> int:
-        """How many more sequences could start, once those that were submitted have."""
+        """Number of sequences that could still start, once those that were submitted have."""
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; a later `step` returns its end.

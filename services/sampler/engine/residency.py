@@ -38,7 +38,7 @@ class Residency:
 
     @property
     def users(self) -> dict[Path, int]:
-        """How many users each loaded adapter has."""
+        """Number of users of each loaded adapter."""
         return {location: loaded.users for location, loaded in self._loaded.items()}
 
     def acquire(self, location: Path) -> AdapterWeights | None:

@@ -38,7 +38,7 @@ class Chunk:
 
 
 ALIGNMENT = 64
-"""Where aligned chunks may end: at multiples of this, in tokens of their sequence."""
+"""Aligned chunks end at multiples of this, in tokens of their sequence."""
 
 
 def schedule(sequences: Iterable[RunningSequence], max_tokens: int, *, aligned: bool = False) -> list[Chunk]:

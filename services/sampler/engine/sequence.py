@@ -74,7 +74,7 @@ class SequenceGroup:
     """Sequences that have lost their slot."""
 
     started: int = 0
-    """How many sequences have a slot or had one."""
+    """Number of sequences that have a slot or had one."""
 
     first_tokens: tuple[DrawnToken, ...] = ()
     """The first token of every sample, once the prompt is computed."""
@@ -156,11 +156,11 @@ class RunningSequence:
     raw_logprobs: list[float] = field(default_factory=list)
     topk_rows: list[TopkRow] = field(default_factory=list)
     reported: int = 0
-    """How many generated tokens have been in a token delta."""
+    """Number of generated tokens that were in a token delta."""
 
     stop_reason: StopReason | None = None
     cached_prefix: CachedPrefix | None = None
-    """What other requests may copy from its slot; None if nothing."""
+    """The prefix in its slot that other requests may copy; None if there is none."""
 
     @property
     def generates(self) -> bool:

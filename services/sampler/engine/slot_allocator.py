@@ -23,7 +23,7 @@ class Allocation:
 
     slot: Slot
     computed: int
-    """How many of the sequence's tokens it already holds the keys and values of."""
+    """Number of the sequence's tokens whose keys and values it holds already."""
 
 
 class SlotAllocator:

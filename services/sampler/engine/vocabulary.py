@@ -46,7 +46,7 @@ class Vocabulary:
             raise InvalidArgumentError.must_be("sampling_params.stop.strings", rule, got)
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token of a readable tokenizer stands for; an id that the tokenizer lacks (a padding row), nothing."""
+        """The bytes of a token of a readable tokenizer; empty for an id that the tokenizer lacks (a padding row)."""
         if token not in self._bytes:
             piece = self._tokenizer.convert_ids_to_tokens(token)
             kind = next(kind for kind in _PIECE_DECODERS if kind in self._kinds)
@@ -70,7 +70,7 @@ def _kinds(decoder: dict[str, Any] | None) -> set[str]:
 
 
 def _byte_level(piece: str) -> bytes:
-    """A piece with any character that stands for no byte (an added token) is literal text."""
+    """The bytes of a byte-level piece; one with a character that stands for no byte (an added token) is literal."""
     try:
         return bytes(_BYTE_OF[character] for character in piece)
     except KeyError:
