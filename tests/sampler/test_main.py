@@ -9,6 +9,7 @@ import pytest
 
 from services.core.abilities import announced
 from services.core.config import SamplerSettings
+from services.core.process import worker_server
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
 from services.sampler import main
@@ -30,7 +31,7 @@ async def test_another_engine_is_announced_with_its_abilities_and_withdrawn_at_t
     monkeypatch.setattr(main, "open_engine", open_engine)
     monkeypatch.setattr(main, "configure_logging", lambda *_: None)
     stop = asyncio.Event()
-    monkeypatch.setattr(main, "until_stopped", stop.wait)
+    monkeypatch.setattr(worker_server, "until_stopped", stop.wait)
     directory = WorkerDirectory(connection)
     serving = asyncio.create_task(main.serve(SamplerSettings(redis_url=redis_url, data_dir=data_dir), "fixed=/model"))
 
