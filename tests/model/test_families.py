@@ -26,6 +26,7 @@ from services.sampler.engine.merged_model import write_merged
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from services.trainer.engine.local import LocalTrainerEngine
+from testing.passes import all_logprobs
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.rows import perturbed_adapter, random_tokens
 from testing.tiny_models import save_model
@@ -117,10 +118,12 @@ def test_a_family_with_other_names_trains_as_plain_peft(renamed: Path) -> None:
     outcomes = engine.run_pass(jobs)
     for index, (plain, job, outcome) in enumerate(zip(plains, jobs, outcomes, strict=True)):
         optimizer = torch_adamw(plain.parameters(), ADAM)
-        logprobs = [plain.logprobs(example.tokens.tolist(), example.targets[:, 0]) for example in job.examples]
-        weights = [example.inputs["weights"][:, 0] for example in job.examples]
+        logprobs = [
+            plain.logprobs(example.tokens.tolist(), torch.from_numpy(example.targets[:, 0])) for example in job.examples
+        ]
+        weights = [torch.from_numpy(example.inputs["weights"][:, 0]) for example in job.examples]
         sum(-(own * factor).sum() for own, factor in zip(logprobs, weights, strict=True)).backward()
-        torch.testing.assert_close(torch.cat(outcome.logprobs), torch.cat(logprobs).detach(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(all_logprobs(outcome), torch.cat(logprobs).detach(), rtol=0, atol=1e-5)
         state = engine.run(f"r{index}")
         gradient = AdapterWeights(state.config, state.weights.layout, state.gradient)
         reference = {name: tuple(m.grad for m in plain.matrices(name)) for name in gradient.linears}
