@@ -83,7 +83,7 @@ class RestClient:
             APIStatusError: raised by the future: NotFoundError: there is no such run.
             APIConnectionError: raised by the future: the platform did not answer for `patience`.
         """
-        return self.get_training_run(TinkerPath.parse(tinker_path).training_run_id)
+        return self.get_training_run(_parsed(tinker_path).training_run_id)
 
     def list_training_runs(self, limit: int = 20, page_token: str = "") -> APIFuture[types.TrainingRunsResponse]:
         """Lists training runs, newest first.
@@ -441,4 +441,11 @@ def _page_size(limit: int) -> int:
 
 def _path(tinker_path: str) -> str:
     """Returns the path as given; ValueError if it is not a tinker path."""
-    return str(TinkerPath.parse(tinker_path))
+    return str(_parsed(tinker_path))
+
+
+def _parsed(tinker_path: str) -> TinkerPath:
+    try:
+        return TinkerPath.parse(tinker_path)
+    except ValueError as error:
+        raise ValueError(f"tinker_path: {error}") from None

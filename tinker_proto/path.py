@@ -40,7 +40,7 @@ class TinkerPath:
         check_run_id(self.training_run_id)
         check_checkpoint_name(self.name)
         if self.kind is None and self.name in tuple(CheckpointKind):
-            raise ValueError(f"tinker://{self.training_run_id}/{self.name} names no checkpoint; allowed is {_FORMS}")
+            raise _not_a_path(f"{_SCHEME}{self.training_run_id}/{self.name}")
         if self.kind is not None and self.kind not in tuple(CheckpointKind):
             raise ValueError(f"checkpoint kind: must be one of {', '.join(CheckpointKind)} (got {self.kind!r})")
 
@@ -48,13 +48,13 @@ class TinkerPath:
     def parse(cls, text: str) -> TinkerPath:
         """Reads a URI; raises ValueError with a sentence for anything but the forms above."""
         if not text.startswith(_SCHEME):
-            raise ValueError(f"{_shown(text)} is not a tinker path; allowed is {_FORMS}")
+            raise _not_a_path(text)
         match text.removeprefix(_SCHEME).split("/"):
             case [run_id, name]:
                 return cls(run_id, None, name)
             case [run_id, ("weights" | "sampler_weights") as kind, name]:
                 return cls(run_id, CheckpointKind(kind), name)
-        raise ValueError(f"{_shown(text)} is not a tinker path; allowed is {_FORMS}")
+        raise _not_a_path(text)
 
     @property
     def checkpoint_id(self) -> str:
@@ -68,18 +68,19 @@ class TinkerPath:
 def check_checkpoint_name(name: str) -> None:
     """Raises ValueError unless `name` is 1 to 200 characters of [A-Za-z0-9._-] and neither "." nor ".."."""
     if not _NAME.fullmatch(name) or name in (".", ".."):
-        raise ValueError(
-            f"checkpoint name {_shown(name)}: allowed are 1 to 200 characters of [A-Za-z0-9._-], not '.' or '..'"
-        )
+        rule = "must be a checkpoint name: 1 to 200 characters of [A-Za-z0-9._-], not '.' or '..'"
+        raise ValueError(f"{rule} (got {_shown(name)})")
 
 
 def check_run_id(training_run_id: str) -> None:
     """Raises ValueError unless `training_run_id` is 1 to 200 characters of [A-Za-z0-9._:-] and neither "." nor ".."."""
     if not _RUN_ID.fullmatch(training_run_id) or training_run_id in (".", ".."):
-        raise ValueError(
-            f"training run id {_shown(training_run_id)}: allowed are 1 to 200 characters of [A-Za-z0-9._:-], "
-            "not '.' or '..'"
-        )
+        rule = "must be a training run id: 1 to 200 characters of [A-Za-z0-9._:-], not '.' or '..'"
+        raise ValueError(f"{rule} (got {_shown(training_run_id)})")
+
+
+def _not_a_path(text: str) -> ValueError:
+    return ValueError(f"must be a tinker path, {_FORMS} (got {_shown(text)})")
 
 
 def _shown(text: str) -> str:

@@ -1,7 +1,7 @@
 """Tensor message ↔ numpy array, with the checks that both sides rely on.
 
 A `Tensor` comes from outside: nothing in it is believed before dtype, shape, byte length and sparse structure agree.
-Every refusal is a ValueError with one sentence that says what is wrong and what is allowed; the caller adds the field.
+Every refusal is a ValueError with the rule and the value; the caller adds the field.
 Values are not judged here: NaN and Inf pass through unchanged.
 """
 
@@ -38,16 +38,16 @@ def to_array(tensor: data_pb2.Tensor) -> npt.NDArray[Any]:
     """
     dtype = _WIRE_DTYPES.get(tensor.dtype)
     if dtype is None:
-        raise ValueError(f"dtype {tensor.dtype} is not a DataType; allowed are FLOAT32, INT64, INT32 and BFLOAT16")
+        raise ValueError(f"dtype must be FLOAT32, INT64, INT32 or BFLOAT16 (got {tensor.dtype})")
     shape = tuple(tensor.shape)
     if any(size < 0 for size in shape):
-        raise ValueError(f"shape {list(shape)} has a negative dimension")
+        raise ValueError(f"shape must have no negative dimension (got {list(shape)})")
     layout = tensor.WhichOneof("layout")
     if layout == "dense":
         return _decoded(_dense(tensor.dense, dtype, shape), tensor.dtype)
     if layout == "csr":
         return _decoded(_csr_to_dense(tensor.csr, dtype, shape), tensor.dtype)
-    raise ValueError("neither `dense` nor `csr` is set; exactly one must be")
+    raise ValueError("must have exactly one of `dense` and `csr` (got neither)")
 
 
 def from_array(array: npt.NDArray[Any]) -> data_pb2.Tensor:
@@ -55,7 +55,7 @@ def from_array(array: npt.NDArray[Any]) -> data_pb2.Tensor:
     native = array.dtype.newbyteorder("=")
     data_type = _DATA_TYPES.get(native)
     if data_type is None:
-        raise ValueError(f"dtype {array.dtype} cannot be sent; allowed are float32, int64 and int32")
+        raise ValueError(f"dtype must be float32, int64 or int32 (got {array.dtype})")
     little_endian = array.astype(native.newbyteorder("<"), copy=False)
     return data_pb2.Tensor(dtype=data_type, shape=array.shape, dense=little_endian.tobytes(order="C"))
 
@@ -64,29 +64,29 @@ def _dense(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.
     expected = math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ValueError(
-            f"`dense` has {len(content)} bytes, but shape {list(shape)} of {dtype.itemsize}-byte elements "
-            f"needs {expected}"
+            f"`dense` must have {expected} bytes for shape {list(shape)} of {dtype.itemsize}-byte elements "
+            f"(got {len(content)})"
         )
     return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
 def _csr_to_dense(csr: data_pb2.SparseCsr, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     if len(shape) != 2:
-        raise ValueError(f"`csr` needs a 2-D shape, not {list(shape)}")
+        raise ValueError(f"`csr` must have a 2-D shape (got {list(shape)})")
     if math.prod(shape) > MAX_SPARSE_ELEMENTS:
-        raise ValueError(f"`csr` has shape {list(shape)}; at most {MAX_SPARSE_ELEMENTS} elements are allowed")
+        raise ValueError(f"`csr` must have a shape of at most {MAX_SPARSE_ELEMENTS} elements (got {list(shape)})")
     values = _vector("values", csr.values, dtype)
     offsets = _vector("crow_indices", csr.crow_indices, np.dtype("<i8"))
     columns = _vector("col_indices", csr.col_indices, np.dtype("<i8"))
     row_count, column_count = shape
     if len(offsets) != row_count + 1:
-        raise ValueError(f"`crow_indices` has {len(offsets)} entries; {row_count} rows need {row_count + 1}")
+        raise ValueError(f"`crow_indices` must have {row_count + 1} entries for {row_count} rows (got {len(offsets)})")
     if len(columns) != len(values):
-        raise ValueError(f"`col_indices` has {len(columns)} entries, but `values` has {len(values)}")
+        raise ValueError(f"`col_indices` must have as many entries as `values`, {len(values)} (got {len(columns)})")
     if offsets[0] != 0 or offsets[-1] != len(values) or np.any(offsets[1:] < offsets[:-1]):
         raise ValueError(f"`crow_indices` must rise from 0 to the number of values, {len(values)}")
     if np.any((columns < 0) | (columns >= column_count)):
-        raise ValueError(f"`col_indices` has a column outside [0, {column_count})")
+        raise ValueError(f"`col_indices` must be columns from 0 to {column_count - 1}")
     rows = np.repeat(np.arange(row_count), np.diff(offsets))
     if np.any((np.diff(columns) <= 0) & (np.diff(rows) == 0)):
         raise ValueError("`col_indices` must ascend, without repetition, within each row")
@@ -97,7 +97,7 @@ def _csr_to_dense(csr: data_pb2.SparseCsr, dtype: np.dtype[Any], shape: tuple[in
 
 def _vector(field: str, content: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     if len(content) % dtype.itemsize:
-        raise ValueError(f"`{field}` has {len(content)} bytes, which is no multiple of {dtype.itemsize}")
+        raise ValueError(f"`{field}` must have a multiple of {dtype.itemsize} bytes (got {len(content)})")
     return np.frombuffer(content, dtype=dtype)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.listing import in_pages
-from tinker_proto.path import CheckpointKind
+from tinker_proto.path import CheckpointKind, TinkerPath
 
 if TYPE_CHECKING:
     from tinker_client import RestClient
@@ -91,3 +91,11 @@ def _time(option: str, text: str | None) -> datetime | None:
             f"must be a time like 2026-01-31 or 2026-01-31T12:00 (got {text!r})", param_hint=option
         ) from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def parse_path(text: str) -> TinkerPath:
+    """A PATH argument; ValueError names it if it is not a tinker path."""
+    try:
+        return TinkerPath.parse(text)
+    except ValueError as error:
+        raise ValueError(f"PATH: {error}") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.access import Access, exit_code_of
-from services.cli.checkpoint_choice import After, Before, Choice, RunId, TypeOption
+from services.cli.checkpoint_choice import After, Before, Choice, RunId, TypeOption, parse_path
 from services.cli.checkpoint_output import print_checkpoints
 from services.cli.exit_code import CommandError, ExitCode
 from services.cli.output import count, print_json, print_line, size
@@ -63,9 +63,8 @@ def delete(
 
 
 def _by_path(paths: Sequence[str]) -> list[str]:
-    from tinker_proto.path import TinkerPath
 
-    return list(dict.fromkeys(str(TinkerPath.parse(path)) for path in paths))
+    return list(dict.fromkeys(str(parse_path(path)) for path in paths))
 
 
 def _by_choice(access: Access, choice: Choice, *, show: bool) -> list[str]:

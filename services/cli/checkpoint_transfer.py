@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from services.cli.access import Access
-from services.cli.checkpoint_choice import PathArgument
+from services.cli.checkpoint_choice import PathArgument, parse_path
 from services.cli.output import print_json, print_line, size
 from services.cli.progress import ReportBytes, transfer_bar
 
@@ -138,9 +138,8 @@ def _replace(directory: Path, fetched: Path) -> None:
 
 
 def _directory_of(tinker_path: str, suffix: str) -> Path:
-    from tinker_proto.path import TinkerPath
 
-    path = TinkerPath.parse(tinker_path)
+    path = parse_path(tinker_path)
     return Path(f"{path.training_run_id.replace(':', '-')}_{path.name}{suffix}")
 
 

@@ -1,8 +1,8 @@
 """Carries out a cycle: each run's single operation in turn, then one pass for all that may share it.
 
-Results are reported in each run's own order. Operations in a pass are begun together, so if the worker dies there,
-none is blamed; whoever finds one that was begun before carries it out on its own. A run whose lease has moved is
-forgotten, and the others go on.
+Results are reported in each run's own order. Operations in a pass are begun together, so if the worker dies there, none
+counts as its cause; a worker that finds one that was begun before carries it out on its own. A run whose lease has
+moved is forgotten, and the others go on.
 """
 
 from __future__ import annotations

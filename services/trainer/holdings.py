@@ -1,9 +1,9 @@
-"""Which runs a trainer holds: takes those that want one, keeps their leases and snapshots, and parks them.
+"""The runs that a trainer holds: takes waiting runs, keeps their leases and snapshots, and parks them.
 
 Runs spread by themselves: a trainer takes one run at a time and hesitates the longer the fuller it is, so that an
 emptier one is there first. A run that is parked has its state in a snapshot and no operations left; its next operation
-puts it among the waiting runs again. `boundary` is held while operations are carried out: whoever has it finds every
-run between two operations, each with its result.
+puts it among the waiting runs again. The lock `between_operations` is held while operations are carried out: its holder
+finds every run between two operations, each with its result.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -30,11 +31,11 @@ from services.trainer.snapshots import Snapshots
 HESITATION_S = 0.2
 """How long a trainer waits before it takes a run, if it is all but full."""
 
-MAKE_ROOM_AFTER_S = 1.0
-"""A run that has been idle for so long makes room for another that waits."""
+YIELD_AFTER_S = 1.0
+"""A run that has been idle for so long is parked if another waits."""
 
 KEEP_WAKE_MS = 60_000
-"""Longer than any read that is to be interrupted; nothing is left of a worker that is gone."""
+"""Lifetime of the wake stream: longer than any read that it interrupts."""
 
 LOOK_EVERY_S = 1.0
 RELEASE_S = 2.0
@@ -45,38 +46,64 @@ _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class TrainingQueue:
+    """The parts of the queue that decide which trainer holds a run."""
+
+    connection: RedisConnection
+    waiting: WaitingRuns
+    logs: RunLogs
+    sessions: Sessions
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one trainer."""
+
+    max_runs: int
+    """Most runs in memory."""
+
+    lease_s: float
+    idle_s: float
+    """A run without operations for so long is parked."""
+
+
 class Holdings:
-    """The runs of one base model that one worker holds."""
+    """The runs of one base model that one worker holds.
+
+    Args:
+        worker: the process's name.
+        base_model: the base model's name.
+        queue: where runs wait and leases are.
+        snapshots: takes and restores snapshots.
+        policy: when a snapshot is due.
+        limits: how much it holds.
+        memory_pressure: how short the device's memory is, from 0 to 1.
+        hesitate: lets seconds pass before it takes a run.
+    """
 
     def __init__(
         self,
         worker: str,
         base_model: str,
-        connection: RedisConnection,
-        waiting: WaitingRuns,
-        logs: RunLogs,
-        sessions: Sessions,
+        queue: TrainingQueue,
         snapshots: Snapshots,
         policy: SnapshotPolicy,
+        limits: Limits,
         memory_pressure: Callable[[], float],
         *,
-        max_runs: int,
-        lease_s: float,
-        idle_s: float,
         hesitate: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`memory_pressure` says how short the device's memory is, from 0 to 1; `hesitate` lets seconds pass."""
         self._worker = worker
         self._base_model = base_model
-        self._connection = connection
-        self._waiting = waiting
-        self._logs = logs
-        self._sessions = sessions
+        self._connection = queue.connection
+        self._waiting = queue.waiting
+        self._logs = queue.logs
+        self._sessions = queue.sessions
         self._snapshots = snapshots
         self._policy = policy
-        self._max_runs = max_runs
-        self._lease_ms = int(lease_s * 1000)
-        self._idle_s = idle_s
+        self._limits = limits
+        self._lease_ms = int(limits.lease_s * 1000)
         self._memory_pressure = memory_pressure
         self._hesitate = hesitate
         self.runs: dict[str, HeldRun] = {}
@@ -84,9 +111,9 @@ class Holdings:
         """Leases of runs that are being restored or parked."""
 
         self._steps: set[asyncio.Task[Any]] = set()
-        """Snapshots and departures under way."""
+        """Snapshots and parkings in progress."""
 
-        self.boundary = asyncio.Lock()
+        self.between_operations = asyncio.Lock()
         self.progressed = asyncio.Event()
         """Set when operations have been carried out."""
 
@@ -95,12 +122,12 @@ class Holdings:
         await self._waiting.open()
         while True:
             try:
-                free = self._max_runs - len(self.runs) - len(self._moving)
+                free = self._limits.max_runs - len(self.runs) - len(self._moving)
                 if free <= 0:
-                    await self._make_room()
+                    await self._park_longest_idle()
                     continue
                 newest = await self._waiting.newest()
-                await self._hesitate(HESITATION_S * max(1 - free / self._max_runs, self._memory_pressure()))
+                await self._hesitate(HESITATION_S * max(1 - free / self._limits.max_runs, self._memory_pressure()))
                 entry = await self._waiting.take()
                 if entry is not None:
                     await self._take(entry.fields[b"run"].decode(), entry.entry_id)
@@ -111,7 +138,7 @@ class Holdings:
                 await asyncio.sleep(0.2)
 
     async def watch_liveness(self) -> None:
-        """Stays in touch with the queue for ever, so that a dead trainer is told from a silent one."""
+        """Watches the connection to the queue for ever: an outage must not look like the death of other trainers."""
         await self._waiting.watch_liveness()
 
     async def keep_leases(self) -> None:
@@ -142,14 +169,14 @@ class Holdings:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self.progressed.wait()
                 continue
-            async with self.boundary:
+            async with self.between_operations:
                 started = time.monotonic()
                 copy = await self._snapshots.copy(held) if self.runs.get(held.lease.run) is held else None
             if copy is None:
                 held.saved = held.progress
                 continue
             try:
-                saved = await self._whole(self._snapshots.save(held, copy))
+                saved = await self._to_the_end(self._snapshots.save(held, copy))
             except FencedError:
                 await self.forget(held)
                 continue
@@ -168,7 +195,7 @@ class Holdings:
                     wanted = await self._sessions.is_alive(session_of(run))
                 except TRANSIENT_ERRORS:
                     break
-                if not wanted or time.monotonic() - held.used_at > self._idle_s:
+                if not wanted or time.monotonic() - held.used_at > self._limits.idle_s:
                     await self._park(run)
 
     async def drain(self, seconds: float) -> None:
@@ -215,7 +242,7 @@ class Holdings:
         pipeline.pexpire(wake, KEEP_WAKE_MS)
         await pipeline.execute()
 
-    async def _whole(self, step: Coroutine[None, None, _T]) -> _T:
+    async def _to_the_end(self, step: Coroutine[None, None, _T]) -> _T:
         """Awaits a step that goes on when the loop around it is ended; `drain` waits for it."""
         task = asyncio.create_task(step)
         self._steps.add(task)
@@ -237,11 +264,11 @@ class Holdings:
         _log.info("run taken", run=run, epoch=lease.epoch, restored=held.position, done=held.recovery.done_seq_id)
         await self.wake_reader()
 
-    async def _make_room(self) -> None:
+    async def _park_longest_idle(self) -> None:
         """Parks the run that has been idle longest if others wait."""
         idle = [held for held in self.runs.values() if not held.entries_here]
         oldest = min(idle, key=lambda held: held.used_at, default=None)
-        is_ripe = oldest is not None and time.monotonic() - oldest.used_at > MAKE_ROOM_AFTER_S
+        is_ripe = oldest is not None and time.monotonic() - oldest.used_at > YIELD_AFTER_S
         if oldest is None or not is_ripe or not await self._waiting.has_waiting():
             await asyncio.sleep(0.2)
         else:
@@ -249,12 +276,12 @@ class Holdings:
 
     async def _park(self, run: str) -> None:
         """Parks a run unless it is in use."""
-        async with self.boundary:
+        async with self.between_operations:
             held = self.runs.get(run)
             if held is None or held.entries_here:
                 return
             self._moving[run] = self.runs.pop(run).lease
-        await self._whole(self._leave(held))
+        await self._to_the_end(self._leave(held))
 
     async def _leave(self, held: HeldRun) -> None:
         """Takes a run out of memory, into a snapshot if it has changed, and gives its lease back."""

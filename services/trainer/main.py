@@ -29,7 +29,7 @@ from services.core.storage.uploads import UploadStore
 from services.model.tokenizer_files import store_tokenizer
 from services.trainer.engine.factory import open_engine
 from services.trainer.engine.interface import TrainerEngine
-from services.trainer.holdings import Holdings
+from services.trainer.holdings import Holdings, Limits, TrainingQueue
 from services.trainer.job import JobRunner
 from services.trainer.operation_kinds import BACKWARD_COST
 from services.trainer.snapshot_policy import SnapshotPolicy
@@ -88,19 +88,16 @@ def assemble(
     storage = open_storage(settings)
     payloads = Payloads(BlobStore(storage))
     logs, uploads = RunLogs(connection, payloads), UploadStore(storage)
+    base_model = engine.info.base_model
+    waiting = WaitingRuns(connection, base_model, worker, int(settings.lease_seconds * 1000))
     holdings = Holdings(
         worker,
-        engine.info.base_model,
-        connection,
-        WaitingRuns(connection, engine.info.base_model, worker, int(settings.lease_seconds * 1000)),
-        logs,
-        Sessions(connection),
+        base_model,
+        TrainingQueue(connection, waiting, logs, Sessions(connection)),
         Snapshots(engine, device, SnapshotStore(storage), RecoveryStates(connection, payloads)),
         SnapshotPolicy.of(settings),
+        Limits(settings.max_runs, settings.lease_seconds, settings.idle_seconds),
         engine.memory_pressure,
-        max_runs=settings.max_runs,
-        lease_s=settings.lease_seconds,
-        idle_s=settings.idle_seconds,
         hesitate=hesitate,
     )
     return TrainerWorker(

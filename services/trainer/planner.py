@@ -1,4 +1,4 @@
-"""What a trainer carries out next: a pure function of what waits and of who has been served so far.
+"""The next cycle of a trainer: a pure function of what waits and of who has been served so far.
 
 A cycle is at most one operation of each run on its own (a step, a save, a replay), then passes of many runs together.
 Order within a run is the log's. Between tenants it is fair: whoever has been served the fewest token-passes goes next,

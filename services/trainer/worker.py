@@ -2,8 +2,8 @@
 
 `holdings` decides which runs these are and keeps their leases and snapshots. `_read` is one blocking read over the logs
 of all of them, `_load` brings jobs into memory, `_work` asks the planner for a cycle and has it done.
-Entries that were finished before this worker took a run are replayed in silence, from the snapshot that the run was
-restored from: that rebuilds in memory what the run was, and then the log goes on.
+Entries that were finished before this worker took a run are replayed without a report, from the snapshot that the run
+was restored from: that rebuilds the run in memory, and then the log goes on.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class TrainerWorker:
                 self._has_work.clear()
                 await self._has_work.wait()
                 continue
-            async with self._holdings.boundary:
+            async with self._holdings.between_operations:
                 await carry_out(cycle, runs, self._jobs, self._logs, self._operations, self._holdings.forget)
             self._holdings.progressed.set()
             self._wants_jobs.set()

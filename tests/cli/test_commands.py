@@ -154,7 +154,7 @@ def test_deleting_says_of_every_one_what_became_of_it(tinker_platform: Run, plat
 
 def test_a_wrong_path_deletes_none_of_the_others(tinker_platform: Run, platform: LoopbackPlatform) -> None:
     refused = tinker_platform("checkpoint", "delete", PATH, "tinker://run/weights/../b", "-y")
-    assert (refused.code, "is not a tinker path" in refused.err) == (2, True)
+    assert (refused.code, "must be a tinker path" in refused.err) == (2, True)
     assert platform.deleted == []
 
 

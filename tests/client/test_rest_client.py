@@ -50,7 +50,7 @@ def test_deleting(platform: LoopbackPlatform, rest: tinker.RestClient) -> None:
     assert rest.delete_checkpoint("run", "weights/a").result() is None
     assert rest.delete_checkpoint_from_tinker_path("tinker://run/sampler_weights/b").result() is None
     assert platform.deleted == ["tinker://run/weights/a", "tinker://run/sampler_weights/b"]
-    with pytest.raises(ValueError, match="is not a tinker path"):
+    with pytest.raises(ValueError, match="tinker_path: must be a tinker path"):
         rest.delete_checkpoint("run", "weights/../a")
 
 
@@ -65,7 +65,7 @@ def test_sharing_and_lifetime(platform: LoopbackPlatform, rest: tinker.RestClien
     assert limited.user_metadata == {"purpose": "test"}
     with pytest.raises(ValueError, match="ttl_seconds"):
         rest.set_checkpoint_ttl_from_tinker_path(path, 1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="is not a tinker path"):
+    with pytest.raises(ValueError, match="tinker_path: must be a tinker path"):
         rest.publish_checkpoint_from_tinker_path("/etc/passwd")
 
 

@@ -1,4 +1,4 @@
-"""How far a policy has moved from the one that sampled, over the elements that are trained (factor not 0).
+"""Metrics of a policy's distance from the one that sampled, over the elements that are trained (factor not 0).
 
 KL(q || p) from samples of q, token by token: k1 = mean(q - p), k3 = mean(r - 1 - log r) (Schulman, "Approximating KL
 Divergence", 2020). `ratio` is the loss's own, a datum's for GSPO. Clip fractions are shares of the trained elements.
