@@ -22,13 +22,14 @@ import torch
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.table import Table
-from services.trainer.engine.execute import Locations, execute
 
 import tinker_client as tinker
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.model.base import load_base_model
 from services.trainer.engine.local import LocalTrainerEngine
+from services.trainer.execute import execute
+from services.trainer.executors import Execution, Locations
 from testing.platform import Platform
 from testing.tiny_models import save_tiny_model
 from tinker_client import types
@@ -97,7 +98,7 @@ class BareEngine:
     def _run(self, request: Message, field: str) -> None:
         job = job_pb2.Job(operation=f"{RUN}:0", tenant="bench")
         getattr(job, field).CopyFrom(request)
-        execute(self._engine, self._checkpoints, job, Locations())
+        execute(Execution(self._engine, self._checkpoints, job, Locations()))
 
 
 def datum() -> types.Datum:

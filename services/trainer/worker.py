@@ -46,7 +46,7 @@ class TrainerWorker:
     ) -> None:
         """`cycle_budget` is the most cost of a cycle; see services.trainer.planner."""
         self._worker = worker
-        self._holdings = holdings
+        self.holdings = holdings
         self._jobs = jobs
         self._connection = connection
         self._logs = logs
@@ -60,7 +60,7 @@ class TrainerWorker:
     @property
     def runs_held(self) -> int:
         """Runs in this worker's memory."""
-        return len(self._holdings.runs)
+        return len(self.holdings.runs)
 
     async def run(self) -> bool:
         """Serves until `stop`; then finishes the cycle under way, parks every run and gives the leases back.
@@ -69,7 +69,7 @@ class TrainerWorker:
             Whether the device is free. It is not if the cycle took longer than there was time to drain: what it does is
             not reported, and whoever takes the runs does it again.
         """
-        holdings = self._holdings
+        holdings = self.holdings
         async with asyncio.TaskGroup() as tasks:
             leases = tasks.create_task(holdings.keep_leases())
             work = tasks.create_task(self._work())
@@ -95,7 +95,7 @@ class TrainerWorker:
 
     async def _work(self) -> None:
         shares = Shares()
-        runs = self._holdings.runs
+        runs = self.holdings.runs
         while not self._stopped.is_set():
             waiting = {run: [item.waiting for item in held.ready] for run, held in runs.items()}
             cycle, shares = plan(waiting, shares, self._cycle_budget)
@@ -103,16 +103,16 @@ class TrainerWorker:
                 self._has_work.clear()
                 await self._has_work.wait()
                 continue
-            async with self._holdings.between_operations:
-                await carry_out(cycle, runs, self._jobs, self._logs, self._operations, self._holdings.forget)
-            self._holdings.progressed.set()
+            async with self.holdings.between_operations:
+                await carry_out(cycle, runs, self._jobs, self._logs, self._operations, self.holdings.forget)
+            self.holdings.progressed.set()
             self._wants_jobs.set()
             if any(held.is_full and held.entries_here < READ_AHEAD for held in runs.values()):
-                await self._holdings.wake_reader()
+                await self.holdings.wake_reader()
 
     async def _load(self) -> None:
         """Reads the jobs of entries that will soon be wanted, also while the device is busy."""
-        runs = self._holdings.runs
+        runs = self.holdings.runs
         while True:
             self._wants_jobs.clear()
             for run, held in list(runs.items()):
@@ -136,9 +136,9 @@ class TrainerWorker:
         wake = keyspace.wake(self._worker)
         woken = "0-0"
         while True:
-            for held in self._holdings.runs.values():
+            for held in self.holdings.runs.values():
                 held.is_full = held.entries_here >= READ_AHEAD
-            logs = {keyspace.run_log(run): held for run, held in self._holdings.runs.items() if not held.is_full}
+            logs = {keyspace.run_log(run): held for run, held in self.holdings.runs.items() if not held.is_full}
             positions = {key: entry_position(held.position) for key, held in logs.items()}
             try:
                 entries = await streams.read(

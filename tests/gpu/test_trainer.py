@@ -137,7 +137,7 @@ def test_grouped_adapters_are_those_one_after_another(source: Callable[..., Path
         assert state.gradient.count_nonzero() == 0
     results = []
     for together in (True, False):
-        engine._lora.grouped = together
+        engine.rows.lora.grouped = together
         outcomes = engine.run_pass(jobs)
         gradients = [engine.run(run).gradient.clone() for run in runs]
         results.append((outcomes, gradients))

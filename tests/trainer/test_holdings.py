@@ -118,7 +118,7 @@ async def test_a_trainer_that_is_told_to_stop_as_a_result_comes_stops(
     connection: RedisConnection, new_engine: Callable[[], WatchedEngine], data_dir: Path, turns: int
 ) -> None:
     device = DeviceThread()
-    holdings = assemble(Settings(data_dir=data_dir, **QUIET), "first", new_engine(), device, connection)._holdings
+    holdings = assemble(Settings(data_dir=data_dir, **QUIET), "first", new_engine(), device, connection).holdings
     keeping = asyncio.create_task(holdings.keep_snapshots())
     for _ in range(10):  # until it waits for progress
         await asyncio.sleep(0)

@@ -53,8 +53,8 @@ class LocalTrainerEngine:
         self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
         self.recompute_above = recompute_above
         self.share_prefixes = True
-        self._rows = PackedRows(base)
-        self.share_rows = self._rows.keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
+        self.rows = PackedRows(base)
+        self.share_rows = self.rows.keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
         self._runs: dict[str, RunState] = {}
         self.info = EngineInfo(
             base_model=base.name,
@@ -136,7 +136,7 @@ class LocalTrainerEngine:
             alike = [job for job in under_way if job.job.backward == backward]
             parts = [part for job in alike for part in divide(job, limit, may_share=self.share_prefixes)]
             for row in fill_rows(parts, limit if self.share_rows else 0):
-                self._rows.run(row, share_prefixes=self.share_prefixes, recompute_above=self.recompute_above)
+                self.rows.run(row, share_prefixes=self.share_prefixes, recompute_above=self.recompute_above)
         results = [job.result() for job in under_way]
         for job, result in zip(under_way, results, strict=True):
             if isinstance(result, PassResult):

@@ -28,7 +28,7 @@ class PackedRows:
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        self._lora = install_lora(base)
+        self.lora = install_lora(base)
         self._recompute = Recompute(base)
         base.module.set_attn_implementation(PACKED_ATTENTION)
         keep_sequences_apart(base)
@@ -37,7 +37,7 @@ class PackedRows:
     def keeps_bits(self) -> bool:
         """Whether a part's results have the same bits whatever else is in its row."""
         # Models with linear attention gate their other layers by a sigmoid, whose bits depend on an element's place.
-        return self._lora.rowwise and not self._base.has_linear_attention
+        return self.lora.rowwise and not self._base.has_linear_attention
 
     def run(self, row: Sequence[Part], *, share_prefixes: bool, recompute_above: int) -> None:
         """Runs one row and gives each job what its part has computed.
@@ -63,7 +63,7 @@ class PackedRows:
             Segment(end - len(batch.tokens), end, part.job.run.weights, part.job.scratch)
             for part, batch, end in zip(row, batches, ends, strict=True)
         ]
-        with self._lora.segments(segments), torch.set_grad_enabled(any(part.job.scratch for part in row)):
+        with self.lora.segments(segments), torch.set_grad_enabled(any(part.job.scratch for part in row)):
             hidden_TD = self._base.trunk(
                 input_ids=torch.cat([batch.tokens for batch in batches])[None],
                 position_ids=packed.position_ids,
