@@ -1,4 +1,4 @@
-"""Where the platform is: `grpc://host:port`, or `grpcs://host:port` for TLS.
+"""The platform's address: `grpc://host:port`, or `grpcs://host:port` for TLS.
 
 Read from `base_url=` or TINKER_GRPC_URL. TINKER_BASE_URL is the address of an HTTP front, for another SDK: never read.
 """

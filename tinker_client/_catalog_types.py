@@ -1,4 +1,4 @@
-"""What the catalog holds: runs, their metrics, checkpoints and sessions. Frozen values; every time is in UTC."""
+"""Entries of the catalog: runs, their metrics, checkpoints and sessions. Frozen values; every time is in UTC."""
 
 from __future__ import annotations
 

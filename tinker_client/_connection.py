@@ -1,4 +1,4 @@
-"""What the clients made by one ServiceClient share: a channel, and a session as soon as something needs one.
+"""The parts that all clients of one ServiceClient share: a channel, and a session as soon as something needs one.
 
 Nothing is sent before the first use. `close` ends the session; it is also called at interpreter exit, and then has a
 bounded time.

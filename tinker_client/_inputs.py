@@ -1,4 +1,4 @@
-"""What goes into the API: frozen values that check themselves when they are made.
+"""Inputs of the API: frozen values that check themselves when they are made.
 
 A mistake is reported where it is written. What only the platform can know (vocabulary, context length, supported
 losses) is left to it.

@@ -1,4 +1,4 @@
-"""How long nobody has answered, and when to try again.
+"""An outage of the platform: how long it has lasted, and when to retry.
 
 Pauses grow and are jittered, so that a thousand clients do not come back in step. A platform that asks to come back
 later has answered: the count starts anew and its own delay is kept.

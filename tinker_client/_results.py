@@ -1,4 +1,4 @@
-"""What operations and capabilities return: frozen values, nothing that acts."""
+"""Results of operations and capabilities: frozen values, nothing that acts."""
 
 from __future__ import annotations
 
