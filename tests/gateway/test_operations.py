@@ -13,6 +13,7 @@ from services.core.names import OperationName
 from services.core.queue.run_log import Lease
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, datum, forward_backward, tokens
+from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import (
     capability_pb2,
     operation_pb2,
@@ -193,11 +194,13 @@ async def test_an_ended_session_opens_nothing_new(alice: Caller) -> None:
     assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_capabilities_are_what_live_workers_announce(alice: Caller, stores: Stores) -> None:
+async def test_capabilities_are_what_live_workers_announce(
+    alice: Caller, stores: Stores, workers: list[job_pb2.WorkerStatus]
+) -> None:
     reply = await alice.capabilities.GetServerCapabilities(capability_pb2.GetServerCapabilitiesRequest())
     (model,) = reply.supported_models
     assert (model.model_name, model.trainable, model.sampleable, model.max_lora_rank) == (BASE, True, True, 16)
-    assert list(model.loss_fns) == ["cross_entropy"]
+    assert list(model.loss_fns) == list(workers[0].loss_fns) != []
     for status in await stores.workers.live():
         await stores.workers.withdraw(status.worker)
     reply = await alice.capabilities.GetServerCapabilities(capability_pb2.GetServerCapabilitiesRequest())
