@@ -167,23 +167,13 @@ class Submission:
         return await self._enqueue_training(job, digest, request, base_model, refusal), refusal
 
     async def _complete(self, tenant: str, request: RunRequest) -> None:
-        """Fills in what the client left to the server, and checks whose the other run is."""
-        match request:
-            case training_pb2.LoadStateRequest():
-                path = training_path("path", request.path)
-                await self._check_may_load(path, tenant)
-                request.path = str(path)
-            case training_pb2.SaveWeightsForSamplerRequest():
-                request.name = request.name or unnamed(request.seq_id)
-            case (
-                training_pb2.ForwardBackwardRequest()
-                | training_pb2.ForwardRequest()
-                | training_pb2.OptimStepRequest()
-                | training_pb2.SaveStateRequest()
-            ):
-                pass
-            case _:
-                assert_never(request)
+        """Fills in what the client left to the server, and checks whose the other run is; most kinds need neither."""
+        if isinstance(request, training_pb2.LoadStateRequest):
+            path = training_path("path", request.path)
+            await self._check_may_load(path, tenant)
+            request.path = str(path)
+        elif isinstance(request, training_pb2.SaveWeightsForSamplerRequest):
+            request.name = request.name or unnamed(request.seq_id)
 
     async def _check_may_load(self, path: TinkerPath, tenant: str) -> None:
         """Refuses a checkpoint that cannot be there for this tenant when its turn comes.
