@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 DEFAULT_URL = "grpc://127.0.0.1:50051"
 URL_VARIABLE = "TINKER_GRPC_URL"
 _DEFAULT_PORTS = {"grpc": 50051, "grpcs": 443}
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,6 @@ class Address:
     def target(self) -> str:
         """host:port as gRPC wants it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the server is on this machine, where no proxy stands in between."""
-        return self.host in _LOOPBACK
 
     def __str__(self) -> str:
         return f"{'grpcs' if self.secure else 'grpc'}://{self.target}"

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from tinker_client._address import Address
 from tinker_client._outage import Outage
 from tinker_client.errors import TinkerError
+from tinker_proto.channel import open_channel
 from tinker_proto.v1 import (
     capability_pb2_grpc,
     checkpoint_pb2_grpc,
@@ -55,7 +56,7 @@ class Transport:
         self._metadata = (("x-api-key", api_key),)
         self._patience = patience
         self._reached = self._closed = False
-        self._channel = _open_channel(address)
+        self._channel = open_channel(address.target, secure=address.secure, options=_CHANNEL_OPTIONS)
         self.training = training_pb2_grpc.TrainingServiceStub(self._channel)
         self.sampling = sampling_pb2_grpc.SamplingServiceStub(self._channel)
         self.operations = operation_pb2_grpc.OperationServiceStub(self._channel)
@@ -134,10 +135,3 @@ class Transport:
     def _check_open(self) -> None:
         if self._closed:
             raise TinkerError("this client is closed; make a new ServiceClient")
-
-
-def _open_channel(address: Address) -> grpc.aio.Channel:
-    options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)] if address.is_loopback else _CHANNEL_OPTIONS
-    if address.secure:
-        return grpc.aio.secure_channel(address.target, grpc.ssl_channel_credentials(), options=options)
-    return grpc.aio.insecure_channel(address.target, options=options)

@@ -6,6 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.core.errors import UnavailableError
+from tinker_proto.channel import open_channel
 
 TIMEOUT_S = 5.0
 
@@ -36,7 +37,7 @@ async def is_serving(address: str) -> bool:
 
 
 async def _status(address: str, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_S)
         return reply.status

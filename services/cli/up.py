@@ -214,7 +214,7 @@ async def _until_ready(settings: Settings, connection: RedisConnection, base_mod
         if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):
             live.add("gateway")
         for name in sorted(awaited & live):
-            _console.print(f"{name} is ready")
+            _console.print(f"{name} is up")
         awaited -= live
         await asyncio.sleep(0.1)
 
