@@ -36,6 +36,7 @@ app = typer.Typer(
     cls=UsersFirst,
     epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 not found, 4 no API key or not permitted, "
     "5 no platform answers, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

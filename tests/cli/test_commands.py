@@ -264,6 +264,7 @@ def test_help_is_an_imperative_sentence_and_an_example(tinker_platform: Run, pat
     assert sentence.split()[0] in IMPERATIVES
     assert sentence.endswith(".")
     assert example.split("\n")[0].strip().startswith(f"tinker-platform {' '.join(path)}")
+    assert tinker_platform(*path, "-h").out == told.out
 
 
 @pytest.mark.parametrize("path", OF_USERS, ids=" ".join)
