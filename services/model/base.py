@@ -14,16 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from services.core.errors import InvalidArgumentError, broken_rule
+from services.core.errors import InvalidArgumentError
 from services.model.families import SUPPORTED_FAMILIES, Family, Keeps, KVShape, check_architecture, kv_shape
+from services.model.loading import load_tokenizer, load_weights, unreadable
 
 
 @dataclass(frozen=True)
@@ -157,20 +152,20 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
     """Loads a base model from a Hugging Face name or a local directory.
 
     Raises:
-        InvalidArgumentError: the model's family or architecture is not supported.
+        InvalidArgumentError: the model's family or architecture is not supported, or its files are not whole.
     """
     try:
         config = PreTrainedConfig.get_config_dict(source)[0]
     except OSError as error:
-        rule = broken_rule("a directory with a config.json, or a Hugging Face name that can be read", source)
-        raise InvalidArgumentError.at("base_model", f"{rule}: {error}", reason="UNREADABLE_BASE_MODEL") from None
+        rule = "a directory with a config.json, or a Hugging Face name that can be read"
+        raise unreadable(rule, source, str(error)) from None
     check_architecture(config, name)
     placed = torch.device(device)
     if dtype is None:
         dtype = torch.bfloat16 if placed.type == "cuda" else torch.float32
-    module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    module = load_weights(source, dtype)
+    tokenizer = load_tokenizer(source, module.config.vocab_size)
     nn.Module.to(module.train(False).requires_grad_(False), placed)
-    tokenizer = AutoTokenizer.from_pretrained(source)
     base = BaseModel(
         name=name,
         family=SUPPORTED_FAMILIES[config["model_type"]],
