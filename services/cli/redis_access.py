@@ -7,7 +7,8 @@ data directory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -57,4 +58,30 @@ def with_redis(call: Callable[[RedisConnection, Settings], Awaitable[T]], **flag
         finally:
             await connection.close()
 
-    return asyncio.run(run())
+    with redis_failures_named(url):
+        return asyncio.run(run())
+
+
+@contextmanager
+def redis_failures_named(url: str) -> Iterator[None]:
+    """Turns the failure to reach Redis into one sentence.
+
+    Raises:
+        UnavailableError: Redis does not answer at `url`.
+    """
+    from services.cli.setting import without_credentials
+    from services.core.errors import UnavailableError
+    from services.core.queue.connection import TRANSIENT_ERRORS
+
+    try:
+        yield
+    except* TRANSIENT_ERRORS as group:
+        address = without_credentials(url)
+        message = f"Redis does not answer at {address}: {_first(group)}; start it, or pass another --redis-url"
+        raise UnavailableError(message, reason="QUEUE_UNAVAILABLE") from None
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

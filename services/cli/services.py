@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from services.cli.redis_access import redis_failures_named
 from services.cli.setting_options import flags_of
 
 BaseModels = Annotated[
@@ -48,7 +49,9 @@ def gateway(context: typer.Context) -> None:
     from services.core.environment import load_settings
     from services.gateway.main import serve
 
-    asyncio.run(serve(load_settings(Settings, **flags_of(context)).with_redis()))
+    settings = load_settings(Settings, **flags_of(context)).with_redis()
+    with redis_failures_named(settings.redis_url):
+        asyncio.run(serve(settings))
 
 
 def trainer(context: typer.Context, base_model: BaseModel) -> None:
@@ -60,7 +63,9 @@ def trainer(context: typer.Context, base_model: BaseModel) -> None:
     from services.core.environment import load_settings
     from services.trainer.main import serve
 
-    asyncio.run(serve(load_settings(Settings, **flags_of(context)).with_redis(), base_model))
+    settings = load_settings(Settings, **flags_of(context)).with_redis()
+    with redis_failures_named(settings.redis_url):
+        asyncio.run(serve(settings, base_model))
 
 
 def sampler(context: typer.Context, base_model: BaseModel) -> None:
@@ -72,7 +77,9 @@ def sampler(context: typer.Context, base_model: BaseModel) -> None:
     from services.core.environment import load_settings
     from services.sampler.main import serve
 
-    asyncio.run(serve(load_settings(Settings, **flags_of(context)).with_redis(), base_model))
+    settings = load_settings(Settings, **flags_of(context)).with_redis()
+    with redis_failures_named(settings.redis_url):
+        asyncio.run(serve(settings, base_model))
 
 
 def health(

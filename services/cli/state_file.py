@@ -46,13 +46,25 @@ def running_redis_url(data_dir: Path) -> str:
     """The Redis of the `up` that runs in a data directory.
 
     Raises:
-        UnavailableError: none does.
+        UnavailableError: none does: its file is missing, or was left by one that has ended.
     """
     try:
-        return (data_dir / _REDIS_URL).read_text()
-    except FileNotFoundError:
-        message = f"no `tinker-platform up` runs in {data_dir}: pass its --data-dir, or --redis-url"
-        raise UnavailableError(message, reason="NOT_RUNNING") from None
+        if _is_locked(data_dir):
+            return (data_dir / _REDIS_URL).read_text()
+    except OSError:
+        pass
+    message = f"no `tinker-platform up` runs in {data_dir}: start it, or pass its --data-dir, or --redis-url"
+    raise UnavailableError(message, reason="NOT_RUNNING")
+
+
+def _is_locked(data_dir: Path) -> bool:
+    """Whether an `up` runs in a data directory: the kernel gives the lock of one that has ended back."""
+    with open(data_dir / _LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager
