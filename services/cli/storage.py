@@ -67,13 +67,20 @@ def verify(
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, and delete nothing.")] = False,
+    delete_all_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--delete-all-checkpoints", help="Also if the catalog has no checkpoint and the storage has some."
+        ),
+    ] = False,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     storage_url: StorageUrl = None,
 ) -> None:
     """Delete unreferenced data: partial writes, checkpoints and payloads without references, old uploads and exports.
 
-    Data younger than a day is kept, so the platform can be running.
+    Data younger than a day is kept, so the platform can be running. Nothing is deleted if the storage belongs to
+    another Redis.
 
     Example: tinker-platform storage gc --dry-run
     """
@@ -82,6 +89,7 @@ def gc(
         from services.core.catalog.garbage import GarbageCollector
 
         collector = GarbageCollector(connection, storage)
+        await collector.check(delete_all_checkpoints=delete_all_checkpoints)
         found = await collector.find()
         return found if dry_run else [waste for waste in found if await collector.remove(waste)]
 

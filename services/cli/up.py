@@ -24,11 +24,13 @@ from services.cli.embedded_redis import EmbeddedRedis
 from services.cli.exit_code import ExitCode
 from services.cli.health import is_serving
 from services.core.catalog.api_keys import ApiKeys
+from services.core.catalog.identity import Identity
 from services.core.config import ENV_PREFIX, Settings, parse_base_model
 from services.core.errors import AlreadyExistsError, UnavailableError
 from services.core.process.server import until_stopped
 from services.core.process.workers import KIND_NAMES, WorkerDirectory
 from services.core.queue.connection import RedisConnection
+from services.core.storage.open import open_storage
 
 FIRST_TENANT = "default"
 QUICK_DEATHS = 5
@@ -69,6 +71,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
             stack.enter_context(state_file.announced_grpc_url(settings.data_dir, settings.host, settings.grpc_port))
             connection = RedisConnection.open(url)
             stack.push_async_callback(connection.close)
+            await Identity(connection, open_storage(settings)).check()
             await _first_key(ApiKeys(connection))
             for service in _services(base_models, settings.metrics_port):
                 await supervisor.start(service, url)

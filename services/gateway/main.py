@@ -9,12 +9,14 @@ from datetime import timedelta
 
 import structlog
 
+from services.core.catalog.identity import Identity
 from services.core.config import GatewaySettings
 from services.core.errors import InternalError, PlatformError
 from services.core.process.server import GrpcServer, until_stopped
 from services.core.process.telemetry import configure_logging
 from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.retention import KEEP_FINISHED
+from services.core.storage.open import open_storage
 from services.gateway.creation import Creation
 from services.gateway.http.app import http_server
 from services.gateway.http.backend import Backend
@@ -53,6 +55,7 @@ async def serve(settings: GatewaySettings) -> None:
     _allow_many_connections()
     give_freed_memory_back()
     connection = RedisConnection.open(settings.redis_url)
+    await Identity(connection, open_storage(settings)).establish()
     stores = Stores.open(settings, connection)
     position = await stores.events.start()
     server = grpc_server(settings, stores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from services.core.abilities import announcement
+from services.core.catalog.identity import Identity
 from services.core.config import SamplerSettings, parse_base_model
 from services.core.process.telemetry import configure_logging
 from services.core.process.worker_server import WorkerServer, worker_name
@@ -24,8 +25,9 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
     """Runs a sampler for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
     configure_logging(settings, "sampler")
     worker = worker_name("sampler")
-    engine = open_engine(settings, *parse_base_model(base_model))
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
+    await Identity(connection, storage).check()
+    engine = open_engine(settings, *parse_base_model(base_model))
     tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     liveness = Liveness(connection, settings.lease_seconds)
     serving = SamplerWorker(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from services.core.catalog.identity import Identity
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
 from services.core.config import TrainerSettings, parse_base_model
@@ -44,9 +45,10 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
     """Runs a trainer for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
     configure_logging(settings, "trainer")
     worker = worker_name("trainer")
+    connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
+    await Identity(connection, storage).check()
     engine, device = open_engine(settings, *parse_base_model(base_model)), DeviceThread()
-    connection = RedisConnection.open(settings.redis_url)
-    tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(open_storage(settings)))
+    tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:

@@ -11,19 +11,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import redis
 from obstore.store import S3Store
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from services.cli.main import app
 from services.core.catalog import pins
 from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes
 from services.core.catalog.garbage import GarbageCollector
+from services.core.catalog.identity import Identity
 from services.core.catalog.pins import Pins
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
 from services.core.catalog.verification import verify_checkpoints
 from services.core.config import Settings
-from services.core.errors import NotFoundError
+from services.core.errors import FailedPreconditionError, NotFoundError
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import Payloads
@@ -250,10 +252,84 @@ async def test_verification_finds_damage_in_s3_too(connection: RedisConnection, 
     assert all("weights" in problem for problem in problems.values())
 
 
+def grow_old(data_dir: Path) -> None:
+    two_days_ago = time.time() - 2 * 86_400
+    for path in data_dir.rglob("*"):
+        os.utime(path, (two_days_ago, two_days_ago))
+
+
+def gc(redis_url: str, data_dir: Path, *options: str) -> Result:
+    given = ["--redis-url", redis_url, "--data-dir", str(data_dir), *options]
+    return CliRunner().invoke(app, ["storage", "gc", *given])
+
+
+@either
+async def test_a_collection_without_any_checkpoint_in_the_catalog_needs_consent(
+    connection: RedisConnection, storage: Storage
+) -> None:
+    collector = GarbageCollector(connection, storage)
+    await Identity(connection, storage).establish()
+    await collector.check()
+    location = write(storage, "a")
+    with pytest.raises(FailedPreconditionError, match="--delete-all-checkpoints") as refused:
+        await collector.check()
+    assert refused.value.reason == "CATALOG_EMPTY"
+    await collector.check(delete_all_checkpoints=True)
+    await enter(connection, location)
+    await collector.check()
+
+
+async def test_consent_does_not_reach_the_storage_of_another_redis(
+    connection: RedisConnection, storage: Storage
+) -> None:
+    write(storage, "a")
+    with pytest.raises(FailedPreconditionError) as refused:
+        await GarbageCollector(connection, storage).check(delete_all_checkpoints=True)
+    assert refused.value.reason == "REDIS_EMPTY"
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--delete-all-checkpoints"]])
+@pytest.mark.parametrize("platform_has_id", [True, False])
+def test_a_collection_over_a_fresh_redis_deletes_nothing_and_says_why(
+    redis_url: str,
+    connection: RedisConnection,
+    storage: Storage,
+    data_dir: Path,
+    options: list[str],
+    platform_has_id: bool,
+) -> None:
+    location = write(storage, "a")
+    if platform_has_id:
+        storage.put("identity", b"0123\n")
+    grow_old(data_dir)
+    before = sorted(data_dir.rglob("*"))
+    refused = gc(redis_url, data_dir, *options)
+    assert isinstance(refused.exception, FailedPreconditionError)
+    assert refused.exception.reason == "REDIS_EMPTY"
+    assert location not in refused.output
+    assert sorted(data_dir.rglob("*")) == before
+
+
+def test_a_collection_deletes_all_checkpoints_only_with_consent(
+    redis_url: str, connection: RedisConnection, storage: Storage, data_dir: Path
+) -> None:
+    location = write(storage, "a")
+    with redis.Redis.from_url(redis_url) as commands:
+        commands.hset(keyspace.training_run(RUN), "tenant", "alice")
+    grow_old(data_dir)
+    refused = gc(redis_url, data_dir)
+    assert isinstance(refused.exception, FailedPreconditionError)
+    assert storage.has_directory(f"checkpoints/{location}")
+    assert gc(redis_url, data_dir, "--delete-all-checkpoints").exit_code == 0
+    assert not storage.has_directory(f"checkpoints/{location}")
+
+
 def test_the_commands_say_what_they_found_and_end_with_it(
     redis_url: str, connection: RedisConnection, storage: Storage, data_dir: Path
 ) -> None:
     location = write(storage, "a")
+    with redis.Redis.from_url(redis_url) as commands:
+        commands.hset(keyspace.checkpoint(str(TinkerPath(RUN, "weights", "other"))), "tenant", "alice")
     options = ["--redis-url", redis_url, "--data-dir", str(data_dir)]
     runner = CliRunner()
     verified = runner.invoke(app, ["storage", "verify", *options])

@@ -9,6 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import redis
+
+from services.core.queue import keyspace
+from services.core.queue.connection import RedisConnection
 from testing.platform import Platform, free_port
 
 
@@ -49,3 +54,31 @@ def test_a_data_directory_that_is_in_use(platform: Platform, tmp_path: Path) -> 
     failed = up(tmp_path, "x=y", free_port())
     assert failed.returncode == 1
     assert "another `tinker-platform up`" in failed.stderr
+
+
+def test_a_platform_whose_redis_was_lost(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "identity").write_text("0123\n")
+    failed = up(tmp_path, "x=y", free_port())
+    assert failed.returncode == 1
+    assert "belongs to another Redis or to one that was lost" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "service", [["gateway"], ["trainer", "--base-model", "x=y"], ["sampler", "--base-model", "x=y"]]
+)
+def test_a_service_over_the_storage_of_another_redis(
+    redis_url: str, connection: RedisConnection, tmp_path: Path, service: list[str]
+) -> None:
+    (tmp_path / "identity").write_text("0123\n")
+    with redis.Redis.from_url(redis_url) as commands:
+        commands.hset(keyspace.IDENTITY, "id", "4567")
+    command = [sys.executable, "-m", "services.cli.main", *service, "--redis-url", redis_url]
+    options = ["--data-dir", str(tmp_path), "--grpc-port", str(free_port()), "--http-port", str(free_port())]
+    options = options if service == ["gateway"] else options[:2]
+    failed = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
+    assert failed.returncode == 1
+    assert "belongs to another Redis: its id is 0123, and that of this Redis 4567" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["identity"]

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
+from services.core.catalog.identity import Identity
 from services.core.catalog.pins import Pins
+from services.core.errors import FailedPreconditionError
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
 from services.core.queue.payloads import blob_of
@@ -51,10 +53,33 @@ class GarbageCollector:
         """
         self._commands = connection.commands
         self._storage = storage
+        self._identity = Identity(connection, storage)
         self._checkpoints = CheckpointStore(storage)
         self._blobs = BlobStore(storage)
         self._pins = Pins(connection, self._checkpoints)
         self._young = young
+
+    async def check(self, *, delete_all_checkpoints: bool = False) -> None:
+        """Checks that Redis is the one that knows what the storage needs; to be called before anything is removed.
+
+        Args:
+            delete_all_checkpoints: whether all checkpoints may be garbage.
+
+        Raises:
+            FailedPreconditionError: the storage belongs to another Redis; or CATALOG_EMPTY if the catalog has no
+                checkpoint but the storage has some, unless `delete_all_checkpoints`.
+        """
+        await self._identity.check()
+        if delete_all_checkpoints:
+            return
+        async for _ in self._keys("checkpoint:*"):
+            return
+        if await asyncio.to_thread(lambda: next(self._checkpoints.all(), None)) is not None:
+            raise FailedPreconditionError(
+                "the catalog has no checkpoint, but the storage has some, and all of those without a pin would be "
+                "deleted; if this is intended, pass --delete-all-checkpoints",
+                reason="CATALOG_EMPTY",
+            )
 
     async def find(self) -> list[Waste]:
         """All garbage at this moment."""

@@ -35,6 +35,9 @@ PINS = PREFIX + "pins:"
 DOWNLOAD_SECRET = PREFIX + "download-secret"
 """Secret that signs download links."""
 
+IDENTITY = PREFIX + "identity"
+"""Hash: id of the platform, and confirmed once its storage has the same id: see services.core.catalog.identity."""
+
 LOAD = PREFIX + "load"
 """Hash: operations, samples and bytes queued or under way, of all tenants."""
 
