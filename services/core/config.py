@@ -185,6 +185,11 @@ class SamplerSettings(WorkerSettings):
         default=False,
         description="On a CPU, compute bitwise identical logprobs whether a request runs alone or batched; slower.",
     )
+    share_prefixes: bool = Field(
+        default=False,
+        description="Share cached prompts between tenants; only for installations of a single team: it reveals what "
+        "others have sent.",
+    )
 
 
 class Settings(GatewaySettings, TrainerSettings, SamplerSettings):

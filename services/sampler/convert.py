@@ -55,6 +55,7 @@ def to_request(
             num_samples=0,
             params=SamplingParams(max_tokens=0),
             adapter=adapter,
+            tenant=job.tenant,
             include_prompt_logprobs=True,
             prompt_logprobs_last_n=_last_n(job.compute_logprobs),
         )
@@ -67,6 +68,7 @@ def to_request(
         num_samples=job.sample.num_samples or 1,
         params=_params(job.sample.sampling_params, eos_token_ids, max_context_length - len(prompt)),
         adapter=adapter,
+        tenant=job.tenant,
         include_prompt_logprobs=job.sample.include_prompt_logprobs,
         topk_prompt_logprobs=job.sample.topk_prompt_logprobs,
         target_prompt_tokens=_targets(job.sample),

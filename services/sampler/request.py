@@ -56,6 +56,9 @@ class GenerationRequest:
     adapter: Path | None = None
     """Directory of a checkpoint, which never changes; None for the base model."""
 
+    tenant: str = ""
+    """Whose request it is: cached prefixes belong to a tenant."""
+
     include_prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     target_prompt_tokens: tuple[tuple[int, ...], ...] | None = None

@@ -32,9 +32,11 @@ def checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, AdapterWeights]]:
     return written
 
 
-def make_engine(base: BaseModel, *, deterministic: bool = False, **limits: int) -> NativeSamplerEngine:
+def make_engine(
+    base: BaseModel, *, deterministic: bool = False, share_prefixes: bool = False, **limits: int
+) -> NativeSamplerEngine:
     defaults = {"max_sequences": 16, "max_tokens_per_step": 64, "max_cached_tokens": 2048, "max_adapters": 8}
-    return NativeSamplerEngine(base, deterministic=deterministic, **(defaults | limits))
+    return NativeSamplerEngine(base, deterministic=deterministic, share_prefixes=share_prefixes, **(defaults | limits))
 
 
 def ask(name: str, prompt: Iterable[int], *, num_samples: int = 1, **options: Any) -> GenerationRequest:

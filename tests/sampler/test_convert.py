@@ -55,6 +55,18 @@ def test_present_fields_are_taken_even_when_zero() -> None:
 
 
 @pytest.mark.parametrize(
+    "job",
+    [
+        job_pb2.Job(tenant="t", sample=sample_job().sample),
+        job_pb2.Job(tenant="t", compute_logprobs=sampling_pb2.ComputeLogprobsRequest(prompt=prompt([4]))),
+    ],
+    ids=["sample", "compute_logprobs"],
+)
+def test_a_request_is_its_tenants(job: job_pb2.Job) -> None:
+    assert converted(job).tenant == "t"
+
+
+@pytest.mark.parametrize(
     ("stop", "rule"),
     [
         (None, StopRule(EOS)),

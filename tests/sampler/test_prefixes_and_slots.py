@@ -30,25 +30,27 @@ def tokens_of(result: GenerationResult) -> list[tuple[int, ...]]:
     return [sampled.tokens for sampled in result.sequences]
 
 
-def test_a_digest_names_the_adapter_and_every_token_before() -> None:
+def test_a_digest_names_the_tenant_the_adapter_and_every_token_before() -> None:
     tokens = list(range(3 * BLOCK + 5))
-    digests = block_digests(None, tokens)
+    digests = block_digests("", None, tokens)
     assert len(digests) == 3
-    assert block_digests(None, tokens, digests[:2]) == digests == block_digests(None, tokens[: 3 * BLOCK])
+    assert block_digests("", None, tokens, digests[:2]) == digests == block_digests("", None, tokens[: 3 * BLOCK])
     changed = [0 if index == 1 else token for index, token in enumerate(tokens)]
     for other in (
-        block_digests(Path("/a"), tokens),
-        block_digests(Path("/b" + "x" * 100), tokens),
-        block_digests(None, changed),
+        block_digests("", Path("/a"), tokens),
+        block_digests("", Path("/b" + "x" * 100), tokens),
+        block_digests("", None, changed),
+        block_digests("a", None, tokens),
     ):
         assert not set(other) & set(digests)
+    assert not set(block_digests("a", Path("/b"), tokens)) & set(block_digests("a/b", None, tokens))
     long = [Path(f"/run-{run}/" + "x" * 100) for run in range(2)]
-    assert not set(block_digests(long[0], tokens)) & set(block_digests(long[1], tokens))
+    assert not set(block_digests("", long[0], tokens)) & set(block_digests("", long[1], tokens))
 
 
 def test_a_digest_names_an_image_by_its_content() -> None:
     texts = [[5] * BLOCK + image_ids(data) + [6] * BLOCK for data in (b"a", b"b", b"a")]
-    first, other, same = (block_digests(None, ids) for ids in texts)
+    first, other, same = (block_digests("", None, ids) for ids in texts)
     assert first == same
     assert first[0] == other[0]
     assert not set(first[1:]) & set(other[1:])
@@ -81,6 +83,54 @@ def test_hits_give_the_same_tokens_and_logprobs(load: Load, source: Source, chec
     assert hits == [0, 0, *[32] * 6], "each adapter's first request computes, the others find two blocks"
     for request, tokens in answers.items():
         assert tokens_of(run(make_engine(base), request)[0]) == tokens, "and a fresh sampler says the same"
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("share_prefixes", [False, True])
+def test_a_tenant_finds_the_prompts_of_others_only_if_they_are_shared(
+    load: Load, checkpoint: Checkpoint, adapted: bool, share_prefixes: bool
+) -> None:
+    base = load()
+    adapter = checkpoint(base, 1)[0] if adapted else None
+    (prompt,) = random_tokens(base, [40])
+    engine = make_engine(base, share_prefixes=share_prefixes)
+    hits = []
+    for index, tenant in enumerate(("one", "two", "one", "two")):
+        (result,) = run(engine, ask(f"r{index}", prompt, tenant=tenant, adapter=adapter))
+        hits.append(result.prompt_cache_hit_tokens)
+    assert hits == [0, 32 if share_prefixes else 0, 32, 32]
+
+
+def test_a_tenant_does_not_find_the_prompt_of_anothers_running_request(load: Load) -> None:
+    engine = make_engine(load())
+    (prompt,) = random_tokens(load(), [40])
+    engine.submit(ask("first", prompt, max_tokens=30, tenant="one"))
+    engine.step()
+    engine.submit(ask("second", prompt, max_tokens=2, tenant="two"))
+    outcomes = finish(engine)
+    assert isinstance(outcomes["second"], GenerationResult)
+    assert outcomes["second"].prompt_cache_hit_tokens == 0
+
+
+def test_a_tenant_does_not_find_the_answer_to_another(load: Load) -> None:
+    engine = make_engine(load())
+    (prompt,) = random_tokens(load(), [20])
+    (answer,) = run(engine, ask("turn-1", prompt, max_tokens=40, tenant="one"))
+    conversation = [*prompt, *answer.sequences[0].tokens, 5, 6]
+    (other,) = run(engine, ask("other", conversation, tenant="two"))
+    (turn_2,) = run(engine, ask("turn-2", conversation, tenant="one"))
+    assert (other.prompt_cache_hit_tokens, turn_2.prompt_cache_hit_tokens) == (0, 48)
+
+
+def test_samples_of_one_request_share_its_prompt(load: Load) -> None:
+    (prompt,) = random_tokens(load(), [40])
+    engine = make_engine(load(), max_tokens_per_step=40)
+    engine.submit(ask("r", prompt, num_samples=4, max_tokens=8, tenant="one", streamed=True))
+    engine.step()
+    engine.step()
+    started = {delta.sequence_index for delta in engine.take_token_deltas()}
+    assert started == {0, 1, 2, 3}, "two steps of 40 tokens are too few to compute the prompt of 40 four times"
+    finish(engine)
 
 
 def test_an_answer_is_found_by_the_next_turn(load: Load) -> None:

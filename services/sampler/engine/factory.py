@@ -28,4 +28,5 @@ def open_engine(settings: SamplerSettings, name: str, source: str) -> SamplerEng
         max_cached_tokens=settings.max_cached_tokens,
         max_adapters=settings.max_adapters,
         deterministic=settings.deterministic,
+        share_prefixes=settings.share_prefixes,
     )

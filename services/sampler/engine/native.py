@@ -43,6 +43,7 @@ class NativeSamplerEngine:
         deterministic: on a CPU in float32, a request's log-probabilities are bitwise the same whatever else is in the
             batch. Costs speed: prompts are cut at fixed positions, prefixes are not shared between requests, and the
             slot of a sequence has space for its longest possible answer from the start.
+        share_prefixes: tenants find each other's cached prefixes.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class NativeSamplerEngine:
         max_cached_tokens: int,
         max_adapters: int,
         deterministic: bool = False,
+        share_prefixes: bool = False,
     ) -> None:
         if not 1 <= max_sequences <= max_tokens_per_step:
             rule = f"from 1 to max_tokens_per_step, which is {max_tokens_per_step}"
@@ -64,7 +66,7 @@ class NativeSamplerEngine:
         self._max_sequences = max_sequences
         self._max_tokens_per_step = max_tokens_per_step
         self._store = KVStore(base, max_cached_tokens)
-        self._slots = SlotAllocator(self._store, deterministic=deterministic)
+        self._slots = SlotAllocator(self._store, deterministic=deterministic, share_prefixes=share_prefixes)
         self._deterministic = deterministic
         self._runner = Runner(base, self._store, deterministic=deterministic)
         self._residency = Residency(base, max_adapters)

@@ -1,9 +1,10 @@
-"""The prefix cache: stored keys and values, found by the adapter and the tokens that they belong to.
+"""The prefix cache: stored keys and values, found by their tenant, adapter and tokens.
 
 - A cached prefix is a slot whose first rows hold the keys and values of some tokens. While it has users it is not
   evicted; afterwards it stays until its rows are needed, least recently used first.
-- Tokens are looked up in whole blocks, by a digest chained from the adapter's location on, so that keys and values of
-  one adapter are never found for another. Tokens are content ids (services.core.chunks): equal ids are equal content,
+- Tokens are looked up in whole blocks, by a digest chained from the tenant and the adapter's location on, so that keys
+  and values of one tenant or adapter are never found for another: the number of cached tokens is in the answer, and
+  would tell a tenant what others have sent. Tokens are content ids (services.core.chunks): equal ids are equal content,
   also where the content is no text.
 - A hit is copied, so no running sequence depends on what is evicted.
 """
@@ -34,17 +35,21 @@ class CachedPrefix:
     """Sequences that run in the slot or are about to copy from it."""
 
 
-def block_digests(adapter: Path | None, tokens: Sequence[int], start: Sequence[bytes] = ()) -> tuple[bytes, ...]:
+def block_digests(
+    tenant: str, adapter: Path | None, tokens: Sequence[int], start: Sequence[bytes] = ()
+) -> tuple[bytes, ...]:
     """The digest of each whole block of `tokens` and of all tokens before it.
 
     Args:
+        tenant: whose prefixes these are; empty where all tenants share them.
         adapter: location of the adapter; None for the base model.
         tokens: content ids from the beginning of a sequence.
         start: digests of the first blocks, if they are known.
     """
     digests = list(start)
-    root = str(adapter) if adapter is not None else ""
-    last = digests[-1] if digests else hashlib.blake2b(root.encode(), digest_size=16).digest()
+    location = str(adapter) if adapter is not None else ""
+    root = b"%d:%b%b" % (len(tenant.encode()), tenant.encode(), location.encode())
+    last = digests[-1] if digests else hashlib.blake2b(root, digest_size=16).digest()
     for begin in range(len(digests) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
         block = array("q", tokens[begin : begin + BLOCK]).tobytes()
         last = hashlib.blake2b(block, digest_size=16, key=last).digest()

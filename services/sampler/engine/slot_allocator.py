@@ -7,11 +7,13 @@ first; when that is not enough the engine preempts a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.sampler.engine.kv import KVStore, Slot
 from services.sampler.engine.prefix_cache import BLOCK, PrefixCache, block_digests
 from services.sampler.engine.sequence import RunningSequence, SequenceGroup
+from services.sampler.request import GenerationRequest
 
 LEAST_GROWTH = 256
 """Rows that a slot has at least beyond its sequence's tokens when it is allocated."""
@@ -33,12 +35,14 @@ class SlotAllocator:
         store: the store.
         deterministic: a sequence gets space for all that it may become, and computes all of its prompt itself, so that
             its numbers do not depend on what else is in the store.
+        share_prefixes: tenants find each other's cached prefixes.
     """
 
-    def __init__(self, store: KVStore, *, deterministic: bool) -> None:
+    def __init__(self, store: KVStore, *, deterministic: bool, share_prefixes: bool) -> None:
         self._store = store
         self._cache = PrefixCache(store)
         self._deterministic = deterministic
+        self._share_prefixes = share_prefixes
 
     def start(self, group: SequenceGroup) -> Allocation | None:
         """Allocates a slot for a group's next sequence; None while there is no space."""
@@ -51,7 +55,7 @@ class SlotAllocator:
             self._store.copy(source.slot, slot, len(request.prompt))
             return Allocation(slot, len(request.prompt))
         if not self._deterministic:
-            group.digests = block_digests(request.adapter, request.prompt)
+            group.digests = self._digests(request, request.prompt)
         allocation = self._with_prefix(group, size)
         if allocation is not None:
             group.cache_hit_tokens = allocation.computed
@@ -98,7 +102,7 @@ class SlotAllocator:
             return
         computed = sequence.tokens[: sequence.computed]
         known = sequence.group.digests[: len(computed) // BLOCK]
-        self._cache.keep(sequence.slot, block_digests(sequence.group.request.adapter, computed, known))
+        self._cache.keep(sequence.slot, self._digests(sequence.group.request, computed, known))
 
     def release(self, sequence: RunningSequence) -> None:
         """Takes back the slot of a sequence, and keeps nothing of what is in it."""
@@ -109,6 +113,12 @@ class SlotAllocator:
         """Frees the rows of every cached prefix that no running sequence uses."""
         while self._cache.evict():
             pass
+
+    def _digests(
+        self, request: GenerationRequest, tokens: Sequence[int], known: Sequence[bytes] = ()
+    ) -> tuple[bytes, ...]:
+        tenant = "" if self._share_prefixes else request.tenant
+        return block_digests(tenant, request.adapter, tokens, known)
 
     def _stop_sharing(self, sequence: RunningSequence) -> None:
         if sequence.cached_prefix is not None:
