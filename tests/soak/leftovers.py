@@ -85,7 +85,7 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     sessions, runs = len(by_prefix.get("session", ())), len(by_prefix.get("meta", ()))
     most = (
         dict.fromkeys(["events", "dead", "cancelled", "workers", "workers-expiry", "api-keys", "expiring", "doomed"], 1)
-        | dict.fromkeys(["download-secret", "place", "sample", "sample-bell", "sample-pace"], 1)
+        | dict.fromkeys(["download-secret", "identity", "place", "sample", "sample-bell", "sample-pace"], 1)
         | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
         | dict.fromkeys(["wake", "sampler-room", "base-models"], WORKERS)
         | dict.fromkeys(["load", "open-sessions"], 1 + len(TENANTS))
