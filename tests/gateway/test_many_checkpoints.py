@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -52,11 +52,14 @@ async def fill(connection: RedisConnection, run: str) -> list[str]:
     return [path for _, path in sorted(entered, reverse=True)]
 
 
-async def commands_of(connection: RedisConnection, call: Awaitable[T]) -> tuple[T, list[list[str]]]:
-    """What a call returns, and the commands that the server carried out meanwhile, those of scripts included."""
+async def commands_of(connection: RedisConnection, call: Callable[[], Awaitable[T]]) -> tuple[T, list[list[str]]]:
+    """What a call returns, and the commands that the server carried out meanwhile, those of scripts included.
+
+    A call of gRPC's is under way as soon as it is made, so it is made when the server's monitor has begun.
+    """
     seen: list[list[str]] = []
     async with connection.commands.monitor() as monitor:
-        result = await call
+        result = await call()
         await connection.commands.echo("done")
         while (command := (await monitor.next_command())["command"]) != "ECHO done":
             seen.append(command.split())
@@ -85,7 +88,7 @@ async def test_pages_of_ten_thousand_are_complete_and_cost_what_they_show(
     index, found = keyspace.tenant_checkpoints("alice"), list[str]()
     request = checkpoint_pb2.ListCheckpointsRequest(page_size=PAGE)
     while not found or request.page_token:
-        page, commands = await commands_of(connection, alice.checkpoints.ListCheckpoints(request))
+        page, commands = await commands_of(connection, lambda: alice.checkpoints.ListCheckpoints(request))
         assert page.total_size == COUNT
         found += [item.tinker_path for item in page.checkpoints]
         request.page_token = page.next_page_token
