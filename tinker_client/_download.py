@@ -14,8 +14,9 @@ from pathlib import Path
 
 import grpc
 
+from tinker_client._file_name import check_file_name
 from tinker_client._transport import Transport
-from tinker_client.errors import InternalServerError, TinkerError
+from tinker_client.errors import TinkerError
 from tinker_proto.v1 import checkpoint_pb2
 
 ReportBytes = Callable[[int, int], None]
@@ -39,7 +40,7 @@ async def download(
         TinkerError: a file that arrived is not what it should be; names it.
     """
     for file in files:
-        _check_name(file.name)
+        check_file_name(file.name)
     present = await asyncio.to_thread(_present, files, directory)
     await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     progress = _Progress(sum(file.size_bytes for file in files), report)
@@ -67,30 +68,32 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_name(name: str) -> None:
-    if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise InternalServerError(
-            f"the platform sent a file called {name!r}, which is not a file name", code="INTERNAL"
-        )
-
-
 def _present(files: Sequence[checkpoint_pb2.File], directory: Path) -> set[str]:
     """Names of the files that are there with the right content."""
     present = set()
     for file in files:
         path = directory / file.name
+        for folder in (directory / parent for parent in Path(file.name).parents if parent.name):
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                raise _other_content(folder)
         if not os.path.lexists(path):
             continue
         if path.is_symlink() or not path.is_file() or sha256_of(path) != file.sha256:
-            raise FileExistsError(f"{path} has other content; choose another directory, or move it away")
+            raise _other_content(path)
         present.add(file.name)
     return present
+
+
+def _other_content(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} has other content; choose another directory, or move it away")
 
 
 async def _fetch(
     transport: Transport, file: checkpoint_pb2.File, directory: Path, request: MakeRequest, progress: _Progress
 ) -> None:
-    partial = directory / f".{file.name}.{file.sha256[:16]}.part"
+    target = directory / file.name
+    partial = target.with_name(f".{target.name}.{file.sha256[:16]}.part")
+    await asyncio.to_thread(partial.parent.mkdir, parents=True, exist_ok=True)
     offset = await asyncio.to_thread(_size_of, partial)
     progress.add(offset)
     if offset < file.size_bytes:
@@ -104,7 +107,7 @@ async def _fetch(
             f"{file.name} did not arrive as it was written: its SHA-256 is not {file.sha256}. Try again; if it comes "
             "again, the platform's copy is damaged"
         )
-    await asyncio.to_thread(partial.rename, directory / file.name)
+    await asyncio.to_thread(partial.rename, target)
 
 
 def _size_of(partial: Path) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from tinker_client._connection import Connection
-from tinker_client.errors import InternalServerError
+from tinker_client._file_name import check_file_name
 from tinker_proto.v1 import capability_pb2
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def store(files: Mapping[str, bytes], root: Path) -> Path:
     """
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
-        if name in ("", ".", "..") or Path(name).name != name:
-            raise InternalServerError(
-                f"the platform sent a tokenizer file called {name!r}, which is not a file name", code="INTERNAL"
-            )
+        check_file_name(name)
         digest.update(f"{len(name)} {name} {len(content)} ".encode() + content)
     directory = root / digest.hexdigest()
     if directory.exists():
@@ -67,7 +64,9 @@ def store(files: Mapping[str, bytes], root: Path) -> Path:
         whole = Path(temporary) / "files"
         whole.mkdir()
         for name, content in files.items():
-            (whole / name).write_bytes(content)
+            path = whole / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         try:
             whole.rename(directory)
         except OSError:

@@ -6,10 +6,8 @@ on a CPU, bfloat16 on a GPU. A model of another family is refused by name before
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from services.core.errors import InvalidArgumentError
 from services.model.families import SUPPORTED_FAMILIES, Family, Keeps, KVShape, check_architecture, kv_shape
-from services.model.loading import load_tokenizer, load_weights, unreadable
+from services.model.loading import load_tokenizer, load_weights, read_tokenizer_files, unreadable
+from services.model.tokenizer_files import TokenizerFiles
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class BaseModel:
     eos_token_ids: frozenset[int]
     tokenizer: PreTrainedTokenizerBase
 
-    tokenizer_files: dict[str, bytes]
-    """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
+    tokenizer_files: TokenizerFiles
 
     @property
     def trunk(self) -> nn.Module:
@@ -178,7 +176,7 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
         vocab_size=module.config.vocab_size,
         eos_token_ids=_eos_token_ids(module, tokenizer),
         tokenizer=tokenizer,
-        tokenizer_files=_tokenizer_files(tokenizer),
+        tokenizer_files=read_tokenizer_files(source, tokenizer),
     )
     base.adaptable_linears()  # refuses here, not with the first run, where one is missing
     return base
@@ -200,9 +198,3 @@ def _eos_token_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     declared = generation.eos_token_id if generation is not None else None
     ids = declared if isinstance(declared, list) else [declared]
     return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
-
-
-def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}

@@ -6,13 +6,17 @@ files for it. Both are refused here.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from services.core.errors import InvalidArgumentError, broken_rule
+from services.model.tokenizer_files import MODEL_CONFIG, PATTERNS, TokenizerFiles, read_files
 
 MAX_NAMES = 3
 """Most tensors that a refusal names of each kind."""
@@ -70,6 +74,36 @@ def load_tokenizer(source: str, vocab_size: int) -> PreTrainedTokenizerBase:
         fault = f"the tokenizer has {tokenizer.vocab_size} tokens, the model a vocab_size of {vocab_size}"
         raise unreadable("a model with its own tokenizer", source, fault)
     return tokenizer
+
+
+def read_tokenizer_files(source: str, tokenizer: PreTrainedTokenizerBase) -> TokenizerFiles:
+    """The files of a base model's tokenizer.
+
+    Args:
+        source: Hugging Face name or local directory, which has been loaded.
+        tokenizer: what was loaded from it.
+    """
+    directory = model_directory(source)
+    named_by_class = (name for name in tokenizer.vocab_files_names.values() if name)
+    with tempfile.TemporaryDirectory() as resaved:
+        tokenizer.save_pretrained(resaved)
+        return TokenizerFiles(
+            own=read_files(directory, [*PATTERNS, *named_by_class]),
+            model_config=(directory / MODEL_CONFIG).read_bytes(),
+            resaved=read_files(Path(resaved), ["**/*"]),
+        )
+
+
+def model_directory(source: str) -> Path:
+    """The directory with a base model's files: the source itself, or its place in the Hugging Face cache.
+
+    Args:
+        source: Hugging Face name or local directory, whose config.json has been read.
+    """
+    config = cached_file(source, MODEL_CONFIG, local_files_only=True)
+    if config is None:
+        raise unreadable("a model with a config.json", source, "it is gone")
+    return Path(config).parent
 
 
 def unreadable(rule: str, source: str, fault: str) -> InvalidArgumentError:

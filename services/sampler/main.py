@@ -28,7 +28,7 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
     await Identity(connection, storage).check()
     engine = open_engine(settings, *parse_base_model(base_model))
-    tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
+    tokenizer = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     liveness = Liveness(connection, settings.lease_seconds)
     serving = SamplerWorker(
         worker, engine, SamplerStores.open(connection, storage), liveness, lease_s=settings.lease_seconds
@@ -43,7 +43,8 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
             vocab_size=engine.info.vocab_size,
             slots=engine.info.max_sequences,
             slots_used=serving.sequences_used,
-            tokenizer_blob=tokenizer_blob,
+            tokenizer_blob=tokenizer.for_clients,
+            text_blob=tokenizer.for_texts,
             abilities=announcement(engine.info.abilities),
         )
 

@@ -48,7 +48,7 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
     await Identity(connection, storage).check()
     engine, device = open_engine(settings, *parse_base_model(base_model)), DeviceThread()
-    tokenizer_blob = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
+    tokenizer = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     serving = assemble(settings, worker, engine, device, connection)
 
     def status() -> job_pb2.WorkerStatus:
@@ -63,7 +63,8 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
             target_modules=engine.info.target_modules,
             slots=settings.max_runs,
             slots_used=serving.runs_held,
-            tokenizer_blob=tokenizer_blob,
+            tokenizer_blob=tokenizer.for_clients,
+            text_blob=tokenizer.for_texts,
         )
 
     server = WorkerServer(settings, WorkerDirectory(connection), status)

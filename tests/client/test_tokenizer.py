@@ -66,9 +66,19 @@ def test_files_are_kept_under_their_content_and_appear_whole(tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 5  # nothing half-made stays behind
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", "..", ".", ""])
+def test_files_of_subdirectories_keep_their_relative_names(tmp_path: Path) -> None:
+    directory = _tokenizer.store(
+        {"chat_template.jinja": b"1", "additional_chat_templates/tool_use.jinja": b"2"}, tmp_path
+    )
+    assert (directory / "chat_template.jinja").read_bytes() == b"1"
+    assert (directory / "additional_chat_templates" / "tool_use.jinja").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "a//b", "a/../../b", "a/", "a\\b", "C:b", "a\0", "..", ".", ""]
+)
 def test_a_file_name_that_leaves_the_directory_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InternalServerError, match="not a file name"):
+    with pytest.raises(InternalServerError, match="not a relative file name"):
         _tokenizer.store({name: b"x"}, tmp_path / "root")
     assert not (tmp_path / "root").exists()
 

@@ -21,11 +21,13 @@ from tinker_client.errors import BadRequestError, InternalServerError
 from tinker_proto.v1 import checkpoint_pb2, checkpoint_pb2_grpc
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../a", "/etc/passwd", "a/b", "a\\b", "a\0"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../a", "/etc/passwd", "a/../b", "a/../../b", "a//b", "a/", "a\\b", "C:b", "a\0"]
+)
 def test_a_platform_cannot_write_outside_the_directory(tmp_path: Path, name: str) -> None:
     transport: Any = None  # it comes to no call
     files = [checkpoint_pb2.File(name=name, size_bytes=1, sha256="0" * 64)]
-    with pytest.raises(InternalServerError, match="not a file name"):
+    with pytest.raises(InternalServerError, match="not a relative file name"):
         asyncio.run(download(transport, files, tmp_path / "to", lambda name, offset: None, None))  # type: ignore[arg-type, return-value]
     assert list(tmp_path.iterdir()) == []
 
@@ -37,6 +39,16 @@ def test_a_link_in_place_of_a_file_is_other_content(tmp_path: Path) -> None:
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with pytest.raises(FileExistsError):
         asyncio.run(download(transport, [checkpoint_pb2.File(name="a", sha256=empty)], tmp_path, Any, None))
+
+
+def test_a_link_in_place_of_a_subdirectory_is_other_content(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "a").symlink_to(tmp_path / "elsewhere")
+    transport: Any = None
+    with pytest.raises(FileExistsError, match="/to/a has other content"):
+        asyncio.run(download(transport, [checkpoint_pb2.File(name="a/b", sha256="0")], tmp_path / "to", Any, None))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_an_adapter_is_a_directory_or_a_safetensors_file(tmp_path: Path) -> None:
@@ -94,17 +106,17 @@ async def serving(files: FlakyFiles) -> AsyncIterator[Transport]:
 async def test_a_download_goes_on_over_broken_streams(tmp_path: Path) -> None:
     content = bytes(range(250)) * 14
     files, reports = FlakyFiles(content), []
-    described = checkpoint_pb2.File(name="a", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    described = checkpoint_pb2.File(name="a/b", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     def request(name: str, offset: int) -> checkpoint_pb2.ReadFileRequest:
         return checkpoint_pb2.ReadFileRequest(name=name, offset=offset)
 
     async with serving(files) as transport:
         await download(transport, [described], tmp_path, request, lambda done, total: reports.append((done, total)))
-    assert (tmp_path / "a").read_bytes() == content
+    assert (tmp_path / "a" / "b").read_bytes() == content
     assert files.offsets == [0, 1000, 2000, 3000]
     assert reports[-1] == (len(content), len(content))
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
 
 
 async def test_an_upload_that_broke_off_is_sent_again(tmp_path: Path) -> None:

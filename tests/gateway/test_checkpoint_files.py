@@ -231,6 +231,8 @@ async def test_what_a_merge_has_written_is_read_by_its_owner_once_it_is_done(
     assert await code_of(alice, operation=name, name="model") is grpc.StatusCode.FAILED_PRECONDITION
     with stores.exports.write(name) as directory:
         (directory / "model").write_bytes(CONTENT)
+        (directory / "templates").mkdir()
+        (directory / "templates" / "50%2F.jinja").write_bytes(b"nested")
     merged = sampling_pb2.MergeWeightsResponse(files=stores.exports.files(name))
     await stores.sample_queues.join(BASE)
     (entry,) = await stores.sample_queues.take("w", BASE, free=1, block_ms=1000)
@@ -240,6 +242,8 @@ async def test_what_a_merge_has_written_is_read_by_its_owner_once_it_is_done(
     scope, _, seq_id = name.rpartition(":")
     for alias in (name, f"{scope}:0{seq_id}"):
         assert await read(alice, operation=alias, name="model", offset=7) == CONTENT[7:]
+    assert [file.name for file in merged.files] == ["model", "templates/50%2F.jinja"]
+    assert await read(alice, operation=name, name="templates/50%2F.jinja") == b"nested"
     assert await code_of(alice, operation=name, name="../other/model") is grpc.StatusCode.NOT_FOUND
     assert await code_of(mallory, operation=name, name="model") is grpc.StatusCode.NOT_FOUND
     (data_dir / "exports" / name).rename(data_dir / "swept")

@@ -1,10 +1,12 @@
 """Exports: directories of full models that merges have written, kept for a day.
 
-One directory an operation, under the operation's name; what its files must contain is in the operation's result.
+One directory an operation, under the operation's name; what its files must contain is in the operation's result. A
+storage's directories are flat, so a file in a subdirectory of an export is stored under an escaped name.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,7 +29,7 @@ class ExportStore:
 
     @contextmanager
     def write(self, operation: str) -> Iterator[Path]:
-        """Yields an empty directory to fill; on a clean exit it is the operation's export.
+        """Yields an empty directory to fill, subdirectories included; on a clean exit it is the operation's export.
 
         Raises:
             AlreadyExistsError: another worker has written it: one that was taken for dead.
@@ -35,6 +37,7 @@ class ExportStore:
         """
         with self._storage.write_directory(f"{ROOT}/{operation}") as directory:
             yield directory
+            _flatten(directory)
 
     def exists(self, operation: str) -> bool:
         """Whether an operation has an export."""
@@ -46,7 +49,10 @@ class ExportStore:
             directory = self._storage.open_directory(f"{ROOT}/{operation}")
         except FileNotFoundError:
             raise _gone(operation) from None
-        return describe(directory)
+        files = describe(directory)
+        for file in files:
+            file.name = _relative_name(file.name)
+        return files
 
     def read(self, operation: str, name: str, start: int, length: int) -> bytes:
         """At most `length` bytes of a file from `start` on.
@@ -55,7 +61,7 @@ class ExportStore:
             NotFoundError: it has expired.
         """
         try:
-            return self._storage.read(f"{ROOT}/{operation}", name, start, length)
+            return self._storage.read(f"{ROOT}/{operation}", _flat_name(name), start, length)
         except FileNotFoundError:
             raise _gone(operation) from None
 
@@ -72,11 +78,34 @@ class ExportStore:
 
 
 def describe(directory: Path) -> list[checkpoint_pb2.File]:
-    """The files of a directory, by name."""
+    """The files of a directory and its subdirectories, by relative name."""
     return [
-        checkpoint_pb2.File(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(directory.iterdir())
+        checkpoint_pb2.File(
+            name=path.relative_to(directory).as_posix(), size_bytes=path.stat().st_size, sha256=sha256_of(path)
+        )
+        for path in _files(directory)
     ]
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _flatten(directory: Path) -> None:
+    """Moves all files of a directory's subdirectories into it, each under its flat name."""
+    for path in _files(directory):
+        path.rename(directory / _flat_name(path.relative_to(directory).as_posix()))
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def _flat_name(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def _relative_name(name: str) -> str:
+    return name.replace("%2F", "/").replace("%25", "%")
 
 
 def _gone(operation: str) -> NotFoundError:

@@ -6,12 +6,13 @@ another one, so nothing here hands out a model, a tensor or a tokenizer, and eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from services.core.abilities import Ability
+from services.model.tokenizer_files import TokenizerFiles
 from services.sampler.request import Finished, GenerationRequest, TokenDelta
 
 
@@ -32,8 +33,7 @@ class EngineInfo:
     max_sequences: int
     """Most sequences that run at once."""
 
-    tokenizer_files: Mapping[str, bytes]
-    """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
+    tokenizer_files: TokenizerFiles
 
     abilities: frozenset[Ability]
     """Everything that requests may need of it; the gateway refuses requests that need something else."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from services.model.adapter_files import read_adapter, write_tensors
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.tokenizer_files import write_files
 
 SHARD_BYTES = 4 << 30
 INDEX_FILE = "model.safetensors.index.json"
@@ -70,8 +71,7 @@ def write_merged(
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     is_tied = base.is_tied and base.family.unembedding not in adapter.linears
     _write_configuration(directory, base, dtype, is_tied=is_tied)
-    for name, content in base.tokenizer_files.items():
-        (directory / name).write_bytes(content)
+    write_files(base.tokenizer_files.own, directory)
 
 
 def export_dtype(base: BaseModel) -> torch.dtype:

@@ -6,12 +6,13 @@ processes, so nothing here hands out a model or a tensor: whoever saves a run or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from services.model.adapter_config import AdapterConfig
+from services.model.tokenizer_files import TokenizerFiles
 from services.trainer.values import AdamParams, PassJob, PassResult
 
 
@@ -28,8 +29,7 @@ class EngineInfo:
     vocab_size: int
     """Token ids are below it."""
 
-    tokenizer_files: Mapping[str, bytes]
-    """Content by file name: all that AutoTokenizer.from_pretrained needs in a directory."""
+    tokenizer_files: TokenizerFiles
 
     loss_fns: frozenset[str]
     """Loss functions that it computes; requests for another one are refused before they are queued."""

@@ -112,7 +112,8 @@ class Targets:
 
     async def _text(self, base_model: str) -> ModelText:
         stores = self._backend.stores
-        blob = (await stores.workers.any_kind(base_model, "model")).tokenizer_blob
+        status = await stores.workers.any_kind(base_model, "model")
+        blob = status.text_blob or status.tokenizer_blob
         if blob not in self._texts:
             files = job_pb2.TokenizerFiles.FromString(await stores.blobs.get(blob)).files
             self._texts[blob] = await asyncio.to_thread(ModelText, dict(files))
