@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from tinker_client._outage import Outage
+from tinker_client._stored_response import MAX_RESPONSE_BYTES, with_response
 from tinker_client._transport import Transport
 from tinker_client.errors import TinkerError
 from tinker_proto.v1 import operation_pb2
@@ -47,6 +48,8 @@ class Watch:
         self._expected: dict[str, Expected] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        """Stored responses on their way, by operation."""
 
     def expect(self, name: str) -> Expected:
         """Registers an operation; its outcome is the finished operation, or an exception if it never can be."""
@@ -56,12 +59,21 @@ class Watch:
     def forget(self, name: str) -> None:
         """Stops expecting `name`."""
         self._expected.pop(name, None)
+        if (reading := self._reading.pop(name, None)) is not None:
+            reading.cancel()
 
     def finish(self, operation: operation_pb2.Operation) -> None:
-        """Hands an outcome over; a second one, or one that nobody expects, is ignored."""
+        """Hands an outcome over; a second one, or one that nobody expects, is ignored.
+
+        A response that is too large for a message is read first, while others arrive.
+        """
         expected = self._expected.get(operation.name)
-        if operation.done and expected is not None and not expected.outcome.done():
+        if not operation.done or expected is None or expected.outcome.done():
+            return
+        if not operation.HasField("stored_response"):
             expected.outcome.set_result(operation)
+        elif operation.name not in self._reading:
+            self._reading[operation.name] = asyncio.create_task(self._read(operation))
 
     def fail(self, name: str, error: BaseException) -> None:
         """Ends the wait for `name` with an exception, if it still lasts."""
@@ -81,7 +93,15 @@ class Watch:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        for reading in self._reading.values():
+            reading.cancel()
         self._fail_all(error)
+
+    async def _read(self, operation: operation_pb2.Operation) -> None:
+        try:
+            self.finish(await with_response(self._transport, operation))
+        except Exception as error:
+            self.fail(operation.name, error)
 
     async def _run(self) -> None:
         outage = self._transport.outage()
@@ -98,7 +118,9 @@ class Watch:
     async def _watch_until_it_breaks(self, outage: Outage) -> float:
         """Returns how long to wait before it is worth trying again."""
         pending = [expected.name for expected in self._expected.values() if expected.submitted]
-        request = operation_pb2.WatchOperationsRequest(session_id=self._session_id, pending=pending)
+        request = operation_pb2.WatchOperationsRequest(
+            session_id=self._session_id, pending=pending, max_response_bytes=MAX_RESPONSE_BYTES
+        )
         try:
             async for message in self._transport.stream(self._transport.operations.WatchOperations, request):
                 if not self._ready.done():

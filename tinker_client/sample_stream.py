@@ -19,6 +19,7 @@ import grpc
 from tinker_client import _convert, types
 from tinker_client._loop import BackgroundLoop
 from tinker_client._session import OpenSession, operation_response
+from tinker_client._stored_response import MAX_RESPONSE_BYTES, with_response
 from tinker_client.errors import TinkerError
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
@@ -129,7 +130,8 @@ class SampleStream:
             if self._response is not None:
                 return
             try:
-                self._take(await self._next_message())
+                message = await self._next_message()
+                await self._take(message)
             except TinkerError as error:
                 self._error = error
                 raise
@@ -151,17 +153,18 @@ class SampleStream:
 
     def _opened(self) -> Messages:
         if self._messages is None:
-            request = sampling_pb2.SampleStreamRequest(request=self._request)
+            request = sampling_pb2.SampleStreamRequest(request=self._request, max_response_bytes=MAX_RESPONSE_BYTES)
             self._messages = self._session.transport.stream(self._session.transport.sampling.SampleStream, request)
         return self._messages
 
-    def _take(self, message: sampling_pb2.SampleStreamResponse) -> None:
+    async def _take(self, message: sampling_pb2.SampleStreamResponse) -> None:
         self._outage.end()
         for delta in message.pieces:
             if delta.start <= self._handed_out[delta.sequence_index]:  # else one was lost: the result has it
                 self._hand_out(delta.sequence_index, delta.start, delta.tokens, delta.logprobs, delta.stop_reason)
         if message.operation.done:
-            response = operation_response(message.operation, sampling_pb2.SampleResponse)
+            operation = await with_response(self._session.transport, message.operation)
+            response = operation_response(operation, sampling_pb2.SampleResponse)
             for index, item in enumerate(response.sequences):
                 self._hand_out(index, 0, item.tokens, item.logprobs, item.stop_reason)
             self._response = _convert.sample_response(response)

@@ -33,6 +33,7 @@ class Secret:
 Port = Annotated[int, Field(ge=0, le=65535)]
 Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
 Mebibytes = Annotated[int, Field(ge=1 << 20), Unit("bytes")]
+ResultBytes = Annotated[int, Field(ge=1 << 20, le=1 << 30), Unit("bytes")]
 Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
 Operations = Annotated[int, Field(ge=1), Unit("operations")]
 Requests = Annotated[int, Field(ge=1), Unit("requests")]
@@ -103,6 +104,10 @@ class GatewaySettings(CommonSettings):
     )
     max_upload_bytes: Mebibytes = Field(
         default=8 << 30, description="Largest adapter_model.safetensors that can be imported."
+    )
+    max_result_bytes: ResultBytes = Field(
+        default=256 << 20,
+        description="Largest result that a sampling request may have, computed before it is queued.",
     )
     max_arriving_bytes: Mebibytes = Field(
         default=1 << 30,

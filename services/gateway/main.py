@@ -93,9 +93,9 @@ def grpc_server(settings: GatewaySettings, stores: Stores) -> GrpcServer:
     server = wrapped.server
     capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
     checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth, submission), server)
-    operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(stores, auth), server)
+    operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(stores, auth, settings), server)
     sampling_pb2_grpc.add_SamplingServiceServicer_to_server(
-        SamplingServicer(stores, auth, submission, creation), server
+        SamplingServicer(stores, auth, submission, creation, settings), server
     )
     session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(stores, auth), server)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(

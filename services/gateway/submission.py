@@ -18,9 +18,11 @@ from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
+from services.gateway.responses import whole_bytes
 from services.gateway.stores import Stores
 from services.gateway.validation.abilities import SamplingRequest, check_abilities
 from services.gateway.validation.fields import check_seq_id
+from services.gateway.validation.result_size import check_result_size, most_tokens
 from services.gateway.validation.sampling import check_compute_logprobs, check_merge_weights, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
 from tinker_proto.internal.v1 import job_pb2
@@ -42,6 +44,8 @@ class Submission:
     def __init__(self, stores: Stores, settings: GatewaySettings) -> None:
         self._stores = stores
         self._limits = LoadLimits.of(settings)
+        self._max_result_bytes = settings.max_result_bytes
+        self._whole_bytes = whole_bytes(settings)
 
     async def create_run(
         self, tenant: str, request: CreateRequest, run: training_pb2.TrainingRun
@@ -119,7 +123,7 @@ class Submission:
         check_seq_id("seq_id", request.seq_id, 0)
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
-        _check_sampling(request, location, limits)
+        _check_sampling(request, location, limits, self._max_result_bytes)
         if isinstance(request, sampling_pb2.SampleRequest) and not request.sampling_params.HasField("seed"):
             request.sampling_params.seed = secrets.randbits(62)
         name = OperationName(request.sampling_session_id, request.seq_id)
@@ -134,7 +138,7 @@ class Submission:
             cost=_cost(request, limits),
             limits=self._limits,
         )
-        return accepted or await stores.operations.get(str(name), tenant)
+        return accepted or await stores.operations.get(str(name), tenant, whole_bytes=self._whole_bytes)
 
     async def _train_next(
         self, tenant: str, request: RunRequest, base_model: str
@@ -201,7 +205,7 @@ class Submission:
             limits=self._limits,
             refusal=refusal,
         )
-        return accepted or await self._stores.operations.get(job.operation, job.tenant)
+        return accepted or await self._stores.operations.get(job.operation, job.tenant, whole_bytes=self._whole_bytes)
 
 
 def unnamed(seq_id: int) -> str:
@@ -209,11 +213,14 @@ def unnamed(seq_id: int) -> str:
     return f"seq-{seq_id}"
 
 
-def _check_sampling(request: SamplingRequest, location: str, limits: job_pb2.WorkerStatus) -> None:
+def _check_sampling(
+    request: SamplingRequest, location: str, limits: job_pb2.WorkerStatus, max_result_bytes: int
+) -> None:
     """Refuses a request that is not valid, or that the samplers cannot carry out; `location` is its checkpoint's."""
     match request:
         case sampling_pb2.SampleRequest():
             check_sample(request, limits)
+            check_result_size(request, limits, max_result_bytes)
         case sampling_pb2.ComputeLogprobsRequest():
             check_compute_logprobs(request, limits)
         case sampling_pb2.MergeWeightsRequest():
@@ -227,9 +234,7 @@ def _cost(request: SamplingRequest, limits: job_pb2.WorkerStatus) -> int:
     """Most tokens that a sampling request may have computed; 1 for a merge, which computes none."""
     match request:
         case sampling_pb2.SampleRequest():
-            prompt, params = chunks.length(request.prompt), request.sampling_params
-            longest = params.max_tokens if params.HasField("max_tokens") else limits.max_context_length - prompt
-            return prompt + max(request.num_samples, 1) * longest
+            return chunks.length(request.prompt) + max(request.num_samples, 1) * most_tokens(request, limits)
         case sampling_pb2.ComputeLogprobsRequest():
             return chunks.length(request.prompt)
         case sampling_pb2.MergeWeightsRequest():

@@ -10,7 +10,12 @@ from tinker_proto.v1 import operation_pb2
 
 
 async def until_done(
-    stores: Stores, name: OperationName, tenant: str, deadline: float | None = None
+    stores: Stores,
+    name: OperationName,
+    tenant: str,
+    deadline: float | None = None,
+    *,
+    whole_bytes: int | None = None,
 ) -> operation_pb2.Operation:
     """The operation once it is done; as it is at the deadline, or when this gateway begins to stop.
 
@@ -19,6 +24,7 @@ async def until_done(
         name: the operation's name.
         tenant: whose operation it is.
         deadline: by the event loop's clock, in seconds; None to wait for as long as it takes.
+        whole_bytes: as in OperationStore.read.
 
     Raises:
         NotFoundError: the tenant has no such operation.
@@ -26,7 +32,7 @@ async def until_done(
     with stores.events.expect(str(name)) as news:
         while True:
             news.clear()
-            operation = await stores.operations.get(str(name), tenant)
+            operation = await stores.operations.get(str(name), tenant, whole_bytes=whole_bytes)
             if operation.done or stores.events.is_shut:
                 return operation
             try:

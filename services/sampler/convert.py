@@ -79,6 +79,13 @@ def to_request(
     )
 
 
+def to_response(
+    kind: str, result: GenerationResult
+) -> sampling_pb2.SampleResponse | sampling_pb2.ComputeLogprobsResponse:
+    """The answer to a job of this kind."""
+    return to_logprobs_response(result) if kind == "compute_logprobs" else to_sample_response(result)
+
+
 def to_sample_response(result: GenerationResult) -> sampling_pb2.SampleResponse:
     """The answer to a `sample` job."""
     targets = result.target_prompt_logprobs

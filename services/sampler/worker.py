@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import structlog
 from google.protobuf.message import Message
 
-from services.core.errors import PlatformError
+from services.core.errors import InternalError, PlatformError
 from services.core.process.metrics import CACHED_PROMPT_TOKENS, GENERATED_TOKENS, OPERATIONS, PROMPT_TOKENS
 from services.core.queue.connection import TRANSIENT_ERRORS
 from services.core.queue.liveness import Liveness
 from services.core.queue.retry import until_reached
 from services.core.queue.sample_queue import SampleEntry
-from services.sampler.convert import to_logprobs_response, to_sample_response
+from services.sampler.convert import to_response
 from services.sampler.engine.interface import SamplerEngine
 from services.sampler.engine_thread import EngineThread
 from services.sampler.job_reader import UNREAD, Generation, JobReader, Merge, Refusal
@@ -29,6 +29,7 @@ from services.sampler.publisher import Publisher
 from services.sampler.request import Finished, GenerationResult
 from services.sampler.stores import SamplerStores
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import sampling_pb2
 
 REPORTED_AT_ONCE = 64
 
@@ -206,17 +207,21 @@ class SamplerWorker:
         if job is None:
             return  # cancelled meanwhile
         if isinstance(outcome, GenerationResult):
-            outcome = _response(job.kind, outcome)
+            outcome = await _response(job.kind, outcome)
         OPERATIONS.labels(job.kind, outcome.reason if isinstance(outcome, PlatformError) else "").inc()
         result = await self._operations.result(outcome)
         await until_reached(lambda: self._queues.complete(self._base_model, job.entry, result))
         self._jobs.pop(name, None)
 
 
-def _response(kind: str, result: GenerationResult) -> Message:
-    if kind == "compute_logprobs":
-        return to_logprobs_response(result)
-    response = to_sample_response(result)
-    GENERATED_TOKENS.inc(sum(len(sequence.tokens) for sequence in response.sequences))
-    CACHED_PROMPT_TOKENS.inc(response.prompt_cache_hit_tokens)
+async def _response(kind: str, result: GenerationResult) -> Message | PlatformError:
+    """The response of a job; in a thread, because a large result takes seconds and heartbeats must go on."""
+    try:
+        response = await asyncio.to_thread(to_response, kind, result)
+    except Exception as error:
+        _log.error("a result cannot be put into a message", kind=kind, exc_info=error)
+        return InternalError("the result cannot be put into a message", reason="RESULT_TOO_LARGE")
+    if isinstance(response, sampling_pb2.SampleResponse):
+        GENERATED_TOKENS.inc(sum(len(sequence.tokens) for sequence in response.sequences))
+        CACHED_PROMPT_TOKENS.inc(response.prompt_cache_hit_tokens)
     return response

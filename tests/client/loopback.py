@@ -7,6 +7,7 @@ It lets a test break what may break: single calls, replies on their way back, st
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -65,6 +66,10 @@ class LoopbackPlatform(
         self.refuse_before: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.lose_reply: defaultdict[str, int] = defaultdict(int)
         self.refuse_late_s = 0.0
+        self.stored: set[str] = set()
+        """Operations whose responses are read apart."""
+
+        self.damaged: set[str] = set()
         self.run_ids: list[str] = []
         self.tokenizer_directory = tokenizer_directory
         self.port = 0
@@ -163,13 +168,34 @@ class LoopbackPlatform(
         self.operations.watchers.add(watcher)
         try:
             known = [self.operations.records[name] for name in request.pending if name in self.operations.records]
-            yield operation_pb2.WatchOperationsResponse(operations=[item for item in known if item.done])
+            done = [self._as_sent(item) for item in known if item.done]
+            yield operation_pb2.WatchOperationsResponse(operations=done)
             while (operation := await watcher.get()) is not None:
                 if operation.name.startswith(f"{request.session_id}:"):
-                    yield operation_pb2.WatchOperationsResponse(operations=[operation])
+                    yield operation_pb2.WatchOperationsResponse(operations=[self._as_sent(operation)])
         finally:
             self.operations.watchers.discard(watcher)
         await abort(context, grpc.StatusCode.UNAVAILABLE)
+
+    def _as_sent(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
+        if operation.name not in self.stored:
+            return operation
+        sent, content = operation_pb2.Operation(), operation.response.SerializeToString()
+        sent.CopyFrom(operation)
+        sent.stored_response.size_bytes = len(content)
+        sent.stored_response.sha256 = hashlib.sha256(content).hexdigest()
+        return sent
+
+    async def ReadResponse(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Half of what is left a call, then the connection breaks."""
+        await self._enter("ReadResponse", context)
+        content = self.operations.records[request.name].response.SerializeToString()
+        if request.name in self.damaged:
+            content = bytes(len(content))
+        rest = content[request.offset :]
+        yield operation_pb2.ReadResponseResponse(content=rest[: len(rest) // 2 + 1])
+        if len(rest) > 1:
+            await abort(context, grpc.StatusCode.UNAVAILABLE)
 
     async def GetOperation(self, request: Any, context: Any) -> Any:
         await self._enter("GetOperation", context)

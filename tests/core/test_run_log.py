@@ -131,7 +131,7 @@ async def test_large_jobs_and_results_stay_out_of_redis(queues: Queues) -> None:
 
 async def test_another_tenant_does_not_see_an_operation(queues: Queues) -> None:
     await queues.enqueue(0)
-    assert await queues.operations.read([f"{RUN}:0"], "mallory") == []
+    assert await queues.operations.states([f"{RUN}:0"], "mallory") == {}
 
 
 async def test_a_lease_excludes_others_until_it_expires(queues: Queues) -> None:

@@ -127,7 +127,7 @@ async def test_a_request_is_refused_for_lack_of_its_ability_and_no_other(
     assert reason(refused.value) == "MISSING_ABILITY"
     assert ABILITIES[ability] in str(refused.value.details())
     assert repr(BASE) in str(refused.value.details())
-    assert await stores.operations.read([f"{sampling}:0"], "alice") == [], "nothing is queued"
+    assert await stores.operations.states([f"{sampling}:0"], "alice") == {}, "nothing is queued"
     await announce({ability, Ability.PROMPT_LOGPROBS} if make is scoring else {ability})
     accepted = await call(alice, make(sampling_session_id=sampling, seq_id=0))
     assert accepted.state == operation_pb2.OPERATION_STATE_QUEUED

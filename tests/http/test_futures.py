@@ -16,6 +16,7 @@ from services.gateway.stores import Stores
 from testing.waiting import until
 from tests.gateway.caller import BASE
 from tinker_proto.sdk.v1 import sdk_pb2
+from tinker_proto.tensor import from_array
 from tinker_proto.v1 import training_pb2
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
@@ -142,6 +143,21 @@ async def test_a_reused_seq_id_gives_no_sampling_session_to_a_named_save(
     await stores.run_logs.complete(lease, 1, await stores.operations.result(saved))
     result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
     assert result.json() == {"path": saved.path}
+
+
+async def test_a_result_larger_than_a_message_arrives_whole(http: httpx.AsyncClient, stores: Stores) -> None:
+    run = await create(http)
+    await submit(http, loss(run, 1))
+    lease = await stores.run_logs.claim("w", run, "0-0", 10_000)
+    assert lease is not None
+    logprobs = np.arange(20 << 20, dtype=np.float32)
+    output = training_pb2.LossFnOutput(tensors={"logprobs": from_array(logprobs)})
+    response = training_pb2.ForwardBackwardResponse(metrics={"loss:sum": 1.0}, loss_fn_outputs=[output])
+    await stores.run_logs.complete(lease, 1, await stores.operations.result(response))
+    answer = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
+    assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(answer.content)))
+    (record,) = sdk_pb2.ForwardBackwardOutput.FromString(answer.content).loss_fn_outputs
+    assert record.fields["logprobs"].data == logprobs.tobytes()
 
 
 async def test_a_full_queue_says_when_to_come_again(http: httpx.AsyncClient) -> None:

@@ -1,8 +1,14 @@
-"""Packed payloads of jobs and responses in Redis: the bytes themselves if they are few, else a reference to a blob."""
+"""Packed payloads of jobs and responses in Redis: the bytes themselves if they are few, else a reference to a blob.
+
+A blob's reference is followed by a space and the number of its bytes, so that whoever has to move the content knows
+that before.
+"""
 
 from __future__ import annotations
 
-from services.core.storage.blobs import INLINE_LIMIT_BYTES, BlobKind, BlobStore
+import hashlib
+
+from services.core.storage.blobs import INLINE_LIMIT_BYTES, BlobKind, BlobStore, digest_of
 from tinker_proto.internal.v1 import job_pb2
 
 _INLINE = b"i"
@@ -11,7 +17,17 @@ _BLOB = b"b"
 
 def blob_of(packed: bytes) -> str:
     """The reference in a packed value; "" if the content is in the value itself."""
-    return packed[1:].decode() if packed[:1] == _BLOB else ""
+    return packed[1:].partition(b" ")[0].decode() if packed[:1] == _BLOB else ""
+
+
+def size_of(packed: bytes) -> int:
+    """Bytes of the content of a packed value; 0 if the value is of a version that did not record it."""
+    return len(packed) - 1 if packed[:1] == _INLINE else int(packed.partition(b" ")[2] or 0)
+
+
+def sha256_of(packed: bytes) -> str:
+    """The SHA-256 of the content of a packed value, in hexadecimal; "" for a blob that version 0.1 wrote."""
+    return hashlib.sha256(packed[1:]).hexdigest() if packed[:1] == _INLINE else digest_of(blob_of(packed))
 
 
 class Payloads:
@@ -24,7 +40,7 @@ class Payloads:
         """The value to put into Redis for `content`."""
         if len(content) <= INLINE_LIMIT_BYTES:
             return _INLINE + content
-        return _BLOB + (await self._blobs.put(kind, content)).encode()
+        return _BLOB + f"{await self._blobs.put(kind, content)} {len(content)}".encode()
 
     async def unpack(self, packed: bytes) -> bytes:
         """The content of a packed value.
@@ -34,7 +50,17 @@ class Payloads:
         """
         if packed[:1] == _INLINE:
             return packed[1:]
-        return await self._blobs.get(packed[1:].decode())
+        return await self._blobs.get(blob_of(packed))
+
+    async def unpack_part(self, packed: bytes, start: int, length: int) -> bytes:
+        """At most `length` bytes of the content of a packed value, from `start` on; not verified.
+
+        Raises:
+            DataLossError: its blob is gone.
+        """
+        if packed[:1] == _INLINE:
+            return packed[1 + start : 1 + start + length]
+        return await self._blobs.get_part(blob_of(packed), start, length)
 
     async def read_job(self, packed: bytes) -> job_pb2.Job:
         """The job in a packed value; raises as `unpack`."""
@@ -43,4 +69,4 @@ class Payloads:
     async def discard(self, packed: bytes) -> None:
         """Removes the blob of a packed value that nothing refers to."""
         if packed[:1] == _BLOB:
-            await self._blobs.delete(packed[1:].decode())
+            await self._blobs.delete(blob_of(packed))

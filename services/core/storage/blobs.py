@@ -12,6 +12,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -24,6 +25,12 @@ INLINE_LIMIT_BYTES = 64 * 1024
 BlobKind = Literal["jobs", "results", "tokenizers"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}$")
+
+
+def digest_of(reference: str) -> str:
+    """The SHA-256 of a blob's content, in hexadecimal; "" for what version 0.1 wrote."""
+    found = _DIGEST.search(reference)
+    return found[0] if found else ""
 
 
 class BlobStore:
@@ -52,6 +59,14 @@ class BlobStore:
         """
         return await asyncio.to_thread(self._get, reference)
 
+    async def get_part(self, reference: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of a blob from `start` on; not verified.
+
+        Raises:
+            DataLossError: the file is gone.
+        """
+        return await asyncio.to_thread(self._get_part, reference, start, length)
+
     async def delete(self, reference: str) -> None:
         """Removes a blob; nothing happens if there is none."""
         await asyncio.to_thread(self._storage.delete_file, _key(reference))
@@ -79,14 +94,16 @@ class BlobStore:
         return reference
 
     def _get(self, reference: str) -> bytes:
-        try:
+        with _missing_named(reference):
             content = self._storage.get(_key(reference))
-        except FileNotFoundError:
-            raise DataLossError(f"blob {reference} is missing from the blob store", reason="BLOB_MISSING") from None
-        digest = _DIGEST.search(reference)  # what version 0.1 wrote has none
-        if digest is not None and hashlib.sha256(content).hexdigest() != digest[0]:
+        digest = digest_of(reference)
+        if digest and hashlib.sha256(content).hexdigest() != digest:
             raise DataLossError(f"blob {reference} is truncated or corrupted", reason="BLOB_DAMAGED")
         return content
+
+    def _get_part(self, reference: str, start: int, length: int) -> bytes:
+        with _missing_named(reference):
+            return self._storage.get_part(_key(reference), start, length)
 
     def _sweep(self, kind: BlobKind, oldest: datetime) -> int:
         swept = 0
@@ -95,6 +112,14 @@ class BlobStore:
                 self._storage.delete_file(stored.key)
                 swept += 1
         return swept
+
+
+@contextmanager
+def _missing_named(reference: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataLossError(f"blob {reference} is missing from the blob store", reason="BLOB_MISSING") from None
 
 
 def _key(reference: str) -> str:

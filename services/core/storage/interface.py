@@ -50,6 +50,9 @@ class Storage(Protocol):
     def get(self, key: str) -> bytes:
         """Reads a file; FileNotFoundError if there is none."""
 
+    def get_part(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of a file from `start` on; FileNotFoundError if there is none."""
+
     def open_file(self, key: str) -> Path:
         """A file on this machine's disk; FileNotFoundError if there is none."""
 

@@ -60,6 +60,12 @@ class LocalStorage:
         """See Storage."""
         return (self._root / key).read_bytes()
 
+    def get_part(self, key: str, start: int, length: int) -> bytes:
+        """See Storage."""
+        with open(self._root / key, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
     def open_file(self, key: str) -> Path:
         """See Storage."""
         if not self.has_file(key):
@@ -119,9 +125,7 @@ class LocalStorage:
 
     def read(self, key: str, name: str, start: int, length: int) -> bytes:
         """See Storage."""
-        with open(self._root / key / name, "rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return self.get_part(f"{key}/{name}", start, length)
 
     def delete_directory(self, key: str) -> None:
         """See Storage."""

@@ -88,6 +88,13 @@ class S3Storage:
         with _named(key):
             return bytes(obstore.get(self._store, key).bytes())
 
+    def get_part(self, key: str, start: int, length: int) -> bytes:
+        """See Storage."""
+        with _named(key):
+            size = obstore.head(self._store, key)["size"]
+            length = min(length, size - start)
+            return bytes(obstore.get_range(self._store, key, start=start, length=length)) if length > 0 else b""
+
     def open_file(self, key: str) -> Path:
         """See Storage."""
         return self._cache.opened(key, lambda target: self._download(key, target))

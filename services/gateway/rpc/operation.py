@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
+from services.core.config import GatewaySettings
 from services.core.errors import InvalidArgumentError, UnavailableError, quoted
 from services.core.names import OperationName
 from services.core.process.server import Context
 from services.core.queue.events import Watcher
+from services.gateway.responses import parts, whole_bytes
 from services.gateway.rpc.auth import Authenticator
 from services.gateway.stores import Stores
 from tinker_proto.v1 import operation_pb2, operation_pb2_grpc
@@ -22,26 +24,37 @@ MAX_PENDING = 100_000
 class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
     """Reads, watches and cancels operations of the caller's tenant."""
 
-    def __init__(self, stores: Stores, auth: Authenticator) -> None:
+    def __init__(self, stores: Stores, auth: Authenticator, settings: GatewaySettings) -> None:
         self._stores = stores
         self._auth = auth
+        self._settings = settings
 
     async def GetOperation(
         self, request: operation_pb2.GetOperationRequest, context: Context
     ) -> operation_pb2.Operation:
         """An operation as it is now."""
         tenant = await self._auth.tenant(context)
-        return await self._stores.operations.get_with_position(str(OperationName.parse(request.name)), tenant)
+        whole = whole_bytes(self._settings, request.max_response_bytes)
+        name = str(OperationName.parse(request.name))
+        return await self._stores.operations.get_with_position(name, tenant, whole_bytes=whole)
+
+    async def ReadResponse(
+        self, request: operation_pb2.ReadResponseRequest, context: Context
+    ) -> AsyncIterator[operation_pb2.ReadResponseResponse]:
+        """A stored response, part by part."""
+        tenant = await self._auth.tenant(context)
+        async for part in parts(self._stores.operations, request, str(OperationName.parse(request.name)), tenant):
+            yield part
 
     async def CancelOperation(
         self, request: operation_pb2.CancelOperationRequest, context: Context
     ) -> operation_pb2.Operation:
         """Cancels an operation unless it has begun; returns it as it is now."""
         tenant = await self._auth.tenant(context)
-        name = OperationName.parse(request.name)
-        await self._stores.operations.get(str(name), tenant)
+        name, whole = OperationName.parse(request.name), whole_bytes(self._settings)
+        await self._stores.operations.get(str(name), tenant, whole_bytes=0)
         await self._stores.operations.cancel(name)
-        return await self._stores.operations.get(str(name), tenant)
+        return await self._stores.operations.get(str(name), tenant, whole_bytes=whole)
 
     async def WatchOperations(
         self, request: operation_pb2.WatchOperationsRequest, context: Context
@@ -49,23 +62,22 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         """Operations of a session as they finish; those finished already among the pending ones first."""
         tenant = await self._auth.tenant(context)
         await self._stores.sessions.get(request.session_id, tenant)
-        pending = _checked(request)
+        pending, whole = _checked(request), whole_bytes(self._settings, request.max_response_bytes)
         with self._stores.events.watch(request.session_id) as watcher:
             yield operation_pb2.WatchOperationsResponse()
             names: Sequence[str] | None = pending
             while names is not None:
-                async for response in self._finished(names, tenant):
-                    yield response
+                async for batch in _batches(self._finished(names, tenant, whole)):
+                    yield operation_pb2.WatchOperationsResponse(operations=batch)
                 names = await self._next_names(watcher, request.session_id)
         raise UnavailableError("the watch has ended; open it again and name what is pending", reason="WATCH_ENDED")
 
-    async def _finished(
-        self, names: Sequence[str], tenant: str
-    ) -> AsyncIterator[operation_pb2.WatchOperationsResponse]:
+    async def _finished(self, names: Sequence[str], tenant: str, whole: int) -> AsyncIterator[operation_pb2.Operation]:
         for start in range(0, len(names), READ_AT_ONCE):
-            operations = await self._stores.operations.read(names[start : start + READ_AT_ONCE], tenant)
-            for batch in _batches([operation for operation in operations if operation.done]):
-                yield operation_pb2.WatchOperationsResponse(operations=batch)
+            read = names[start : start + READ_AT_ONCE]
+            async for operation in self._stores.operations.read(read, tenant, whole_bytes=whole):
+                if operation.done:
+                    yield operation
 
     async def _next_names(self, watcher: Watcher, session_id: str) -> Sequence[str] | None:
         while True:
@@ -87,11 +99,13 @@ def _checked(request: operation_pb2.WatchOperationsRequest) -> list[str]:
     return list(request.pending)
 
 
-def _batches(operations: Sequence[operation_pb2.Operation]) -> Iterator[list[operation_pb2.Operation]]:
-    """Splits operations so that a message stays small; one large result goes alone."""
+async def _batches(
+    operations: AsyncIterator[operation_pb2.Operation],
+) -> AsyncIterator[list[operation_pb2.Operation]]:
+    """Joins operations so that a message stays small; one large result goes alone."""
     batch: list[operation_pb2.Operation] = []
     size = 0
-    for operation in operations:
+    async for operation in operations:
         if batch and size + operation.ByteSize() > MESSAGE_BYTES:
             yield batch
             batch, size = [], 0

@@ -6,12 +6,14 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
+from services.core.config import GatewaySettings
 from services.core.errors import UnavailableError
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.process.server import Context
 from services.core.queue.events import Watcher
 from services.core.queue.token_stream import TokenListener
 from services.gateway.creation import Creation
+from services.gateway.responses import whole_bytes
 from services.gateway.rpc.auth import Authenticator
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
@@ -22,11 +24,19 @@ from tinker_proto.v1 import operation_pb2, sampling_pb2, sampling_pb2_grpc
 class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
     """Sampling sessions pin their checkpoint when they are opened: what is saved later does not change them."""
 
-    def __init__(self, stores: Stores, auth: Authenticator, submission: Submission, creation: Creation) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        auth: Authenticator,
+        submission: Submission,
+        creation: Creation,
+        settings: GatewaySettings,
+    ) -> None:
         self._stores = stores
         self._auth = auth
         self._submission = submission
         self._creation = creation
+        self._settings = settings
         self._cancelling: set[asyncio.Future[bool]] = set()
 
     async def CreateSamplingSession(
@@ -63,7 +73,7 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
     ) -> AsyncIterator[sampling_pb2.SampleStreamResponse]:
         """Queues a generation and relays its tokens; a caller that goes away cancels it."""
         tenant = await self._auth.tenant(context)
-        generation = request.request
+        generation, whole = request.request, whole_bytes(self._settings, request.max_response_bytes)
         if not generation.HasField("seq_id"):
             generation.seq_id = secrets.randbelow(MAX_SEQ_ID)
         name = OperationName.parse(f"{generation.sampling_session_id}:{generation.seq_id}")
@@ -83,7 +93,7 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
                 async for pieces in _until_finished(str(name), operation, tokens, watcher):
                     yield sampling_pb2.SampleStreamResponse(pieces=pieces)
                 relayed = True
-                operation = await self._stores.operations.get(str(name), tenant)
+                operation = await self._stores.operations.get(str(name), tenant, whole_bytes=whole)
                 yield sampling_pb2.SampleStreamResponse(operation=operation)
             except UnavailableError:
                 relayed = True  # this gateway is going away, the caller is not

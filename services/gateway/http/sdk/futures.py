@@ -18,9 +18,11 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
+from services.core.queue.operations import LARGE_BYTES
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
+from services.gateway.http.held_response import LargeAnswers
 from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
@@ -78,6 +80,7 @@ class Futures:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._stores = backend.stores
+        self._large = LargeAnswers(backend.settings)
 
     @takes(Retrieve)
     async def retrieve(self, request: Request) -> Response:
@@ -85,19 +88,32 @@ class Futures:
         tenant = await self._backend.tenant(request)
         name = OperationName.parse((await read_json(request, Retrieve)).request_id)
         deadline = asyncio.get_running_loop().time() + HOLD_S
-        operation = await until_done(self._stores, name, tenant, deadline)
+        operation = await until_done(self._stores, name, tenant, deadline, whole_bytes=LARGE_BYTES)
         if not operation.done:
             if self._stores.events.is_shut:  # the SDK asks again after the pause and meets a closed port
                 await asyncio.sleep(PAUSE_S)
             operation = await self._stores.operations.get_with_position(str(name), tenant)
             return JSONResponse(_pending(operation), status_code=408)
+        if operation.HasField("stored_response"):
+            size = operation.stored_response.size_bytes
+            return await self._large.of(tenant, size, lambda: self._stored(request, name, tenant))
+        return await self._answer(request, operation, tenant)
+
+    async def _stored(self, request: Request, name: OperationName, tenant: str) -> Response:
+        return await self._answer(request, await self._stores.operations.get(str(name), tenant), tenant)
+
+    async def _answer(self, request: Request, operation: operation_pb2.Operation, tenant: str) -> Response:
+        """The answer about a finished operation; a large result is converted in a thread."""
         if operation.HasField("error"):
             return results.error_result(operation.error)
-        message = results.protobuf_result(operation)
+        if operation.ByteSize() < LARGE_BYTES:
+            message = results.protobuf_result(operation)
+        else:
+            message = await asyncio.to_thread(results.protobuf_result, operation)
         if message is not None:
             return Response(message, media_type=results.PROTOBUF)
         try:
-            content = await self._json(name, operation, tenant)
+            content = await self._json(OperationName.parse(operation.name), operation, tenant)
         except UnavailableError:
             await asyncio.sleep(PAUSE_S)  # the SDK would ask again at once
             return JSONResponse(_pending(operation), status_code=408)
