@@ -136,6 +136,7 @@ def test_what_is_deleted_is_gone(storage: Storage) -> None:
     storage.put("blobs/a", b"a")
     storage.put("blobs/a", b"b")
     assert (storage.get("blobs/a"), storage.open_file("blobs/a").read_bytes()) == (b"b", b"b")
+    assert [storage.get_part("blobs/a", *part) for part in ((0, 9), (0, 1), (1, 9), (5, 1))] == [b"b", b"b", b"", b""]
     storage.delete_file("blobs/a")
     storage.delete_file("blobs/a")
     assert not storage.has_file("blobs/a")
