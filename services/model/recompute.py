@@ -1,7 +1,7 @@
 """Activation checkpointing that is switched per row: layers keep their input only and run again in the backward pass.
 
 Gradients are bitwise the same. It costs one more forward pass and saves all memory but one layer's, so the trainer uses
-it for rows that are longer than its budget.
+it for rows whose activations do not fit its memory.
 """
 
 from __future__ import annotations

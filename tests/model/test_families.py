@@ -106,7 +106,7 @@ def test_a_family_with_other_names_is_adapted_everywhere(renamed: Path) -> None:
 
 
 def test_a_family_with_other_names_trains_as_plain_peft(renamed: Path) -> None:
-    engine = LocalTrainerEngine(loaded(renamed), recompute_above=20)
+    engine = LocalTrainerEngine(loaded(renamed), most_bytes=1)
     assert engine.share_rows, "its activation was found, and can be row-wise"
     configs = [AdapterConfig(4, seed=1), AdapterConfig(3, train_attn=False, seed=2)]
     data = [random_data("cross_entropy", (9, 1, 17), seed=index) for index in range(2)]

@@ -15,6 +15,7 @@ from services.trainer.engine.local import LocalTrainerEngine
 def small_memory(engine: LocalTrainerEngine, most_tokens: int) -> Iterator[list[int]]:
     """A device on which longer rows run out of memory; yields the lengths of all rows that were tried."""
     rows: list[int] = []
+    _ = engine.memory.activations  # weighs rows of its own, which the model's memory is not counted for
 
     def check(_: Any, arguments: Any, options: dict[str, Any]) -> None:
         rows.append(options["input_ids"].shape[1])

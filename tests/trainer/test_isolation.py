@@ -119,6 +119,31 @@ def test_out_of_memory_makes_passes_smaller_until_they_fit(crowd: LocalTrainerEn
         assert outcome.metrics["loss:sum"] == pytest.approx(lone.metrics["loss:sum"], rel=1e-5)
 
 
+def test_what_has_run_out_of_memory_once_is_not_tried_again(crowd: LocalTrainerEngine) -> None:
+    with small_memory(crowd, 30) as rows:
+        first = run_isolated(crowd, jobs())
+        assert max(rows) > 30
+        rows.clear()
+        again = run_isolated(crowd, jobs())
+        assert max(rows) <= 30
+    assert len(rows) < len(jobs()), "and jobs still share rows"
+    for one, other in zip(first, again, strict=True):
+        assert isinstance(one, PassResult)
+        assert isinstance(other, PassResult)
+        assert torch.equal(all_logprobs(one), all_logprobs(other))
+
+
+def test_a_job_that_does_not_fit_costs_the_passes_of_others_little(crowd: LocalTrainerEngine) -> None:
+    hopeless = work("r0", random_data("cross_entropy", (60,)))
+    with small_memory(crowd, 50) as rows:
+        for _ in range(3):
+            (outcome,) = run_isolated(crowd, [hopeless])
+            assert isinstance(outcome, ResourceExhaustedError)
+        rows.clear()
+        assert all(isinstance(outcome, PassResult) for outcome in run_isolated(crowd, jobs()[1:]))
+    assert len(rows) < len(jobs()) - 1, "rows are shared as before"
+
+
 def test_a_job_with_long_rows_gets_shorter_ones_and_keeps_them(crowd: LocalTrainerEngine) -> None:
     long = work("r0", random_data("cross_entropy", (9,) * 8))
     expected = run_alone(crowd, long)

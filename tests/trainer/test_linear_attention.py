@@ -141,8 +141,8 @@ def test_without_it_one_sequence_shows_in_the_next(load: Load, monkeypatch: pyte
 
 def test_recomputed_activations_change_no_bit(load: Load) -> None:
     gradients = []
-    for recompute_above in (8192, 1):
-        engine = LocalTrainerEngine(load(FAMILY), recompute_above=recompute_above)
+    for most_bytes in (None, 1):
+        engine = LocalTrainerEngine(load(FAMILY), most_bytes=most_bytes)
         add_run(engine, "run", 4)
         run_alone(engine, work("run", random_data("cross_entropy", LENGTHS)))
         gradients.append(engine.run("run").gradient)

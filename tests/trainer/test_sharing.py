@@ -85,8 +85,8 @@ def test_no_number_changes(load: Callable[..., BaseModel], loss: str, backward: 
 
 def test_recomputed_activations_change_no_bit(load: Callable[..., BaseModel]) -> None:
     results = []
-    for recompute_above in (8192, 1):
-        engine = LocalTrainerEngine(load(), recompute_above=recompute_above)
+    for most_bytes in (None, 1):
+        engine = LocalTrainerEngine(load(), most_bytes=most_bytes)
         state = engine.create_run("run", AdapterConfig(4, seed=0))
         state.weights.flat.add_(0.02)
         outcome = run_alone(engine, work("run", random_data("cross_entropy", (30, 12))))

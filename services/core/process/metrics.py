@@ -47,6 +47,16 @@ PASS_SECONDS = Histogram(
 )
 PASS_JOBS = Histogram("tinker_pass_jobs", "Operations that shared a trainer's pass.", buckets=_COUNTS)
 TRAINED_TOKENS = Counter("tinker_trained_tokens", "Tokens of forward and forward_backward operations.")
+RECOMPUTED_TOKENS = Counter(
+    "tinker_recomputed_tokens", "Tokens of a trainer's rows that were too long to keep their activations."
+)
+OUT_OF_MEMORY = Counter(
+    "tinker_out_of_memory", "Passes of a trainer that ran out of memory and were carried out again."
+)
+PASS_MEMORY_BYTES = Gauge(
+    "tinker_pass_memory_bytes",
+    "Most memory that a trainer's pass takes since one ran out of memory; 0 while none has.",
+)
 SNAPSHOT_SECONDS = Histogram("tinker_snapshot_seconds", "Time to write a snapshot of a run.", buckets=_SECONDS)
 
 STEP_SECONDS = Histogram("tinker_step_seconds", "Time of a sampler's step.", buckets=_SECONDS)

@@ -17,7 +17,7 @@ from services.model.adapter_config import AdapterConfig
 from services.model.adapter_import import import_adapter
 from services.model.adapters import init_adapter
 from services.model.base import BaseModel
-from services.model.device import is_out_of_memory, memory_pressure
+from services.model.device import free_bytes, is_out_of_memory, memory_pressure
 from services.model.manifest import Manifest
 from services.trainer.engine.checkpoint_files import read_training_checkpoint
 from services.trainer.engine.export import LocalRunExport
@@ -26,34 +26,37 @@ from services.trainer.engine.isolation import run_isolated
 from services.trainer.engine.job_under_way import JobUnderWay
 from services.trainer.engine.optimizer import adamw_step
 from services.trainer.engine.packed_rows import PackedRows
+from services.trainer.engine.pass_memory import PassMemory, RowPlan, longest_part
 from services.trainer.engine.rows import divide, fill_rows
 from services.trainer.engine.run_state import RunState
 from services.trainer.engine.snapshot_files import read_snapshot
 from services.trainer.values import AdamParams, PassJob, PassResult
 
 ROW_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Most tokens of a packed row. On a CPU longer rows gain nothing: their activations no longer fit its caches."""
+"""Most tokens of a packed row; fewer on a GPU whose memory asks for it.
 
-RECOMPUTE_ABOVE = 8192
+On a CPU longer rows gain nothing: their activations no longer fit its caches. There the length is fixed, because it
+decides in which order a job adds up, and a CPU's results are promised to the bit.
+"""
 
 
 class LocalTrainerEngine:
     """Implements TrainerEngine; its docstrings are there. `run` hands out a run's tensors to whoever inspects them."""
 
-    def __init__(
-        self, base: BaseModel, *, row_tokens: int | None = None, recompute_above: int = RECOMPUTE_ABOVE
-    ) -> None:
+    def __init__(self, base: BaseModel, *, row_tokens: int | None = None, most_bytes: int | None = None) -> None:
         """
         Args:
             base: the base model; the engine takes it over.
             row_tokens: most tokens of a packed row, the device's if None; a longer example gets a row of its own.
-            recompute_above: rows with more tokens keep no activations but recompute them.
+            most_bytes: most memory of a pass, even where more is free; None: what is free decides.
         """
         self.base = base
-        self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
-        self.recompute_above = recompute_above
         self.share_prefixes = True
         self.rows = PackedRows(base)
+        self.memory = PassMemory(self.rows.measure, lambda: free_bytes(base.device), most_bytes)
+        self.row_tokens = row_tokens or ROW_TOKENS[base.device.type]
+        if row_tokens is None and base.device.type != "cpu":
+            self.row_tokens = self.memory.row_tokens(self.row_tokens)
         self.share_rows = self.rows.keeps_bits or base.device.type != "cpu"  # a GPU's bits are not promised
         self._runs: dict[str, RunState] = {}
         self.info = EngineInfo(
@@ -118,6 +121,22 @@ class LocalTrainerEngine:
         """See TrainerEngine."""
         return run_isolated(self, jobs)
 
+    def plan(self, jobs: Sequence[PassJob]) -> RowPlan:
+        """How the rows of a pass of these jobs are laid out in the memory that is free now.
+
+        Raises:
+            NotFoundError: a job's run is not here.
+        """
+        return self.memory.plan(self._weights(jobs), longest_part(jobs, self.row_tokens), self.row_tokens)
+
+    def ran_out(self, jobs: Sequence[PassJob], plan: RowPlan) -> None:
+        """Learns that a pass of these jobs, laid out by `plan`, ran out of memory."""
+        self.memory.ran_out(self._weights(jobs), plan)
+
+    def _weights(self, jobs: Sequence[PassJob]) -> int:
+        """Numbers in the jobs' gradient buffers."""
+        return sum(self.run(job.training_run_id).weights.flat.numel() for job in jobs if job.backward)
+
     def run_pass(self, jobs: Sequence[PassJob], *, row_tokens: int | None = None) -> list[PassResult | PlatformError]:
         """Carries out jobs in one pass; a job whose numbers are not finite has its error in its place.
 
@@ -130,13 +149,15 @@ class LocalTrainerEngine:
         Raises:
             Exception: anything that goes wrong with the pass as a whole; no job has changed anything.
         """
-        under_way = [JobUnderWay(job, self.run(job.training_run_id)) for job in jobs]
         limit = row_tokens or self.row_tokens
+        plan = self.plan(jobs)
+        under_way = [JobUnderWay(job, self.run(job.training_run_id)) for job in jobs]
+        shared = min(limit, plan.most_tokens) if self.share_rows else 0
         for backward in (True, False):
             alike = [job for job in under_way if job.job.backward == backward]
             parts = [part for job in alike for part in divide(job, limit, may_share=self.share_prefixes)]
-            for row in fill_rows(parts, limit if self.share_rows else 0):
-                self.rows.run(row, share_prefixes=self.share_prefixes, recompute_above=self.recompute_above)
+            for row in fill_rows(parts, shared):
+                self.rows.run(row, share_prefixes=self.share_prefixes, recompute_above=plan.keep_tokens)
         results = [job.result() for job in under_way]
         for job, result in zip(under_way, results, strict=True):
             if isinstance(result, PassResult):

@@ -13,6 +13,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from services.core.process.metrics import RECOMPUTED_TOKENS
+from services.model.adapter_config import AdapterConfig
+from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.attention import PACKED_ATTENTION, PackedSequences
 from services.model.base import BaseModel
 from services.model.linear_attention import keep_sequences_apart
@@ -20,7 +23,11 @@ from services.model.logprobs import logprobs_and_gradient
 from services.model.lora import Segment, install_lora
 from services.model.recompute import Recompute
 from services.trainer.engine.batch import Batch
+from services.trainer.engine.pass_memory import Activations
 from services.trainer.engine.rows import Part
+
+_PROBE_TOKENS = 64
+_PROBE_RANK = 8
 
 
 class PackedRows:
@@ -38,6 +45,49 @@ class PackedRows:
         """Whether a part's results have the same bits whatever else is in its row."""
         # Models with linear attention gate their other layers by a sigmoid, whose bits depend on an element's place.
         return self.lora.rowwise and not self._base.has_linear_attention
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether the row under way recomputes its activations."""
+        return self._recompute.on
+
+    def measure(self) -> Activations:
+        """What a token's activations take on this model: two short rows of a small adapter, weighed."""
+        config = AdapterConfig(_PROBE_RANK, train_unembed=False)
+        layout = AdapterLayout.of(self._base, config)
+        adapter = AdapterWeights(config, layout, torch.zeros(layout.numel, device=self._base.device))
+        short, long = (self._saved_bytes(adapter, tokens) for tokens in (_PROBE_TOKENS, 2 * _PROBE_TOKENS))
+        kept = -(-(long - short) // _PROBE_TOKENS)
+        layers = len(self._base.decoder_layers)
+        inputs = layers * self._base.unembedding_weight.shape[1] * self._base.dtype.itemsize
+        return Activations(kept=kept, recomputed=inputs + -(-kept // layers))
+
+    def _saved_bytes(self, adapter: AdapterWeights, tokens: int) -> int:
+        """Bytes that autograd keeps of the trunk's forward pass over a row."""
+        frozen = {parameter.untyped_storage().data_ptr() for parameter in self._base.module.parameters()}
+        saved: dict[int, int] = {}
+
+        def weigh(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in frozen:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        packed = PackedSequences.of([tokens], self._base.device, [(0, 0)])
+        self._recompute.on = False
+        with (
+            torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
+            self.lora.segments([Segment(0, tokens, adapter, adapter.zeros())]),
+            torch.enable_grad(),
+        ):
+            output = self._base.trunk(
+                input_ids=torch.zeros(1, tokens, dtype=torch.int64, device=self._base.device),
+                position_ids=packed.position_ids,
+                use_cache=False,
+                sequences=packed,
+            )
+        del output
+        return sum(saved.values())
 
     def run(self, row: Sequence[Part], *, share_prefixes: bool, recompute_above: int) -> None:
         """Runs one row and gives each job what its part has computed.
@@ -58,7 +108,9 @@ class PackedRows:
                 for start, length in batch.prefixes
             ],
         )
-        self._recompute.on = ends[-1] > recompute_above
+        self._recompute.on = ends[-1] > recompute_above and any(part.job.scratch for part in row)
+        if self._recompute.on:
+            RECOMPUTED_TOKENS.inc(ends[-1])
         segments = [
             Segment(end - len(batch.tokens), end, part.job.run.weights, part.job.scratch)
             for part, batch, end in zip(row, batches, ends, strict=True)
