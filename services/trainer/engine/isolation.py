@@ -48,9 +48,12 @@ def run_isolated(engine: Passes, jobs: Sequence[PassJob]) -> list[PassResult | E
         if plan.fits:
             return [*engine.run_pass(jobs)]
     except Exception as error:
-        _log.warning("pass failed", jobs=len(jobs), exc_info=error)
-        if not is_out_of_memory(error):
-            return [error] if len(jobs) == 1 else [result for job in jobs for result in run_isolated(engine, [job])]
+        out_of_memory = is_out_of_memory(error)
+        if len(jobs) == 1 and not out_of_memory:
+            return [error]
+        _log.warning("pass failed, its jobs run again", jobs=len(jobs), exc_info=error)
+        if not out_of_memory:
+            return [result for job in jobs for result in run_isolated(engine, [job])]
     # Out of the except clause, whose error would keep the failed pass's tensors alive.
     return _take_less_memory(engine, jobs, plan)
 
