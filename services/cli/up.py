@@ -26,7 +26,7 @@ from services.cli.health import is_serving
 from services.core.catalog.api_keys import ApiKeys
 from services.core.catalog.identity import Identity
 from services.core.config import ENV_PREFIX, Settings, parse_base_model
-from services.core.errors import AlreadyExistsError, UnavailableError
+from services.core.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, broken_rule
 from services.core.process.server import until_stopped
 from services.core.process.workers import KIND_NAMES, WorkerDirectory
 from services.core.queue.connection import RedisConnection
@@ -59,6 +59,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
         PlatformError: it cannot start, or a service keeps failing; the message says what to do.
     """
     started = time.monotonic()
+    _refuse_shared_names(base_models)
     _refuse_taken_ports(settings)
     with state_file.lock(settings.data_dir):
         logs = settings.data_dir / "logs"
@@ -173,6 +174,17 @@ def _services(base_models: Sequence[str], metrics_port: int) -> list[Service]:
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "its log is empty"
+
+
+def _refuse_shared_names(base_models: Sequence[str]) -> None:
+    """Refuses two models of one name: checkpoints and runs of one would go on with the other."""
+    sources: dict[str, str] = {}
+    for name, source in map(parse_base_model, base_models):
+        found = str(Path(source).resolve()) if Path(source).is_dir() else source
+        if (first := sources.setdefault(name, found)) != found:
+            broken = broken_rule("one model for each name", f"two called {name!r}")
+            advice = f"{first} and {found}; give one of them another name with NAME=DIR"
+            raise InvalidArgumentError.at("base_model", f"{broken}: {advice}")
 
 
 def _refuse_taken_ports(settings: Settings) -> None:

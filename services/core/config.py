@@ -30,6 +30,13 @@ class Secret:
     """Marks a URL that may contain a password: lists show it without its credentials."""
 
 
+@dataclass(frozen=True)
+class Rule:
+    """The rule of a text, as messages about bad values say it."""
+
+    name: str
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Bytes = Annotated[int, Field(ge=1), Unit("bytes")]
 Mebibytes = Annotated[int, Field(ge=1 << 20), Unit("bytes")]
@@ -45,6 +52,11 @@ Rank = Annotated[int, Field(ge=1)]
 Sequences = Annotated[int, Field(ge=1), Unit("sequences")]
 Adapters = Annotated[int, Field(ge=1), Unit("adapters")]
 Url = Annotated[str, Secret()]
+Fingerprints = Annotated[
+    str,
+    Field(pattern=r"^(([0-9a-f]{16}-){2}[0-9a-f]{16}(,|$))*$"),
+    Rule("fingerprints of base models, with commas between them"),
+]
 
 
 class CommonSettings(BaseSettings):
@@ -151,6 +163,11 @@ class WorkerSettings(CommonSettings):
     lease_seconds: Annotated[float, Field(ge=1), Unit("seconds")] = Field(
         default=10.0, description="Time after which the work of a silent worker goes to another one."
     )
+    accepted_fingerprints: Fingerprints = Field(
+        default="",
+        description="Fingerprints of other versions of the base model, whose checkpoints and training runs are used "
+        "with this one all the same. Errors name them.",
+    )
 
 
 class TrainerSettings(WorkerSettings):
@@ -223,6 +240,11 @@ GROUPS: tuple[type[CommonSettings], ...] = (
     SamplerSettings,
 )
 """Classes that define fields, in the order in which people read them."""
+
+
+def fingerprints_of(settings: WorkerSettings) -> frozenset[str]:
+    """The fingerprints of other base models that count as the one served."""
+    return frozenset(filter(None, settings.accepted_fingerprints.split(",")))
 
 
 def parse_base_model(option: str) -> tuple[str, str]:

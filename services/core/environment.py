@@ -16,7 +16,7 @@ import annotated_types
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from services.core.config import ENV_PREFIX, Settings
+from services.core.config import ENV_PREFIX, Rule, Settings
 from services.core.errors import InvalidArgumentError, broken_rule
 
 CLIENT_VARIABLES = frozenset(
@@ -81,6 +81,8 @@ def flag_of(name: str) -> str:
 
 def rule_of(field: FieldInfo) -> str:
     """The rule of a setting's values: "an integer from 0 to 65535"."""
+    for rule in (item for item in field.metadata if isinstance(item, Rule)):
+        return rule.name
     if choices := get_args(field.annotation):
         return f"one of {', '.join(map(str, choices))}"
     if field.annotation is bool:

@@ -51,10 +51,12 @@ def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
     Raises:
         DataLossError: a file is missing, truncated or corrupted.
         InvalidArgumentError: the adapter is for another base model, or of a kind that is not supported.
+        BaseModelChangedError: it was made with another base model of the same name.
     """
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     if (directory / MANIFEST_FILE).exists():
         manifest = Manifest.read(directory)
+        base.fingerprint.check(manifest.base_fingerprint, manifest.title)
         config_path, weights_path = (manifest.verified(directory, path.name) for path in (config_path, weights_path))
     config = read_config(config_path, base, label=str(config_path))
     layout = AdapterLayout.of(base, config)

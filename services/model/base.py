@@ -6,7 +6,7 @@ on a CPU, bfloat16 on a GPU. A model of another family is refused by name before
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from services.core.errors import InvalidArgumentError
 from services.model.families import SUPPORTED_FAMILIES, Family, Keeps, KVShape, check_architecture, kv_shape
-from services.model.loading import load_tokenizer, load_weights, read_tokenizer_files, unreadable
+from services.model.fingerprint import Fingerprint, fingerprint_of
+from services.model.loading import load_tokenizer, load_weights, model_directory, read_tokenizer_files, unreadable
 from services.model.tokenizer_files import TokenizerFiles
 
 
@@ -49,6 +50,7 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
 
     tokenizer_files: TokenizerFiles
+    fingerprint: Fingerprint
 
     @property
     def trunk(self) -> nn.Module:
@@ -146,8 +148,22 @@ class BaseModel:
         return True
 
 
-def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype | None = None) -> BaseModel:
-    """Loads a base model from a Hugging Face name or a local directory.
+def load_base_model(
+    source: str,
+    *,
+    name: str,
+    device: str,
+    dtype: torch.dtype | None = None,
+    accepted_fingerprints: Collection[str] = (),
+) -> BaseModel:
+    """Loads a base model.
+
+    Args:
+        source: Hugging Face name or local directory.
+        name: the name that clients use.
+        device: where to.
+        dtype: what it is served in; None: what the device is best at.
+        accepted_fingerprints: of base models that count as this one.
 
     Raises:
         InvalidArgumentError: the model's family or architecture is not supported, or its files are not whole.
@@ -163,6 +179,8 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
         dtype = torch.bfloat16 if placed.type == "cuda" else torch.float32
     module = load_weights(source, dtype)
     tokenizer = load_tokenizer(source, module.config.vocab_size)
+    files = read_tokenizer_files(source, tokenizer)
+    fingerprint = fingerprint_of(model_directory(source), files.model_config, files.own)
     nn.Module.to(module.train(False).requires_grad_(False), placed)
     base = BaseModel(
         name=name,
@@ -176,7 +194,8 @@ def load_base_model(source: str, *, name: str, device: str, dtype: torch.dtype |
         vocab_size=module.config.vocab_size,
         eos_token_ids=_eos_token_ids(module, tokenizer),
         tokenizer=tokenizer,
-        tokenizer_files=read_tokenizer_files(source, tokenizer),
+        tokenizer_files=files,
+        fingerprint=Fingerprint(fingerprint, frozenset(accepted_fingerprints)),
     )
     base.adaptable_linears()  # refuses here, not with the first run, where one is missing
     return base

@@ -38,6 +38,15 @@ class Manifest:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """SHA-256 in hexadecimal by file name."""
 
+    base_fingerprint: str = ""
+    """Fingerprint of the base model; "" in manifests that were written without one."""
+
+    @property
+    def title(self) -> str:
+        """What the directory is, for messages."""
+        noun = "snapshot" if self.kind == "snapshot" else f"{self.kind} checkpoint"
+        return f"the {noun} of operation {self.operation}"
+
     def write(self, directory: Path) -> None:
         """Describes the files that are in the directory now."""
         files = {path.name: sha256_of(path) for path in sorted(directory.iterdir())}

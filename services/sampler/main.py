@@ -45,6 +45,7 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
             slots_used=serving.sequences_used,
             tokenizer_blob=tokenizer.for_clients,
             text_blob=tokenizer.for_texts,
+            base_fingerprint=engine.info.fingerprint.value,
             abilities=announcement(engine.info.abilities),
         )
 

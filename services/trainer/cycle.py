@@ -19,6 +19,7 @@ from services.core.process.metrics import OPERATIONS
 from services.core.queue.operations import OperationStore
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import Beginning, FencedError, RunLogs
+from services.model.fingerprint import BaseModelChangedError
 from services.trainer.held_run import HeldRun, QueuedJob
 from services.trainer.job import JobResult, JobRunner
 from services.trainer.planner import Cycle
@@ -128,7 +129,7 @@ async def _replay(held: HeldRun, item: QueuedJob, jobs: JobRunner) -> None:
     except PlatformError as error:
         message = f"the run cannot be rebuilt: operation {item.seq_id} of its log failed: {error.message}"
         _log.error("replay failed", run=held.lease.run, seq_id=item.seq_id, error=error.message)
-        held.lost = DataLossError(message, reason="RUN_LOST")
+        held.lost = error if isinstance(error, BaseModelChangedError) else DataLossError(message, reason="RUN_LOST")
 
 
 async def _begin(held: HeldRun, count: int, reports: _Reports, begun: list[QueuedJob]) -> None:

@@ -23,7 +23,7 @@ from services.core.names import OperationName
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.queue.connection import Write
-from services.core.queue.recovery_state import source_write
+from services.core.queue.recovery_state import fingerprint_write, source_write
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.trainer.engine.interface import TrainerEngine
@@ -72,7 +72,7 @@ class JobRunner:
                 executed = await self._execute(job, source, target)
             _count_tokens([executed])
             writes = await self._writes(job, source, target, executed.response)
-            return JobResult(executed.response, [*writes, *_history(job, executed)])
+            return JobResult(executed.response, [*writes, *self._origin(job), *_history(job, executed)])
         except Exception as error:
             return JobResult(_failure(job, error))
 
@@ -169,6 +169,11 @@ class JobRunner:
             written = [source_write(name.scope, name.seq_id, location), pin_write(location, job.operation)]
             return [*run_writes(job.tenant, run), *await self._entry(job, target, run), *written]
         return await self._entry(job, target, await self._catalog.run_record(target.training_run_id, job.tenant))
+
+    def _origin(self, job: job_pb2.Job) -> Sequence[Write]:
+        """The write that records which base model a job has created its run on; none if it has created none."""
+        name = OperationName.parse(job.operation)
+        return [fingerprint_write(name.scope, self._engine.info.fingerprint.value)] if name.seq_id == 0 else []
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
         """The writes that enter a saved checkpoint into the catalog."""

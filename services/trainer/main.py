@@ -65,6 +65,7 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
             slots_used=serving.runs_held,
             tokenizer_blob=tokenizer.for_clients,
             text_blob=tokenizer.for_texts,
+            base_fingerprint=engine.info.fingerprint.value,
         )
 
     server = WorkerServer(settings, WorkerDirectory(connection), status)

@@ -17,10 +17,11 @@ from services.core.errors import DataLossError, NotFoundError, PlatformError
 from services.core.names import OperationName
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import SNAPSHOT_SECONDS
-from services.core.queue.recovery_state import RecoveryStates
+from services.core.queue.recovery_state import RecoveryState, RecoveryStates
 from services.core.queue.retry import until_reached
 from services.core.queue.run_log import FencedError, Lease
 from services.core.storage.snapshot_store import SnapshotName, SnapshotStore
+from services.model.fingerprint import BaseModelChangedError
 from services.trainer.engine.interface import RunExport, TrainerEngine
 from services.trainer.held_run import HeldRun
 from services.trainer.snapshot_policy import Progress
@@ -88,10 +89,28 @@ class Snapshots:
         run = lease.run
         recovery = await until_reached(lambda: self._recovery_states.read(run))
         await self._keep_only(lease, recovery.snapshots)
-        damage = []
+        try:
+            return await self._restored(lease, recovery)
+        except BaseModelChangedError as error:
+            _log.error("run of another base model", run=run, error=error.message)
+            return HeldRun.beyond_rescue(lease, recovery, error)  # the run stays as it is, for a trainer of that one
+
+    async def drop(self, run: str) -> None:
+        """Frees a run's memory; nothing happens if it has none."""
+        await self._device.run(self._engine.drop_run, run)
+
+    async def _restored(self, lease: Lease, recovery: RecoveryState) -> HeldRun:
+        """The run of a recovery state.
+
+        Raises:
+            BaseModelChangedError: it was trained on another base model.
+        """
+        run, damage = lease.run, []
         for index, name in enumerate(recovery.snapshots):
             try:
                 state = await until_reached(partial(asyncio.to_thread, self._read, run, name))
+            except BaseModelChangedError:
+                raise
             except PlatformError as error:
                 _log.error("snapshot damaged", run=run, seq_id=name.seq_id, error=error.message)
                 damage.append(error.message)
@@ -101,11 +120,8 @@ class Snapshots:
         if recovery.first_seq_id > 0 and recovery.done_seq_id >= 0:
             message = f"the run cannot be rebuilt: {'; '.join(damage) or 'it has no snapshot'}"
             return HeldRun.beyond_rescue(lease, recovery, DataLossError(message, reason="RUN_LOST"))
+        self._engine.info.fingerprint.check(recovery.base_fingerprint, f"training run {run}")
         return HeldRun.at(lease, recovery, ())
-
-    async def drop(self, run: str) -> None:
-        """Frees a run's memory; nothing happens if it has none."""
-        await self._device.run(self._engine.drop_run, run)
 
     async def _keep_only(self, lease: Lease, kept: Sequence[SnapshotName]) -> None:
         await until_reached(partial(asyncio.to_thread, self._store.keep_only, lease.run, kept, lease.epoch))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.core.config import GROUPS, GatewaySettings, Settings, UpSettings, parse_base_model
+from services.core.config import GROUPS, GatewaySettings, Settings, UpSettings, fingerprints_of, parse_base_model
 from services.core.environment import load_settings
 from services.core.errors import InvalidArgumentError
 
@@ -55,6 +55,12 @@ def test_variables_of_clients_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert load_settings(Settings) == Settings()
 
 
+def test_fingerprints_are_listed_with_commas() -> None:
+    one, other = "0123456789abcdef-" * 2 + "0" * 16, "-".join(["f" * 16] * 3)
+    assert fingerprints_of(load_settings(Settings, accepted_fingerprints=f"{one},{other}")) == {one, other}
+    assert fingerprints_of(Settings()) == set()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
@@ -65,6 +71,7 @@ def test_variables_of_clients_are_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         ("snapshot_share", "2", "a number above 0, at most 1"),
         ("log_level", "loud", "one of debug, info, warning, error"),
         ("deterministic", "maybe", "true or false"),
+        ("accepted_fingerprints", "all", "fingerprints of base models, with commas between them"),
     ],
 )
 def test_a_bad_value_names_its_variable_or_flag_and_the_rule(

@@ -17,8 +17,8 @@ from services.core.queue.connection import RedisConnection
 from testing.platform import Platform, free_port
 
 
-def up(tmp_path: Path, base_model: str, port: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", base_model]
+def up(tmp_path: Path, base_model: str, port: int, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli.main", "up", "--base-model", base_model, *more]
     options = ["--data-dir", str(tmp_path / "data"), "--grpc-port", str(port), "--http-port", str(free_port())]
     return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
 
@@ -37,6 +37,16 @@ def test_a_family_that_is_not_supported(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "'gpt2'" in failed.stderr
     assert "qwen3" in failed.stderr
+
+
+def test_two_models_of_one_name(tmp_path: Path) -> None:
+    one, other = tmp_path / "a" / "tiny", tmp_path / "b" / "tiny"
+    one.mkdir(parents=True)
+    other.mkdir(parents=True)
+    failed = up(tmp_path, str(one), free_port(), "--base-model", str(other))
+    assert failed.returncode == 2
+    assert f"base_model: must be one model for each name (got two called 'tiny'): {one} and {other}" in failed.stderr
+    assert "starting" not in failed.stderr
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

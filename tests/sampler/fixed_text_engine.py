@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from services.core.abilities import Ability, missing_ability
 from services.core.errors import InternalError
+from services.model.fingerprint import Fingerprint
 from services.model.tokenizer_files import TokenizerFiles
 from services.sampler.engine.interface import EngineInfo, WeightMerger
 from services.sampler.request import Finished, GenerationRequest, GenerationResult, SampledTokens, TokenDelta
@@ -27,6 +28,7 @@ class FixedTextEngine:
             vocab_size=100,
             eos_token_ids=frozenset({2}),
             max_sequences=max_sequences,
+            fingerprint=Fingerprint(""),
             tokenizer_files=TokenizerFiles(own={}, model_config=b"{}", resaved={}),
             abilities=frozenset({Ability.PROMPT_LOGPROBS}),
         )

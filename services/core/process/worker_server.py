@@ -53,7 +53,13 @@ class WorkerServer:
         await self._directory.announce(self._status())
         self._heartbeat = asyncio.create_task(self._announce())
         status = self._status()
-        _log.info("serving", base_model=status.base_model, worker=status.worker, health=port)
+        _log.info(
+            "serving",
+            base_model=status.base_model,
+            fingerprint=status.base_fingerprint,
+            worker=status.worker,
+            health=port,
+        )
 
     async def leave(self) -> None:
         """Withdraws the announcement and turns health to NOT_SERVING."""

@@ -38,6 +38,9 @@ class RecoveryState:
     sources: Mapping[int, str]
     """Locations of checkpoints that operations have loaded, by seq_id: a path may name another one by now."""
 
+    base_fingerprint: str = ""
+    """Fingerprint of the base model that the run was created on; "" if it was not recorded."""
+
 
 class RecoveryStates:
     """Recovery states of all runs of one Redis server."""
@@ -49,11 +52,11 @@ class RecoveryStates:
     async def read(self, run: str) -> RecoveryState:
         """The recovery state of a run."""
         pipeline = self._connection.commands.pipeline(transaction=True)
-        pipeline.hmget(keyspace.run_meta(run), "done_seq", "snapshots")
+        pipeline.hmget(keyspace.run_meta(run), "done_seq", "snapshots", "base_fingerprint")
         pipeline.xrange(keyspace.run_log(run), count=1)
         pipeline.smembers(keyspace.run_skipped(run))
         pipeline.hgetall(keyspace.run_sources(run))
-        (done, snapshots), first, skipped, sources = await pipeline.execute()
+        (done, snapshots, fingerprint), first, skipped, sources = await pipeline.execute()
         done_seq_id = -1 if done is None else int(done)
         return RecoveryState(
             done_seq_id,
@@ -61,6 +64,7 @@ class RecoveryStates:
             tuple(SnapshotName.parse(name) for name in (snapshots or b"").decode().split()),
             frozenset(map(int, skipped)),
             {int(seq_id): location.decode() for seq_id, location in sources.items()},
+            (fingerprint or b"").decode(),
         )
 
     async def record_snapshots(self, lease: Lease, kept: Sequence[SnapshotName]) -> None:
@@ -93,6 +97,11 @@ class RecoveryStates:
                 position = entry_position(passed[-1].seq_id)
             if len(passed) < _TRIMMED_AT_ONCE:
                 return
+
+
+def fingerprint_write(run: str, fingerprint: str) -> Write:
+    """The write that records which base model a run was created on, made visible with the creation's result."""
+    return ("HSET", keyspace.run_meta(run), "base_fingerprint", fingerprint)
 
 
 def source_write(run: str, seq_id: int, location: str) -> Write:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.core.config import SamplerSettings
+from services.core.config import SamplerSettings, fingerprints_of
 from services.sampler.engine.interface import SamplerEngine
 
 
@@ -22,7 +22,12 @@ def open_engine(settings: SamplerSettings, name: str, source: str) -> SamplerEng
     from services.sampler.engine.native import NativeSamplerEngine
 
     return NativeSamplerEngine(
-        load_base_model(source, name=name, device=choose_device(settings.device)),
+        load_base_model(
+            source,
+            name=name,
+            device=choose_device(settings.device),
+            accepted_fingerprints=fingerprints_of(settings),
+        ),
         max_sequences=settings.max_sequences,
         max_tokens_per_step=settings.max_tokens_per_step,
         max_cached_tokens=settings.max_cached_tokens,

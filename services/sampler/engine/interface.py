@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.core.abilities import Ability
+from services.model.fingerprint import Fingerprint
 from services.model.tokenizer_files import TokenizerFiles
 from services.sampler.request import Finished, GenerationRequest, TokenDelta
 
@@ -32,6 +33,9 @@ class EngineInfo:
     eos_token_ids: frozenset[int]
     max_sequences: int
     """Most sequences that run at once."""
+
+    fingerprint: Fingerprint
+    """Of the base model. Checkpoints and snapshots have it, and those of another one are refused."""
 
     tokenizer_files: TokenizerFiles
 

@@ -77,6 +77,7 @@ class NativeSamplerEngine:
             vocab_size=base.vocab_size,
             eos_token_ids=base.eos_token_ids,
             max_sequences=max_sequences,
+            fingerprint=base.fingerprint,
             tokenizer_files=base.tokenizer_files,
             abilities=_abilities(self._vocabulary),
         )

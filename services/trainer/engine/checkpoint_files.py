@@ -51,6 +51,7 @@ def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
     Raises:
         DataLossError: a file is missing, truncated or corrupted; names it.
         InvalidArgumentError: it is a sampler checkpoint, or one of another base model.
+        BaseModelChangedError: it was made with another base model of the same name.
     """
     manifest = Manifest.read(directory)
     if manifest.kind != "training":

@@ -30,4 +30,11 @@ class LocalRunExport:
         write_snapshot(directory, self.state, self._manifest("snapshot", operation))
 
     def _manifest(self, kind: DirectoryKind, operation: str) -> Manifest:
-        return Manifest(kind, self.training_run_id, self.base.name, self.state.config, operation)
+        return Manifest(
+            kind,
+            self.training_run_id,
+            self.base.name,
+            self.state.config,
+            operation,
+            base_fingerprint=self.base.fingerprint.value,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.core.config import TrainerSettings
+from services.core.config import TrainerSettings, fingerprints_of
 from services.trainer.engine.interface import TrainerEngine
 
 
@@ -21,4 +21,5 @@ def open_engine(settings: TrainerSettings, name: str, source: str) -> TrainerEng
     from services.model.device import choose_device
     from services.trainer.engine.local import LocalTrainerEngine
 
-    return LocalTrainerEngine(load_base_model(source, name=name, device=choose_device(settings.device)))
+    device, accepted = choose_device(settings.device), fingerprints_of(settings)
+    return LocalTrainerEngine(load_base_model(source, name=name, device=device, accepted_fingerprints=accepted))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from services.model.adapter_config import AdapterConfig
+from services.model.fingerprint import Fingerprint
 from services.model.tokenizer_files import TokenizerFiles
 from services.trainer.values import AdamParams, PassJob, PassResult
 
@@ -28,6 +29,9 @@ class EngineInfo:
 
     vocab_size: int
     """Token ids are below it."""
+
+    fingerprint: Fingerprint
+    """Of the base model. Checkpoints and snapshots have it, and those of another one are refused."""
 
     tokenizer_files: TokenizerFiles
 
@@ -102,6 +106,7 @@ class TrainerEngine(Protocol):
             AlreadyExistsError: the run is here already.
             DataLossError: a file is missing, truncated or corrupted; names it.
             InvalidArgumentError: it is a sampler checkpoint, or one of another base model.
+            BaseModelChangedError: it was made with another base model of the same name.
         """
 
     def import_run(self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool) -> Run:
@@ -124,7 +129,7 @@ class TrainerEngine(Protocol):
         Raises:
             NotFoundError: the run is not here.
             InvalidArgumentError: the adapters differ in shape, or as `open_run`.
-            DataLossError: as `open_run`.
+            DataLossError, BaseModelChangedError: as `open_run`.
         """
 
     def drop_run(self, training_run_id: str) -> None:
@@ -157,6 +162,7 @@ class TrainerEngine(Protocol):
 
         Raises:
             DataLossError: a file is missing or altered, or is not of this base model; names it.
+            BaseModelChangedError: it was made with another base model of the same name.
         """
 
     def restore_run(self, training_run_id: str, export: RunExport) -> Run:

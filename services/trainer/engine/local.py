@@ -63,6 +63,7 @@ class LocalTrainerEngine:
             base_model=base.name,
             max_context_length=base.max_context_length,
             vocab_size=base.vocab_size,
+            fingerprint=base.fingerprint,
             tokenizer_files=base.tokenizer_files,
             loss_fns=frozenset(LOSSES),
             target_modules=base.family.last_names(),

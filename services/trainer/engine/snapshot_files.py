@@ -39,8 +39,10 @@ def read_snapshot(directory: Path, base: BaseModel) -> RunState:
 
     Raises:
         DataLossError: a file is missing or altered, or is not of this base model; names it.
+        BaseModelChangedError: it was made with another base model of the same name.
     """
     manifest = Manifest.read(directory)
+    base.fingerprint.check(manifest.base_fingerprint, manifest.title)
     path = manifest.verified(directory, STATE_FILE)
     tensors = read_tensors(path)
     layout = AdapterLayout.of(base, manifest.adapter)
