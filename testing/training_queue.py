@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from services.core.queue.payloads import Payloads
 from services.core.queue.run_log import RunLogs
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
+from services.core.storage.uploads import CONFIG_FILE, MAX_BLOCK_BYTES, WEIGHTS_FILE, UploadStore
 from services.model.base import BaseModel
 from testing.training_data import random_data
 from testing.waiting import until_true
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.v1 import data_pb2, operation_pb2, training_pb2
+from tinker_proto.v1 import checkpoint_pb2, data_pb2, operation_pb2, training_pb2
 
 
 @dataclass
@@ -70,6 +72,24 @@ class Queue:
         request = training_pb2.LoadStateRequest(training_run_id=run, path=path, restore_optimizer=True)
         return await self._enqueue(run, tenant, load_state=request)
 
+    async def import_checkpoint(self, run: str, tenant: str, uploads: UploadStore, adapter: Path) -> str:
+        """Uploads the two files of an adapter and queues their import."""
+        session, _, number = run.split(":")
+        ids = {}
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            content = (adapter / name).read_bytes()
+            file = checkpoint_pb2.File(name=name, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            ids[name] = await uploads.receive(tenant, file, _blocks(content))
+        request = checkpoint_pb2.ImportCheckpointRequest(
+            session_id=session,
+            training_run_seq_id=int(number),
+            base_model=self.base_model,
+            name="imported",
+            config_upload_id=ids[CONFIG_FILE],
+            weights_upload_id=ids[WEIGHTS_FILE],
+        )
+        return await self._enqueue(run, tenant, import_checkpoint=request)
+
     async def result(self, name: str, tenant: str) -> operation_pb2.Operation:
         """The operation once it is done."""
         found: operation_pb2.Operation | None = None
@@ -90,6 +110,11 @@ class Queue:
         limits = LoadLimits.of(Settings())
         await self.logs.enqueue(job, digest=str(seq_id), method="Train", base_model=self.base_model, limits=limits)
         return job.operation
+
+
+async def _blocks(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), MAX_BLOCK_BYTES):
+        yield content[start : start + MAX_BLOCK_BYTES]
 
 
 def loss_of(operation: operation_pb2.Operation) -> float:

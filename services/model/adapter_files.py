@@ -44,7 +44,7 @@ def write_adapter(directory: Path, weights: AdapterWeights, base: BaseModel) -> 
 
 
 def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
-    """Reads an adapter for a base model and places it on the base model's device.
+    """Reads an adapter for a base model into the CPU's memory.
 
     Where the directory has a checkpoint.json, both files are verified against it first.
 
@@ -62,16 +62,30 @@ def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
     layout = AdapterLayout.of(base, config)
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
     fill(weights, read_tensors(weights_path), str(weights_path))
-    return AdapterWeights(config, layout, weights.flat.to(base.device))
+    return weights
 
 
 def named_matrices(weights: AdapterWeights) -> dict[str, Tensor]:
     """Views of the matrices by their names in PEFT's files."""
     return {
-        f"base_model.model.{name}.{part}.weight": matrix
-        for name, pair in weights.linears.items()
-        for part, matrix in zip(("lora_A", "lora_B"), pair, strict=True)
+        name: matrix
+        for linear, pair in weights.linears.items()
+        for name, matrix in zip(_names(linear), pair, strict=True)
     }
+
+
+def matrix_shapes(layout: AdapterLayout) -> dict[str, tuple[int, ...]]:
+    """Shapes of the matrices by their names in PEFT's files."""
+    return {
+        name: shape
+        for linear, (inputs, outputs) in layout.linears.items()
+        for name, shape in zip(_names(linear), ((layout.rank, inputs), (outputs, layout.rank)), strict=True)
+    }
+
+
+def _names(linear: str) -> tuple[str, str]:
+    """The names of A and B in PEFT's files."""
+    return f"base_model.model.{linear}.lora_A.weight", f"base_model.model.{linear}.lora_B.weight"
 
 
 def read_tensors(path: Path, *, label: str = "") -> dict[str, Tensor]:

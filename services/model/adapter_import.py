@@ -4,29 +4,41 @@ An adapter that would compute something else here is refused by name: another ba
 does not fit, a number that is not finite. bfloat16 and float16 are accepted and become float32, which is exact. PEFT
 saves the weights of unembedding and embedding with an adapter of the unembedding; they are accepted, and ignored, if
 they are the base model's own, and refused if they were changed.
+
+Names, dtypes and shapes are checked before any content is read, and a header is parsed only if it is no longer than an
+adapter of this base model can need. Nothing here touches the device but to read a weight of the base model, so all of
+it may run beside the thread that trains.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from services.core.errors import DataLossError, InvalidArgumentError, broken_rule
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
-from services.model.adapter_files import fill, named_matrices, read_config, read_tensors
+from services.model.adapter_config import AdapterConfig
+from services.model.adapter_files import matrix_shapes, named_matrices, read_config
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
+from services.model.tensor_header import TensorInfo, read_header
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPE_WORDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 _PREFIX = "base_model.model."
 
+_HEADER_BYTES_PER_TENSOR = 512
+"""A name of up to some hundred characters, dtype, shape and offsets."""
 
-def import_adapter(
-    config_path: Path, weights_path: Path, base: BaseModel, *, rename_base_model: bool
-) -> AdapterWeights:
-    """Reads an adapter for a base model and places it on the base model's device.
+_HEADER_BYTES_OF_METADATA = 1 << 18
+
+
+def check_adapter(config_path: Path, weights_path: Path, base: BaseModel, *, rename_base_model: bool) -> AdapterConfig:
+    """The adapter that two files describe, as far as its configuration and the weights' header tell.
 
     Args:
         config_path: adapter_config.json.
@@ -39,45 +51,72 @@ def import_adapter(
     """
     try:
         config = read_config(config_path, base, label=CONFIG_FILE, any_base_model=rename_base_model)
-        tensors = read_tensors(weights_path, label=WEIGHTS_FILE)
+        header = read_header(weights_path, max_header_bytes(base), WEIGHTS_FILE)
     except (DataLossError, RecursionError) as error:
-        raise InvalidArgumentError(str(error) or f"{CONFIG_FILE} is nested too deeply", reason="BAD_ADAPTER") from error
+        raise _refusal(str(error) or f"{CONFIG_FILE} is nested too deeply") from error
+    own = matrix_shapes(AdapterLayout.of(base, config))
+    if missing := [name for name in own if name not in header]:
+        raise _refusal(f"{WEIGHTS_FILE} lacks tensor {missing[0]} ({len(missing)} missing in all)")
+    bases = base.module.state_dict(keep_vars=True)
+    for name, tensor in header.items():
+        _check_tensor(name, tensor, own[name] if name in own else _shape_of(_bases_weight(name, bases)))
+    return config
+
+
+def import_adapter(
+    config_path: Path, weights_path: Path, base: BaseModel, *, rename_base_model: bool
+) -> AdapterWeights:
+    """Reads an adapter for a base model into the CPU's memory; arguments and errors are those of `check_adapter`."""
+    config = check_adapter(config_path, weights_path, base, rename_base_model=rename_base_model)
     layout = AdapterLayout.of(base, config)
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
-    own = named_matrices(weights).keys()
-    tensors = {name: tensor for name, tensor in tensors.items() if name in own or not _is_the_bases(name, tensor, base)}
-    for name, tensor in tensors.items():
-        _check_numbers(name, tensor)
-    fill(weights, tensors, WEIGHTS_FILE)
-    return AdapterWeights(config, layout, weights.flat.to(base.device))
+    matrices, bases = named_matrices(weights), base.module.state_dict(keep_vars=True)
+    with safe_open(weights_path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_tensor(name)
+            if name not in matrices:
+                _check_is_the_bases(name, tensor, bases)
+                continue
+            if not torch.isfinite(tensor).all():
+                raise _refusal(f"{WEIGHTS_FILE}: {name} {broken_rule('finite', 'NaN or infinite values')}")
+            matrices[name].copy_(tensor)
+    return weights
 
 
-def _is_the_bases(name: str, tensor: Tensor, base: BaseModel) -> bool:
-    """True if a tensor is a weight of the base model itself, equal to it in the narrower of the two dtypes.
+def max_header_bytes(base: BaseModel) -> int:
+    """Longest header of an adapter of a base model: both matrices of every linear, and some metadata."""
+    return 2 * len(base.adaptable_linears()) * _HEADER_BYTES_PER_TENSOR + _HEADER_BYTES_OF_METADATA
 
-    Raises:
-        InvalidArgumentError: it has the name of such a weight and another content.
-    """
-    own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-    weight = base.module.state_dict(keep_vars=True).get(own)
-    if weight is None or not name.startswith(_PREFIX):
-        return False
-    dtype = min(weight.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
-    if weight.shape != tensor.shape or not torch.equal(weight.detach().cpu().to(dtype), tensor.to(dtype)):
+
+def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...] | None) -> None:
+    if shape is None:
+        raise _refusal(f"{WEIGHTS_FILE} has the unexpected tensor {name}")
+    if tensor.dtype not in _DTYPES:
+        letters = tensor.dtype.rstrip("0123456789")
+        got = _DTYPE_WORDS.get(letters, letters) + tensor.dtype.removeprefix(letters)
+        raise _refusal(f"{WEIGHTS_FILE}: {name} {broken_rule(' or '.join(_DTYPES.values()), got)}")
+    if tensor.shape != shape:
+        message = f"{WEIGHTS_FILE}: {name} must have shape {shape} for this base model (got {tensor.shape})"
+        raise _refusal(message)
+
+
+def _bases_weight(name: str, bases: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight of the base model that PEFT saves under a name."""
+    return bases.get(name.removeprefix(_PREFIX).replace(".base_layer.", ".")) if name.startswith(_PREFIX) else None
+
+
+def _shape_of(weight: Tensor | None) -> tuple[int, ...] | None:
+    return None if weight is None else tuple(weight.shape)
+
+
+def _check_is_the_bases(name: str, tensor: Tensor, bases: Mapping[str, Tensor]) -> None:
+    """Refuses a weight of the base model that is not equal to its own in the narrower of the two dtypes."""
+    weight = _bases_weight(name, bases)
+    dtype = tensor.dtype if weight is None else min(weight.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
+    if weight is None or not torch.equal(weight.detach().cpu().to(dtype), tensor.to(dtype)):
         rule = "must be the base model's own weight, because adapters that change whole weights are not supported"
-        message = f"{WEIGHTS_FILE}: {name} {rule}"
-        raise InvalidArgumentError(message, reason="BAD_ADAPTER")
-    return True
+        raise _refusal(f"{WEIGHTS_FILE}: {name} {rule}")
 
 
-def _check_numbers(name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        allowed, got = " or ".join(map(_dtype_name, DTYPES)), _dtype_name(tensor.dtype)
-        raise InvalidArgumentError(f"{WEIGHTS_FILE}: {name} {broken_rule(allowed, got)}", reason="BAD_ADAPTER")
-    if not torch.isfinite(tensor).all():
-        message = f"{WEIGHTS_FILE}: {name} {broken_rule('finite', 'NaN or infinite values')}"
-        raise InvalidArgumentError(message, reason="BAD_ADAPTER")
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _refusal(message: str) -> InvalidArgumentError:
+    return InvalidArgumentError(message, reason="BAD_ADAPTER")

@@ -78,6 +78,10 @@ class AdapterWeights:
         """Factor on B A."""
         return self.config.scale
 
+    def to(self, device: torch.device | str) -> AdapterWeights:
+        """The same values on a device."""
+        return AdapterWeights(self.config, self.layout, self.flat.to(device))
+
     def zeros(self) -> AdapterWeights:
         """A fresh buffer of the same layout, all zero."""
         return AdapterWeights(self.config, self.layout, torch.zeros_like(self.flat))

@@ -35,12 +35,9 @@ async def carry_out(
     cycle: Cycle,
     held_runs: Mapping[str, HeldRun],
     jobs: JobRunner,
-    logs: RunLogs,
-    operations: OperationStore,
-    forget: Forget,
+    reports: Reports,
 ) -> None:
     """Carries out a cycle; what fails does so in its operation's result."""
-    reports = _Reports(logs, operations, forget)
     runs = {run: held_runs[run] for run in (*cycle.single, *cycle.joint)}
 
     def still_held(names: Iterable[str]) -> Iterator[tuple[str, HeldRun]]:
@@ -51,7 +48,7 @@ async def carry_out(
         single.extend(joint)
         joint.clear()
     for _, held in still_held(single):
-        await reports.unless_fenced(held, _advance(held, jobs, reports))
+        await reports.unless_fenced(held, advance(held, jobs, reports))
     begun: dict[str, list[QueuedJob]] = {run: [] for run in joint}
     await asyncio.gather(
         *(reports.unless_fenced(held, _begin(held, joint[run], reports, begun[run])) for run, held in still_held(joint))
@@ -69,7 +66,7 @@ async def carry_out(
 
 
 @dataclass(frozen=True)
-class _Reports:
+class Reports:
     """Where beginnings and results go."""
 
     logs: RunLogs
@@ -97,8 +94,16 @@ class _Reports:
             await self.forget(held)
 
 
-async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
+async def advance(
+    held: HeldRun, jobs: JobRunner, reports: Reports, is_wanted: Callable[[], bool] = lambda: True
+) -> None:
     """Carries out a run's first ready operation, or replays it if it was finished before.
+
+    Args:
+        held: the run.
+        jobs: carries the job out.
+        reports: where its result goes.
+        is_wanted: whether this worker still holds the run.
 
     Raises:
         FencedError: the lease has moved.
@@ -106,7 +111,7 @@ async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
     item = held.ready.popleft()
     lease, seq_id = held.lease, item.seq_id
     if item.replay:
-        await _replay(held, item, jobs)
+        await _replay(held, item, jobs, is_wanted)
     elif not await until_reached(lambda: reports.logs.begin(lease, seq_id)):
         await until_reached(lambda: reports.logs.skip(lease, seq_id))
         held.carried_out(item, changed=False)
@@ -115,16 +120,16 @@ async def _advance(held: HeldRun, jobs: JobRunner, reports: _Reports) -> None:
     elif isinstance(item.job, PlatformError):
         await reports.complete(held, [(item, JobResult(item.job))])
     else:
-        await reports.complete(held, [(item, await jobs.run(item.job))])
+        await reports.complete(held, [(item, await jobs.run(item.job, is_wanted=is_wanted))])
 
 
-async def _replay(held: HeldRun, item: QueuedJob, jobs: JobRunner) -> None:
+async def _replay(held: HeldRun, item: QueuedJob, jobs: JobRunner, is_wanted: Callable[[], bool]) -> None:
     if held.lost is not None:
         return
     try:
         if isinstance(item.job, PlatformError):
             raise item.job
-        await jobs.replay(item.job, held.recovery.sources.get(item.seq_id, ""))
+        await jobs.replay(item.job, held.recovery.sources.get(item.seq_id, ""), is_wanted=is_wanted)
         held.carried_out(item, changed=True)
     except PlatformError as error:
         message = f"the run cannot be rebuilt: operation {item.seq_id} of its log failed: {error.message}"
@@ -132,7 +137,7 @@ async def _replay(held: HeldRun, item: QueuedJob, jobs: JobRunner) -> None:
         held.lost = error if isinstance(error, BaseModelChangedError) else DataLossError(message, reason="RUN_LOST")
 
 
-async def _begin(held: HeldRun, count: int, reports: _Reports, begun: list[QueuedJob]) -> None:
+async def _begin(held: HeldRun, count: int, reports: Reports, begun: list[QueuedJob]) -> None:
     """Begins a run's first ready operations together with those of others; what cannot join waits for its turn.
 
     Raises:

@@ -6,8 +6,9 @@ Metrics are taken right behind the operation, so that the step which an entry na
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from google.protobuf.message import Message
@@ -33,8 +34,21 @@ class Executed:
     """The entry for its run's history; None if its kind measures nothing."""
 
 
+def prepared(execution: Execution) -> Execution:
+    """An execution with what its job's kind reads from files; on any thread.
+
+    Raises:
+        PlatformError: the job fails.
+    """
+    kind = kind_of(execution.job)
+    if kind is None or kind.read is None:
+        return execution
+    with _memory_named(execution):
+        return replace(execution, read=kind.read(execution))
+
+
 def execute(execution: Execution) -> Executed:
-    """Carries out a job alone.
+    """Carries out a prepared job alone.
 
     Raises:
         PlatformError: the job fails and its run is as it was, the accumulated gradient included.
@@ -44,13 +58,8 @@ def execute(execution: Execution) -> Executed:
     if kind is None:
         raise InternalError(f"a trainer received job {job.operation} of kind {kind_name(job) or 'none'}")
     began = time.monotonic()
-    try:
+    with _memory_named(execution):
         response = kind.execute(execution)
-    except (RuntimeError, MemoryError) as error:
-        if not engine.is_out_of_memory(error):
-            raise
-        message = f"the trainer has no memory left to carry out {kind_name(job)} of operation {job.operation}"
-        raise ResourceExhaustedError(message, reason="OUT_OF_MEMORY") from error
     return Executed(response, _metrics(engine, kind, job, response, time.monotonic() - began))
 
 
@@ -62,6 +71,19 @@ def execute_together(engine: TrainerEngine, jobs: Sequence[job_pb2.Job]) -> list
     outcomes = [(item, next(results)) if isinstance(item, _Shared) else item for item in read]
     seconds = time.monotonic() - began
     return [outcome if isinstance(outcome, Exception) else _executed(engine, *outcome, seconds) for outcome in outcomes]
+
+
+@contextmanager
+def _memory_named(execution: Execution) -> Iterator[None]:
+    """Turns the error of a memory that is full into a platform error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not execution.engine.is_out_of_memory(error):
+            raise
+        job = execution.job
+        message = f"the trainer has no memory left to carry out {kind_name(job)} of operation {job.operation}"
+        raise ResourceExhaustedError(message, reason="OUT_OF_MEMORY") from error
 
 
 @dataclass(frozen=True)

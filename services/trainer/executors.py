@@ -1,6 +1,7 @@
 """One function a kind of operation: from the request in the queue to the message that its operation returns.
 
-Functions run on the device thread. Tinker paths arrive with the locations that the job runner has looked up for them.
+Functions run on the device thread, and what they need of files has been read before, on another. Tinker paths arrive
+with the locations that the job runner has looked up for them.
 Carrying a job out again after a crash gives the same result: a checkpoint that an earlier attempt of the same operation
 has written is used as it is.
 """
@@ -13,12 +14,12 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
-from services.core.errors import AlreadyExistsError
+from services.core.errors import AlreadyExistsError, InternalError
 from services.core.names import training_run_id
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.model.manifest import Manifest
 from services.trainer.convert import to_adam_params, to_adapter_config, to_lora_config, to_loss_fn_outputs, to_pass_job
-from services.trainer.engine.interface import Run, TrainerEngine
+from services.trainer.engine.interface import Run, RunExport, TrainerEngine
 from services.trainer.values import PassJob, PassResult
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
@@ -48,6 +49,16 @@ class Execution:
     job: job_pb2.Job
     locations: Locations
 
+    read: RunExport | None = None
+    """What the job's kind reads."""
+
+
+Reader = Callable[[Execution], RunExport]
+"""Reads what a job needs, on any thread.
+
+Raises:
+    PlatformError: the job fails.
+"""
 
 Executor = Callable[[Execution], Message]
 """Carries out a job.
@@ -71,28 +82,35 @@ def create_training_run_from_checkpoint(execution: Execution) -> Message:
     """Creates a run from a checkpoint."""
     request = execution.job.create_training_run_from_checkpoint
     run_id = training_run_id(request.session_id, request.training_run_seq_id)
-    checkpoint = execution.checkpoints.open(execution.locations.source)
-    run = execution.engine.open_run(run_id, checkpoint, restore_optimizer=request.restore_optimizer)
+    run = execution.engine.open_run(run_id, _read(execution), restore_optimizer=request.restore_optimizer)
     return training_pb2.CreateTrainingRunResponse(
         training_run=_training_run(execution, run_id, run, request.user_metadata)
     )
 
 
-def import_checkpoint(execution: Execution) -> Message:
-    """Creates a run from an uploaded adapter and saves it, or from the checkpoint that an earlier attempt has saved."""
-    request, engine = execution.job.import_checkpoint, execution.engine
-    run_id = training_run_id(request.session_id, request.training_run_seq_id)
-    saved = execution.locations.source or (execution.locations.target if _is_written(execution) else "")
+def read_source(execution: Execution) -> RunExport:
+    """Reads the checkpoint that a job loads."""
+    return execution.engine.read_checkpoint(execution.checkpoints.open(execution.locations.source))
+
+
+def read_import(execution: Execution) -> RunExport:
+    """Reads an uploaded adapter and saves it, or reads the checkpoint that an earlier attempt has saved."""
+    request, locations = execution.job.import_checkpoint, execution.locations
+    saved = locations.source or (locations.target if _is_written(execution) else "")
     if saved:
-        run = engine.open_run(run_id, execution.checkpoints.open(saved), restore_optimizer=True)
-    else:
-        config, weights = execution.locations.uploads
-        run = engine.import_run(run_id, config, weights, rename_base_model=request.rename_base_model)
-        try:
-            _save(execution, run_id, trainable=True)
-        except Exception:
-            engine.drop_run(run_id)
-            raise
+        return execution.engine.read_checkpoint(execution.checkpoints.open(saved))
+    run_id = training_run_id(request.session_id, request.training_run_seq_id)
+    config, weights = locations.uploads
+    export = execution.engine.read_import(run_id, config, weights, rename_base_model=request.rename_base_model)
+    _write(execution, export, trainable=True)
+    return export
+
+
+def import_checkpoint(execution: Execution) -> Message:
+    """Creates a run from an imported adapter."""
+    request = execution.job.import_checkpoint
+    run_id = training_run_id(request.session_id, request.training_run_seq_id)
+    run = execution.engine.open_run(run_id, _read(execution), restore_optimizer=True)
     return checkpoint_pb2.ImportCheckpointResponse(
         path=str(TinkerPath(run_id, CheckpointKind.WEIGHTS, request.name)),
         training_run=_training_run(execution, run_id, run, request.user_metadata),
@@ -145,9 +163,14 @@ def save_weights_for_sampler(execution: Execution) -> Message:
 def load_state(execution: Execution) -> Message:
     """Loads a training checkpoint into the run."""
     request = execution.job.load_state
-    checkpoint = execution.checkpoints.open(execution.locations.source)
-    execution.engine.load(request.training_run_id, checkpoint, restore_optimizer=request.restore_optimizer)
+    execution.engine.load(request.training_run_id, _read(execution), restore_optimizer=request.restore_optimizer)
     return training_pb2.LoadStateResponse(path=request.path)
+
+
+def _read(execution: Execution) -> RunExport:
+    if execution.read is None:
+        raise InternalError(f"operation {execution.job.operation} was carried out before its files were read")
+    return execution.read
 
 
 def _alone(execution: Execution, job: PassJob) -> PassResult:
@@ -173,7 +196,10 @@ def _training_run(
 def _save(execution: Execution, run_id: str, *, trainable: bool) -> None:
     if _is_written(execution):
         return
-    export = execution.engine.export_run(run_id)
+    _write(execution, execution.engine.export_run(run_id), trainable=trainable)
+
+
+def _write(execution: Execution, export: RunExport, *, trainable: bool) -> None:
     try:
         with execution.checkpoints.write(execution.locations.target) as directory:
             export.write_checkpoint(directory, execution.job.operation, trainable=trainable)

@@ -14,7 +14,7 @@ from services.core.errors import DataLossError, PlatformError
 from services.core.queue.recovery_state import RecoveryState
 from services.core.queue.run_log import Lease, LogEntry
 from services.core.storage.snapshot_store import SnapshotName
-from services.trainer.operation_kinds import OperationKind, kind_name, kind_of, pass_cost
+from services.trainer.operation_kinds import OperationKind, kind_name, kind_of, pass_cost, reads_files
 from services.trainer.planner import Waiting
 from services.trainer.snapshot_policy import Progress
 from tinker_proto.internal.v1 import job_pb2
@@ -83,6 +83,9 @@ class HeldRun:
     saved_at: float = field(default_factory=time.monotonic)
     """When the newest snapshot was taken, or the run if there is none of this holder's."""
 
+    is_busy: bool = False
+    """Whether an operation is under way beside the cycles: until it has ended, the run is not between operations."""
+
     used_at: float = field(default_factory=time.monotonic)
     """When the last operation was carried out."""
 
@@ -105,8 +108,13 @@ class HeldRun:
 
     @property
     def entries_here(self) -> int:
-        """Entries that have been read and not been carried out."""
-        return len(self.unread) + len(self.ready)
+        """Entries that have been read and not been carried out to the end."""
+        return len(self.unread) + len(self.ready) + self.is_busy
+
+    @property
+    def reads_files_next(self) -> bool:
+        """Whether the first ready operation reads files."""
+        return bool(self.ready) and isinstance(self.ready[0].job, job_pb2.Job) and reads_files(self.ready[0].job)
 
     def wants_job(self, budget: int) -> bool:
         """Whether the next job should be in memory: a cycle's worth is enough, but a run's head always is."""

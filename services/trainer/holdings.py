@@ -171,7 +171,8 @@ class Holdings:
                 continue
             async with self.between_operations:
                 started = time.monotonic()
-                copy = await self._snapshots.copy(held) if self.runs.get(held.lease.run) is held else None
+                is_here = self.runs.get(held.lease.run) is held and not held.is_busy
+                copy = await self._snapshots.copy(held) if is_here else None
             if copy is None:
                 held.saved = held.progress
                 continue
@@ -298,6 +299,6 @@ class Holdings:
         self._moving.pop(run, None)
 
     def _urgency(self, held: HeldRun) -> float:
-        if held.lost is not None:
+        if held.lost is not None or held.is_busy:
             return 0.0
         return self._policy.urgency(held.saved, held.progress, time.monotonic() - held.saved_at)

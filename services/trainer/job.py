@@ -7,7 +7,7 @@ its seq_id, so carrying it out a second time, after a crash between writing and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,12 +24,13 @@ from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
 from services.core.queue.connection import Write
 from services.core.queue.recovery_state import fingerprint_write, source_write
+from services.core.queue.run_log import FencedError
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.trainer.engine.interface import TrainerEngine
-from services.trainer.execute import Executed, execute, execute_together
+from services.trainer.execute import Executed, execute, execute_together, prepared
 from services.trainer.executors import Execution, Locations
-from services.trainer.operation_kinds import CHECKPOINT_TYPES, kind_name, kind_of
+from services.trainer.operation_kinds import CHECKPOINT_TYPES, kind_name, kind_of, reads_files
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, training_pb2
@@ -64,15 +65,25 @@ class JobRunner:
         self._checkpoints = checkpoints
         self._uploads = uploads
 
-    async def run(self, job: job_pb2.Job) -> JobResult:
-        """Carries out a job."""
+    async def run(self, job: job_pb2.Job, *, is_wanted: Callable[[], bool] = lambda: True) -> JobResult:
+        """Carries out a job.
+
+        Args:
+            job: the job.
+            is_wanted: asked when the job's files have been read.
+
+        Raises:
+            FencedError: it is not wanted.
+        """
         try:
             source, target = await self._source(job), await self._target(job)
             with PASS_SECONDS.labels(kind_name(job)).time():
-                executed = await self._execute(job, source, target)
+                executed = await self._execute(job, source, target, is_wanted)
             _count_tokens([executed])
             writes = await self._writes(job, source, target, executed.response)
             return JobResult(executed.response, [*writes, *self._origin(job), *_history(job, executed)])
+        except FencedError:
+            raise
         except Exception as error:
             return JobResult(_failure(job, error))
 
@@ -89,28 +100,39 @@ class JobRunner:
             for job, result in zip(jobs, results, strict=True)
         ]
 
-    async def replay(self, job: job_pb2.Job, source: str) -> None:
+    async def replay(self, job: job_pb2.Job, source: str, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Does again, in memory, what a finished job did to its run.
 
         Args:
             job: the job; not one that saves.
             source: where the checkpoint is that it loaded; "" if it loaded none.
+            is_wanted: as for `run`.
 
         Raises:
             PlatformError: it cannot be done again.
+            FencedError: as `run`.
         """
         try:
-            await self._execute(job, source, None)
+            await self._execute(job, source, None, is_wanted)
+        except FencedError:
+            raise
         except Exception as error:
             raise _failure(job, error) from error
 
-    async def _execute(self, job: job_pb2.Job, source: str, target: TinkerPath | None) -> Executed:
+    async def _execute(
+        self, job: job_pb2.Job, source: str, target: TinkerPath | None, is_wanted: Callable[[], bool]
+    ) -> Executed:
         locations = Locations(
             source=source,
             target=_location(job, target) if target is not None else "",
             uploads=await self._uploaded(job, target),
         )
-        return await self._device.run(execute, Execution(self._engine, self._checkpoints, job, locations))
+        execution = Execution(self._engine, self._checkpoints, job, locations)
+        if reads_files(job):
+            execution = await asyncio.to_thread(prepared, execution)
+            if not is_wanted():
+                raise FencedError(f"another worker has taken the run of operation {job.operation}")
+        return await self._device.run(execute, execution)
 
     async def _source(self, job: job_pb2.Job) -> str:
         """The location of the checkpoint that a job loads, pinned for a replay; "" if it loads none."""
@@ -121,14 +143,22 @@ class JobRunner:
         return (await self._catalog.checkpoints.pin(path, job.tenant, job.operation)).location
 
     async def _uploaded(self, job: job_pb2.Job, target: TinkerPath | None) -> Sequence[Path]:
-        """The files that an import reads; none if it has written its checkpoint before, or the job is no import."""
+        """The files that an import reads; none if it has written its checkpoint before, or the job is no import.
+
+        The weights are verified, which reads all of them, when their header has been found to fit.
+        """
         if not job.HasField("import_checkpoint") or target is None:
             return ()
         if await asyncio.to_thread(self._checkpoints.exists, _location(job, target)):
             return ()
-        request = job.import_checkpoint
-        ids = ((CONFIG_FILE, request.config_upload_id), (WEIGHTS_FILE, request.weights_upload_id))
-        return [await asyncio.to_thread(self._uploads.open, job.tenant, upload_id, name) for name, upload_id in ids]
+        return await asyncio.to_thread(self._checked_uploads, job.tenant, job.import_checkpoint)
+
+    def _checked_uploads(self, tenant: str, request: checkpoint_pb2.ImportCheckpointRequest) -> Sequence[Path]:
+        config = self._uploads.open(tenant, request.config_upload_id, CONFIG_FILE)
+        weights = self._uploads.find(tenant, request.weights_upload_id, WEIGHTS_FILE)
+        self._engine.check_import(config, weights, rename_base_model=request.rename_base_model)
+        self._uploads.verify(weights, request.weights_upload_id, WEIGHTS_FILE)
+        return config, weights
 
     async def _target(self, job: job_pb2.Job) -> TinkerPath | None:
         """The path that a job saves to; None if it saves nothing.

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from services.core import chunks
 from services.trainer import executors
 from services.trainer.convert import PassRequest
-from services.trainer.executors import Executor
+from services.trainer.executors import Executor, Reader
 from services.trainer.values import PassResult
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind
@@ -57,6 +57,9 @@ class OperationKind:
 
     execute: Executor
 
+    read: Reader | None = None
+    """Set if it reads files: beside the device thread and beside the cycles of other runs."""
+
     changes_run: bool = True
     """Whether it can change the run. A replay passes over what cannot."""
 
@@ -80,10 +83,12 @@ KINDS: Mapping[str, OperationKind] = {
     "create_training_run": OperationKind(executors.create_training_run),
     "create_training_run_from_checkpoint": OperationKind(
         executors.create_training_run_from_checkpoint,
+        read=executors.read_source,
         reads_path=lambda job: job.create_training_run_from_checkpoint.path,
     ),
     "import_checkpoint": OperationKind(
         executors.import_checkpoint,
+        read=executors.read_import,
         # Its run is new, so the name is free; only an earlier attempt of the same import can have taken it.
         writes=SavedCheckpoint(CheckpointKind.WEIGHTS, lambda job: job.import_checkpoint.name, lambda _: True),
     ),
@@ -108,7 +113,9 @@ KINDS: Mapping[str, OperationKind] = {
             CheckpointKind.WEIGHTS, lambda job: job.save_state.name, lambda job: job.save_state.overwrite
         ),
     ),
-    "load_state": OperationKind(executors.load_state, reads_path=lambda job: job.load_state.path),
+    "load_state": OperationKind(
+        executors.load_state, read=executors.read_source, reads_path=lambda job: job.load_state.path
+    ),
     "save_weights_for_sampler": OperationKind(
         executors.save_weights_for_sampler,
         changes_run=False,
@@ -125,6 +132,12 @@ def kind_name(job: job_pb2.Job) -> str:
 def kind_of(job: job_pb2.Job) -> OperationKind | None:
     """A job's row; None for a job that is not a training run's."""
     return KINDS.get(kind_name(job))
+
+
+def reads_files(job: job_pb2.Job) -> bool:
+    """Whether a job reads files before it is carried out."""
+    kind = kind_of(job)
+    return kind is not None and kind.read is not None
 
 
 def pass_tokens(job: job_pb2.Job) -> int:

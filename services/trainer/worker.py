@@ -1,7 +1,8 @@
 """The trainer's asyncio side: reads the logs of the runs it holds, and carries out one cycle after another.
 
 `holdings` decides which runs these are and keeps their leases and snapshots. `_read` is one blocking read over the logs
-of all of them, `_load` brings jobs into memory, `_work` asks the planner for a cycle and has it done.
+of all of them, `_load` brings jobs into memory, `_work` asks the planner for a cycle and has it done. Jobs that read
+files go on beside the cycles.
 Entries that were finished before this worker took a run are replayed without a report, from the snapshot that the run
 was restored from: that rebuilds the run in memory, and then the log goes on.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 import structlog
 
@@ -18,7 +20,8 @@ from services.core.queue import keyspace, streams
 from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from services.core.queue.operations import OperationStore
 from services.core.queue.run_log import LogEntry, RunLogs, decode_entry, entry_position
-from services.trainer.cycle import carry_out
+from services.trainer.cycle import Reports, carry_out
+from services.trainer.file_jobs import FileJobs
 from services.trainer.held_run import READ_AHEAD
 from services.trainer.holdings import RELEASE_S, Holdings
 from services.trainer.job import JobRunner
@@ -50,7 +53,8 @@ class TrainerWorker:
         self._jobs = jobs
         self._connection = connection
         self._logs = logs
-        self._operations = operations
+        self._reports = Reports(logs, operations, holdings.forget)
+        self._files = FileJobs(holdings.runs, jobs, self._reports, self._look_again)
         self._cycle_budget = cycle_budget
         self._drain_s = drain_s
         self._has_work = asyncio.Event()
@@ -72,43 +76,55 @@ class TrainerWorker:
         holdings = self.holdings
         async with asyncio.TaskGroup() as tasks:
             leases = tasks.create_task(holdings.keep_leases())
-            work = tasks.create_task(self._work())
+            work = tasks.create_task(self._work(tasks))
             of_holdings = (holdings.watch_liveness, holdings.take_runs, holdings.keep_snapshots, holdings.park_idle)
             loops = [tasks.create_task(loop()) for loop in (*of_holdings, self._read, self._load)]
             await self._stopped.wait()
             deadline = time.monotonic() + self._drain_s - RELEASE_S
             await _end(loops)
-            await asyncio.wait({work}, timeout=max(0.0, deadline - time.monotonic()))
-            finished = work.done()
-            if finished:
+            under_way = {work, *self._files.tasks}
+            _, unfinished = await asyncio.wait(under_way, timeout=max(0.0, deadline - time.monotonic()))
+            if not unfinished:
                 await holdings.drain(deadline - time.monotonic())
             else:
-                await _end([work])
+                await _end(unfinished)
                 await holdings.give_back()
             await _end([leases])
-        return finished
+        return not unfinished
 
     def stop(self) -> None:
         """Asks `run` to end."""
         self._stopped.set()
+        self._files.stop()
         self._has_work.set()
 
-    async def _work(self) -> None:
+    async def _work(self, tasks: asyncio.TaskGroup) -> None:
         shares = Shares()
         runs = self.holdings.runs
         while not self._stopped.is_set():
-            waiting = {run: [item.waiting for item in held.ready] for run, held in runs.items()}
-            cycle, shares = plan(waiting, shares, self._cycle_budget)
-            if not cycle:
-                self._has_work.clear()
-                await self._has_work.wait()
-                continue
+            self._has_work.clear()
             async with self.holdings.between_operations:
-                await carry_out(cycle, runs, self._jobs, self._logs, self._operations, self.holdings.forget)
-            self.holdings.progressed.set()
-            self._wants_jobs.set()
+                self._files.start(tasks.create_task)
+                waiting = {
+                    run: [item.waiting for item in held.ready]
+                    for run, held in runs.items()
+                    if not held.is_busy and not held.reads_files_next
+                }
+                cycle, shares = plan(waiting, shares, self._cycle_budget)
+                if cycle:
+                    await carry_out(cycle, runs, self._jobs, self._reports)
             if any(held.is_full and held.entries_here < READ_AHEAD for held in runs.values()):
                 await self.holdings.wake_reader()
+            if cycle:
+                self._look_again()
+            else:
+                await self._has_work.wait()
+
+    def _look_again(self) -> None:
+        """Has everything looked at that may go on when operations have been carried out."""
+        self.holdings.progressed.set()
+        self._wants_jobs.set()
+        self._has_work.set()
 
     async def _load(self) -> None:
         """Reads the jobs of entries that will soon be wanted, also while the device is busy."""
@@ -158,7 +174,7 @@ class TrainerWorker:
                 self._wants_jobs.set()
 
 
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancels tasks and waits until they are done."""
     for task in tasks:
         task.cancel()

@@ -73,10 +73,10 @@ def test_loading_into_a_run_restores_all_or_the_weights_alone(engine: LocalTrain
     checkpoint = _write(engine, "saved", tmp_path)
     other = engine.create_run("other", AdapterConfig(4, seed=1))
     _train(engine, "other", range(5))
-    engine.load("other", checkpoint, restore_optimizer=True)
+    engine.load("other", engine.read_checkpoint(checkpoint), restore_optimizer=True)
     assert other.step == saved.step
     assert all(torch.equal(left, right) for left, right in zip(_vectors(other), _vectors(saved), strict=True))
-    engine.load("other", checkpoint, restore_optimizer=False)
+    engine.load("other", engine.read_checkpoint(checkpoint), restore_optimizer=False)
     assert torch.equal(other.weights.flat, saved.weights.flat)
     assert other.step == 0
     assert not any(vector.any() for vector in other.optimizer_vectors().values())
@@ -101,7 +101,7 @@ def test_another_shape_is_refused_by_name(
     engine.create_run("run", config)
     before = engine.run("run").weights.flat.clone()
     with pytest.raises(InvalidArgumentError, match=name):
-        engine.load("run", checkpoint, restore_optimizer=True)
+        engine.load("run", engine.read_checkpoint(checkpoint), restore_optimizer=True)
     assert torch.equal(engine.run("run").weights.flat, before)
 
 

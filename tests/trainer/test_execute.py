@@ -23,7 +23,7 @@ from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
 from services.trainer.engine.interface import TrainerEngine
 from services.trainer.engine.local import LocalTrainerEngine
-from services.trainer.execute import execute
+from services.trainer.execute import execute, prepared
 from services.trainer.executors import Execution, Locations
 from testing.training_data import ADAM, random_data
 from tinker_proto.internal.v1 import job_pb2
@@ -36,7 +36,7 @@ NOWHERE = Locations()
 
 def carry_out(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
     """The response of a job."""
-    return execute(Execution(engine, checkpoints, job, locations)).response
+    return execute(prepared(Execution(engine, checkpoints, job, locations))).response
 
 
 class Trainer:

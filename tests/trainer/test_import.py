@@ -19,7 +19,7 @@ from services.model.adapter_files import write_adapter
 from services.model.base import BaseModel
 from services.trainer.engine.interface import TrainerEngine
 from services.trainer.engine.local import LocalTrainerEngine
-from services.trainer.execute import execute
+from services.trainer.execute import execute, prepared
 from services.trainer.executors import Execution, Locations
 from testing.rows import perturbed_adapter
 from tinker_proto.internal.v1 import job_pb2
@@ -30,7 +30,7 @@ RUN, TARGET = "s:train:0", "s:train:0/weights/theirs/0"
 
 def carry_out(engine: TrainerEngine, checkpoints: CheckpointStore, job: job_pb2.Job, locations: Locations) -> Message:
     """The response of a job."""
-    return execute(Execution(engine, checkpoints, job, locations)).response
+    return execute(prepared(Execution(engine, checkpoints, job, locations))).response
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def _save(engine: LocalTrainerEngine, directory: Path) -> None:
 
 def _load(engine: LocalTrainerEngine, directory: Path) -> None:
     _save(engine, directory)
-    engine.load("a", directory, restore_optimizer=True)
+    engine.load("a", engine.read_checkpoint(directory), restore_optimizer=True)
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,30 @@ class UploadStore:
             NotFoundError: it is gone.
             DataLossError: it is not what was uploaded.
         """
+        path = self.find(tenant, upload_id, name)
+        self.verify(path, upload_id, name)
+        return path
+
+    def find(self, tenant: str, upload_id: str, name: str) -> Path:
+        """An uploaded file on this machine's disk, as it is there.
+
+        Raises:
+            NotFoundError: it is gone.
+        """
         try:
-            path = self._storage.open_file(_key(tenant, upload_id, name))
+            return self._storage.open_file(_key(tenant, upload_id, name))
         except FileNotFoundError:
             message = f"upload {upload_id} of {name} is gone; uploads are kept for a day"
             raise NotFoundError(message, reason="UPLOAD_NOT_FOUND") from None
+
+    def verify(self, path: Path, upload_id: str, name: str) -> None:
+        """Reads a whole file that was found.
+
+        Raises:
+            DataLossError: it is not what was uploaded.
+        """
         if sha256_of(path) != upload_id.rpartition(".")[2]:
             raise DataLossError(f"upload {upload_id} of {name} is corrupted", reason="UPLOAD_DAMAGED")
-        return path
 
     def expired(self) -> list[Stored]:
         """Uploads older than a day."""

@@ -33,9 +33,7 @@ class BaseModelMerger:
 
     def merge(self, adapter: Path, directory: Path, *, check_wanted: Callable[[], None]) -> None:
         """See WeightMerger."""
-        read = read_adapter(adapter, self._base)
-        weights = AdapterWeights(read.config, read.layout, read.flat.cpu())
-        write_merged(directory, self._base, weights, check_wanted=check_wanted)
+        write_merged(directory, self._base, read_adapter(adapter, self._base), check_wanted=check_wanted)
 
 
 def write_merged(

@@ -50,7 +50,7 @@ class Residency:
         if location not in self._loaded:
             if not self._drop_unused():
                 return None
-            self._loaded[location] = _Loaded(read_adapter(location, self._base))
+            self._loaded[location] = _Loaded(read_adapter(location, self._base).to(self._base.device))
         self._loaded.move_to_end(location)
         self._loaded[location].users += 1
         return self._loaded[location].weights

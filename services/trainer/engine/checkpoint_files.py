@@ -46,7 +46,7 @@ def write_checkpoint(directory: Path, state: RunState, base: BaseModel, manifest
 
 
 def read_training_checkpoint(directory: Path, base: BaseModel) -> RunState:
-    """The state that a training checkpoint holds, on the base model's device.
+    """The state that a training checkpoint holds, in the CPU's memory.
 
     Raises:
         DataLossError: a file is missing, truncated or corrupted; names it.

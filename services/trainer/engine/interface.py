@@ -76,8 +76,8 @@ class RunExport(Protocol):
 class TrainerEngine(Protocol):
     """Training runs on one base model.
 
-    `info`, `read_snapshot`, `memory_pressure` and `is_out_of_memory` may be called from any thread. Everything else is
-    called from one thread, one call at a time. A verb that fails leaves every run as it was.
+    `info`, `check_import`, the verbs that read files, `memory_pressure` and `is_out_of_memory` may be called from any
+    thread. Everything else is called from one thread, one call at a time. A verb that fails leaves every run as it was.
     """
 
     @property
@@ -99,37 +99,19 @@ class TrainerEngine(Protocol):
             InvalidArgumentError: the adapter does not fit the base model; names the field.
         """
 
-    def open_run(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> Run:
-        """Adds a run with the state of a training checkpoint.
+    def open_run(self, training_run_id: str, export: RunExport, *, restore_optimizer: bool) -> Run:
+        """Adds a run with a state that this engine has read, of a checkpoint or of an import.
 
         Raises:
             AlreadyExistsError: the run is here already.
-            DataLossError: a file is missing, truncated or corrupted; names it.
-            InvalidArgumentError: it is a sampler checkpoint, or one of another base model.
-            BaseModelChangedError: it was made with another base model of the same name.
         """
 
-    def import_run(self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool) -> Run:
-        """Adds a run with an adapter that was trained elsewhere, in PEFT's format, and a fresh optimizer.
-
-        Args:
-            training_run_id: the run.
-            config: adapter_config.json.
-            weights: adapter_model.safetensors.
-            rename_base_model: accept an adapter whose configuration names another base model.
-
-        Raises:
-            AlreadyExistsError: the run is here already.
-            InvalidArgumentError: it is damaged or does not fit this base model; names the option or the tensor.
-        """
-
-    def load(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> None:
-        """Puts the state of a training checkpoint into a run.
+    def load(self, training_run_id: str, export: RunExport, *, restore_optimizer: bool) -> None:
+        """Puts a state that this engine has read from a checkpoint into a run.
 
         Raises:
             NotFoundError: the run is not here.
-            InvalidArgumentError: the adapters differ in shape, or as `open_run`.
-            DataLossError, BaseModelChangedError: as `open_run`.
+            InvalidArgumentError: the adapters differ in shape.
         """
 
     def drop_run(self, training_run_id: str) -> None:
@@ -155,6 +137,34 @@ class TrainerEngine(Protocol):
 
         Raises:
             NotFoundError: the run is not here.
+        """
+
+    def check_import(self, config: Path, weights: Path, *, rename_base_model: bool) -> None:
+        """Checks an adapter that was trained elsewhere, in PEFT's format, without its content.
+
+        Args:
+            config: adapter_config.json.
+            weights: adapter_model.safetensors.
+            rename_base_model: accept an adapter whose configuration names another base model.
+
+        Raises:
+            InvalidArgumentError: it is damaged or does not fit this base model; names the option or the tensor.
+        """
+
+    def read_import(self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool) -> RunExport:
+        """The state of a run that begins with such an adapter and a fresh optimizer.
+
+        Raises:
+            InvalidArgumentError: as `check_import`, or a number is not finite.
+        """
+
+    def read_checkpoint(self, directory: Path) -> RunExport:
+        """The state that a training checkpoint holds.
+
+        Raises:
+            DataLossError: a file is missing, truncated or corrupted; names it.
+            InvalidArgumentError: it is a sampler checkpoint, or one of another base model.
+            BaseModelChangedError: it was made with another base model of the same name.
         """
 
     def read_snapshot(self, directory: Path) -> RunExport:

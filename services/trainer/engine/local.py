@@ -14,7 +14,7 @@ from pathlib import Path
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
 from services.core.losses import LOSSES
 from services.model.adapter_config import AdapterConfig
-from services.model.adapter_import import import_adapter
+from services.model.adapter_import import check_adapter, import_adapter
 from services.model.adapters import init_adapter
 from services.model.base import BaseModel
 from services.model.device import free_bytes, is_out_of_memory, memory_pressure
@@ -80,17 +80,12 @@ class LocalTrainerEngine:
         """See TrainerEngine."""
         return self.add_run(training_run_id, RunState(init_adapter(self.base, config)))
 
-    def open_run(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> RunState:
+    def open_run(self, training_run_id: str, export: RunExport, *, restore_optimizer: bool) -> RunState:
         """See TrainerEngine."""
-        state = read_training_checkpoint(checkpoint, self.base)
+        state = _exported(export).copied_to(self.base.device)
         if not restore_optimizer:
             state.reset_optimizer()
         return self.add_run(training_run_id, state)
-
-    def import_run(self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool) -> RunState:
-        """See TrainerEngine."""
-        adapter = import_adapter(config, weights, self.base, rename_base_model=rename_base_model)
-        return self.add_run(training_run_id, RunState(adapter))
 
     def add_run(self, training_run_id: str, state: RunState) -> RunState:
         """Adds a run with a state of its own.
@@ -103,10 +98,9 @@ class LocalTrainerEngine:
         self._runs[training_run_id] = state
         return state
 
-    def load(self, training_run_id: str, checkpoint: Path, *, restore_optimizer: bool) -> None:
+    def load(self, training_run_id: str, export: RunExport, *, restore_optimizer: bool) -> None:
         """See TrainerEngine."""
-        run = self.run(training_run_id)
-        source = read_training_checkpoint(checkpoint, self.base)
+        run, source = self.run(training_run_id), _exported(export)
         theirs = source.config.shape(self.base.family)
         for name, ours in run.config.shape(self.base.family).items():
             if theirs[name] != ours:
@@ -173,6 +167,22 @@ class LocalTrainerEngine:
         """See TrainerEngine."""
         return LocalRunExport(training_run_id, self.run(training_run_id).copied_to("cpu"), self.base)
 
+    def check_import(self, config: Path, weights: Path, *, rename_base_model: bool) -> None:
+        """See TrainerEngine."""
+        check_adapter(config, weights, self.base, rename_base_model=rename_base_model)
+
+    def read_import(
+        self, training_run_id: str, config: Path, weights: Path, *, rename_base_model: bool
+    ) -> LocalRunExport:
+        """See TrainerEngine."""
+        adapter = import_adapter(config, weights, self.base, rename_base_model=rename_base_model)
+        return LocalRunExport(training_run_id, RunState(adapter), self.base)
+
+    def read_checkpoint(self, directory: Path) -> LocalRunExport:
+        """See TrainerEngine."""
+        state = read_training_checkpoint(directory, self.base)
+        return LocalRunExport(Manifest.read(directory).training_run_id, state, self.base)
+
     def read_snapshot(self, directory: Path) -> LocalRunExport:
         """See TrainerEngine."""
         state = read_snapshot(directory, self.base)
@@ -180,10 +190,9 @@ class LocalTrainerEngine:
 
     def restore_run(self, training_run_id: str, export: RunExport) -> RunState:
         """See TrainerEngine."""
-        if not isinstance(export, LocalRunExport):
-            raise TypeError(f"export: must be one of this engine's (got {type(export).__name__})")
+        state = _exported(export).copied_to(self.base.device)
         self.drop_run(training_run_id)
-        return self.add_run(training_run_id, export.state.copied_to(self.base.device))
+        return self.add_run(training_run_id, state)
 
     def memory_pressure(self) -> float:
         """See TrainerEngine."""
@@ -192,3 +201,9 @@ class LocalTrainerEngine:
     def is_out_of_memory(self, error: Exception) -> bool:
         """See TrainerEngine."""
         return is_out_of_memory(error)
+
+
+def _exported(export: RunExport) -> RunState:
+    if not isinstance(export, LocalRunExport):
+        raise TypeError(f"export: must be one of this engine's (got {type(export).__name__})")
+    return export.state
