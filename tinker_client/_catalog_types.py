@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from tinker_client._inputs import LoraConfig
+from tinker_client._readable import Readable
 from tinker_proto.path import TinkerPath
 
 CheckpointType = Literal["training", "sampler"]
@@ -60,8 +61,8 @@ class WeightsInfoResponse:
     lora_config: LoraConfig
 
 
-@dataclass(frozen=True)
-class CheckpointsListResponse:
+@dataclass(frozen=True, repr=False)
+class CheckpointsListResponse(Readable):
     """A page of checkpoints.
 
     Attributes:
@@ -104,8 +105,8 @@ class TrainingRun:
     last_sampler_checkpoint: str | None = None
 
 
-@dataclass(frozen=True)
-class TrainingRunsResponse:
+@dataclass(frozen=True, repr=False)
+class TrainingRunsResponse(Readable):
     """A page of training runs.
 
     Attributes:
@@ -142,8 +143,8 @@ class TrainingMetrics:
     seconds: float
 
 
-@dataclass(frozen=True)
-class TrainingMetricsResponse:
+@dataclass(frozen=True, repr=False)
+class TrainingMetricsResponse(Readable):
     """A page of a run's metrics.
 
     Attributes:
@@ -191,8 +192,8 @@ class ImportCheckpointResponse:
     training_run: TrainingRun
 
 
-@dataclass(frozen=True)
-class ListSessionsResponse:
+@dataclass(frozen=True, repr=False)
+class ListSessionsResponse(Readable):
     """A page of sessions.
 
     Attributes:

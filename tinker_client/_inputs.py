@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tinker_client._readable import Readable
 from tinker_client._tensor_data import TensorData
 
 LossFnInput = Any
 """TensorData, numpy array, torch tensor, or a list of numbers."""
 
 
-@dataclass(frozen=True)
-class EncodedTextChunk:
+@dataclass(frozen=True, repr=False)
+class EncodedTextChunk(Readable):
     """Text that is already tokenized.
 
     Attributes:
@@ -39,8 +40,8 @@ class EncodedTextChunk:
         return len(self.tokens)
 
 
-@dataclass(frozen=True)
-class ImageChunk:
+@dataclass(frozen=True, repr=False)
+class ImageChunk(Readable):
     """An image file.
 
     Attributes:
@@ -78,8 +79,8 @@ class ImageChunk:
 ModelInputChunk = EncodedTextChunk | ImageChunk
 
 
-@dataclass(frozen=True)
-class ModelInput:
+@dataclass(frozen=True, repr=False)
+class ModelInput(Readable):
     """A sequence of chunks, read in order; never changes.
 
     Attributes:
@@ -146,8 +147,8 @@ class ModelInput:
         return sum(chunk.length for chunk in self.chunks)
 
 
-@dataclass(frozen=True)
-class Datum:
+@dataclass(frozen=True, repr=False)
+class Datum(Readable):
     """One training example.
 
     Row i of every loss input belongs to position i of the model input, which predicts token i + 1.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tinker_client._waiting import wait_for
 from tinker_client.errors import TinkerError
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class BackgroundLoop:
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for its value in the calling thread."""
         self.refuse_own_thread()
-        return self.start(coroutine).result()
+        return wait_for(self.start(coroutine))
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Calls a function on the loop soon; callable from any thread."""

@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -59,7 +60,9 @@ class OperationOrder:
         with self._lock:
             seq_ids = range(self._next_seq_id, self._next_seq_id + count)
             self._next_seq_id += count
-            return APIFuture(self.loop, carry_out(seq_ids, cancelled), cancelled.set)
+            name = f"{self.training_run_id}:{seq_ids[-1]}"
+            state = partial(self._session.state, name)
+            return APIFuture(self.loop, carry_out(seq_ids, cancelled), cancelled.set, name=name, state=state)
 
     async def operation(
         self,

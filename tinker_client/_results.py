@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinker_client._inputs import LoraConfig
+from tinker_client._readable import Readable
 from tinker_client._tensor_data import TensorData
 
 StopReason = Literal["stop", "length"]
@@ -13,8 +14,8 @@ TopkLogprobs = list[tuple[int, float]]
 """(token id, logprob) pairs at one position, likeliest first."""
 
 
-@dataclass(frozen=True)
-class ForwardBackwardOutput:
+@dataclass(frozen=True, repr=False)
+class ForwardBackwardOutput(Readable):
     """Result of a pass over data.
 
     Attributes:
@@ -72,8 +73,8 @@ class LoadWeightsResponse:
     path: str
 
 
-@dataclass(frozen=True)
-class SampledSequence:
+@dataclass(frozen=True, repr=False)
+class SampledSequence(Readable):
     """One completion.
 
     Attributes:
@@ -109,8 +110,8 @@ class SampledToken:
     stop_reason: StopReason | None = None
 
 
-@dataclass(frozen=True)
-class SampleResponse:
+@dataclass(frozen=True, repr=False)
+class SampleResponse(Readable):
     """Completions of a prompt, with the requested scores of the prompt at temperature 1.
 
     Attributes:
@@ -153,8 +154,8 @@ class SupportedModel:
     loss_fns: list[str]
 
 
-@dataclass(frozen=True)
-class GetServerCapabilitiesResponse:
+@dataclass(frozen=True, repr=False)
+class GetServerCapabilitiesResponse(Readable):
     """What the platform serves now.
 
     Attributes:

@@ -90,6 +90,16 @@ class OpenSession:
         request = operation_pb2.GetOperationRequest(name=name)
         return await self.transport.call_once(self.transport.operations.GetOperation, request, _LAST_WORDS_S)
 
+    async def state(self, name: str) -> str:
+        """Where operation `name` stands, as a phrase for whoever waits for it; asked once.
+
+        Raises:
+            TinkerError: the platform does not say.
+        """
+        request = operation_pb2.GetOperationRequest(name=name, max_response_bytes=1)
+        operation = await self.transport.call(self.transport.operations.GetOperation, request)
+        return f"{operation.method} {name}, {_stands(operation)}"
+
     async def end(self) -> None:
         """Ends the session; everything outstanding fails. Takes a few seconds at most."""
         await self._watch.close(TinkerError("the client was closed while this operation was outstanding"))
@@ -125,6 +135,16 @@ class OpenSession:
     def _pass_on_failure(self, name: str, submit: asyncio.Task[None]) -> None:
         if not submit.cancelled() and (error := submit.exception()) is not None:
             self._watch.fail(name, error)
+
+
+def _stands(operation: operation_pb2.Operation) -> str:
+    if not operation.HasField("queue_place"):
+        return "which is done" if operation.done else "which runs"
+    place = operation.queue_place
+    ahead = f"which has {place.operations_ahead:,} operations before it"
+    if not place.HasField("estimated_wait"):
+        return ahead
+    return f"{ahead}, about {place.estimated_wait.ToTimedelta().total_seconds():.0f} s"
 
 
 def operation_response(operation: operation_pb2.Operation, response: type[R]) -> R:

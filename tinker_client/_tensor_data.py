@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tinker_client._readable import MOST_ITEMS
+
 if TYPE_CHECKING:
     import torch
 
@@ -155,7 +157,8 @@ class TensorData:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"TensorData(dtype={self.dtype!r}, shape={self.shape})"
+        shown = np.array2string(self._array, threshold=MOST_ITEMS, precision=4, separator=", ", max_line_width=200)
+        return f"TensorData({' '.join(shown.split())}, dtype={self.dtype!r}, shape={self.shape})"
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from tinker_client._loop import BackgroundLoop
+from tinker_client._waiting import wait_for
 
 T = TypeVar("T")
 
@@ -28,9 +29,22 @@ class APIFuture(Generic[T]):
         loop: BackgroundLoop,
         coroutine: Coroutine[Any, Any, T],
         cancel: Callable[[], object] | None = None,
+        *,
+        name: str = "",
+        state: Callable[[], Coroutine[Any, Any, str]] | None = None,
     ) -> None:
+        """
+        Args:
+            loop: carries out the coroutine.
+            coroutine: gives the result.
+            cancel: asks the platform to drop it; None: it cannot be cancelled.
+            name: of the operation; "" for anything else.
+            state: asks where it stands, as a phrase for whoever waits at a terminal.
+        """
         self._loop = loop
         self._cancel = cancel
+        self._name = name
+        self._state = state
         self._future = loop.start(coroutine)
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -51,7 +65,8 @@ class APIFuture(Generic[T]):
             RuntimeError: called in a callback of a future, where waiting would never end.
         """
         self._loop.refuse_own_thread()
-        return self._future.result(timeout)
+        state = self._state
+        return wait_for(self._future, timeout, (lambda: self._loop.start(state())) if state is not None else None)
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, for use in an event loop."""
@@ -88,6 +103,13 @@ class APIFuture(Generic[T]):
             return False
         self._loop.call_soon(self._cancel)
         return True
+
+    def __repr__(self) -> str:
+        what = f"{self._name}: " if self._name else ""
+        if not self._future.done():
+            return f"<APIFuture {what}not done>"
+        error = self._future.exception()
+        return f"<APIFuture {what}{'done' if error is None else type(error).__name__}>"
 
     def future(self) -> Future[T]:
         """Returns the result as a `concurrent.futures.Future`.

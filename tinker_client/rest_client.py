@@ -42,6 +42,9 @@ class RestClient:
         self._connection = connection or Connection(base_url, api_key)
         self._calls = CatalogCalls(self._connection.transport)
 
+    def __repr__(self) -> str:
+        return f"<RestClient of {self._connection.transport.address}>"
+
     def get_server_capabilities(self) -> APIFuture[types.GetServerCapabilitiesResponse]:
         """Looks up the base models that are served at this moment.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
@@ -85,6 +86,9 @@ class SamplingClient:
             request.base_model = base_model
         method = session.transport.sampling.CreateSamplingSession
         return cls(connection, session, await session.transport.call(method, request))
+
+    def __repr__(self) -> str:
+        return f"<SamplingClient {self._sampling_session_id} of {self._model_path or self._base_model}>"
 
     @property
     def model_path(self) -> str | None:
@@ -313,7 +317,8 @@ class SamplingClient:
                 )
             )
 
-        return APIFuture(self._connection.loop, carry_out(), cancelled.set)
+        state = partial(self._session.state, name)
+        return APIFuture(self._connection.loop, carry_out(), cancelled.set, name=name, state=state)
 
 
 def _sample_request(

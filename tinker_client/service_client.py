@@ -54,6 +54,9 @@ class ServiceClient:
         """
         self._connection = Connection(base_url, api_key, user_metadata=user_metadata, patience=patience)
 
+    def __repr__(self) -> str:
+        return f"<ServiceClient of {self._connection.transport.address}>"
+
     def get_server_capabilities(self) -> types.GetServerCapabilitiesResponse:
         """Returns the base models that are served at this moment, with their limits.
 

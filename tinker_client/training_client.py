@@ -50,6 +50,9 @@ class TrainingClient:
         self._info = _catalog_convert.info(training_run)
         self._order = OperationOrder(connection.loop, session, training_run.training_run_id)
 
+    def __repr__(self) -> str:
+        return f"<TrainingClient {self.model_id} on {self._info.model_data.model_name}>"
+
     @property
     def model_id(self) -> str:
         """Id of the training run."""

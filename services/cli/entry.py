@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from services.core.installation import install_command
+
 EXTRAS = {
     "plotille": "cli",
     "rich": "cli",
@@ -35,4 +37,4 @@ def main() -> None:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        sys.exit(f"Error: this needs {error.name}, which is not installed: pip install 'tinker-platform[{extra}]'")
+        sys.exit(f"Error: this needs {error.name}, which is not installed: {install_command(extra)}")

@@ -23,6 +23,7 @@ name unless the error has a reason of its own. docs/reliability.md lists the rea
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -220,10 +221,16 @@ class InternalError(PlatformError):
     code = code_pb2.INTERNAL
     default_reason = "INTERNAL"
 
+    incident = ""
+    """What the log calls the fault; "" where the message names an operation."""
+
     @classmethod
     def of_request(cls) -> InternalError:
         """The error of a request whose handling raised anything but a PlatformError; says nothing of the cause."""
-        return cls("the platform failed at this request; its log has the details")
+        incident = secrets.token_hex(4)
+        made = cls(f"the platform failed at this request; its log has the details of incident {incident}")
+        made.incident = incident
+        return made
 
 
 def from_operation_error(error: operation_pb2.OperationError) -> PlatformError:

@@ -138,8 +138,8 @@ def _refusal(method: str, error: Exception) -> grpc.Status:
     elif isinstance(error, TRANSIENT_ERRORS):
         known = UnavailableError.of_queue()
     else:
-        _log.error("call failed", method=method, exc_info=error)
         known = InternalError.of_request()
+        _log.error("call failed", incident=known.incident, method=method, exc_info=error)
     CALLS.labels(method, known.reason).inc()
     status: grpc.Status = rpc_status.to_status(known.to_status())
     return status

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from services.core.config import CommonSettings
 from services.core.errors import InvalidArgumentError, quoted
+from services.core.installation import install_command
 from services.core.storage.interface import Storage
 from services.core.storage.local import LocalStorage
 
@@ -26,7 +27,7 @@ def open_storage(settings: CommonSettings) -> Storage:
         try:
             from services.core.storage.s3 import S3Storage
         except ModuleNotFoundError as error:
-            message = f"s3:// needs the package {error.name}: pip install 'tinker-platform[s3]'"
+            message = f"s3:// needs the package {error.name}: {install_command('s3')}"
             raise InvalidArgumentError.at("storage_url", message, reason="BAD_SETTING") from error
         return S3Storage(settings.storage_url, settings.data_dir / "cache")
     rule = "file:///directory or s3://bucket/prefix"

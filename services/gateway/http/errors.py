@@ -81,9 +81,10 @@ def exception_handlers() -> Mapping[type[Exception], ExceptionHandler]:
         return error_response(UnavailableError.of_queue())
 
     async def failed(request: Request, error: Exception) -> Response:
-        _log.error("request failed", path=request.url.path, exc_info=error)
+        known = InternalError.of_request()
+        _log.error("request failed", incident=known.incident, path=request.url.path, exc_info=error)
         await asyncio.sleep(PAUSE_S)
-        return error_response(InternalError.of_request())
+        return error_response(known)
 
     return {
         PlatformError: refused,

@@ -69,8 +69,9 @@ def answering_errors(endpoint: Endpoint) -> Endpoint:
         except TRANSIENT_ERRORS:
             return error_response(UnavailableError.of_queue())
         except Exception as error:
-            _log.error("request failed", path=request.url.path, exc_info=error)
-            return error_response(InternalError.of_request())
+            known = InternalError.of_request()
+            _log.error("request failed", incident=known.incident, path=request.url.path, exc_info=error)
+            return error_response(known)
 
     return answer
 
