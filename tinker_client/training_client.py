@@ -66,8 +66,8 @@ class TrainingClient:
         Args:
             data: at least one Datum. More than 1,024 of them or 4 MB are sent as several operations, whose outputs are
                 joined.
-            loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro" or "gspo"; docs/numerics.md has the
-                formulas, and `get_server_capabilities` lists what the platform has.
+            loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo" or "stable_reinforce";
+                docs/numerics.md has the formulas, and `get_server_capabilities` lists what the platform has.
             loss_fn_config: options of that loss, e.g. {"clip_low_threshold": 0.8}; unknown names are refused. None:
                 defaults.
 
@@ -93,8 +93,8 @@ class TrainingClient:
         Args:
             data: at least one Datum. More than 1,024 of them or 4 MB are sent as several operations, whose outputs are
                 joined.
-            loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro" or "gspo"; docs/numerics.md has the
-                formulas, and `get_server_capabilities` lists what the platform has.
+            loss_fn: "cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo" or "stable_reinforce";
+                docs/numerics.md has the formulas, and `get_server_capabilities` lists what the platform has.
             loss_fn_config: options of that loss, e.g. {"clip_low_threshold": 0.8}; unknown names are refused. None:
                 defaults.
 

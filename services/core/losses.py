@@ -84,6 +84,7 @@ LOSSES: Mapping[str, LossSpec] = MappingProxyType(
                 config={CLIP_LOW: 1 - 3e-4, CLIP_HIGH: 1 + 4e-4},
                 per_sequence=True,
             ),
+            LossSpec("stable_reinforce", _POLICY, ("mask",), config={CLIP_LOW: 0.5, CLIP_HIGH: 2.0}, per_sequence=True),
         )
     }
 )

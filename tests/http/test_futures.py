@@ -264,7 +264,6 @@ async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient
     ("changes", "field"),
     [
         ({"prompt_alt_tokens_k": 1}, "prompt_alt_tokens_k"),
-        ({"record_stability_info": True}, "record_stability_info"),
         ({"num_samples": 0}, "num_samples"),
         ({"sampling_params": {"temperature": -1.0}}, "temperature"),
         ({"sampling_params": {"stop": [5, "x"]}}, "stop"),
@@ -282,6 +281,11 @@ async def test_a_sample_that_cannot_be_carried_out_is_refused_by_name(
     answer = await sample(http, await sampling_session(http), **{"seq_id": 0, **changes})
     assert answer.status_code == 400, answer.text
     assert field in answer.json()["detail"]
+
+
+async def test_a_sample_may_ask_to_record_what_its_result_has_anyway(http: httpx.AsyncClient) -> None:
+    answer = await sample(http, await sampling_session(http), 0, record_stability_info=True)
+    assert answer.status_code == 200, answer.text
 
 
 async def test_a_session_that_was_finished_is_gone(http: httpx.AsyncClient) -> None:

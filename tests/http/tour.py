@@ -98,7 +98,7 @@ class Tour:
     def every_loss(self) -> Any:
         configs = {"ppo": {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}, "dro": {"beta": 0.1}}
         losses = {}
-        for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo"):
+        for name in ("importance_sampling", "ppo", "cispo", "dro", "gspo", "stable_reinforce"):
             output = self.training.forward([policy()], name, loss_fn_config=configs.get(name)).result()
             losses[name] = output.metrics["loss:sum"]
         return losses
@@ -162,7 +162,7 @@ class Tour:
         return good.result().metrics["loss:sum"]
 
     def unknown_losses_are_refused(self) -> Any:
-        message = refusal_of(self.training.forward_backward([policy()], "stable_reinforce"))
+        message = refusal_of(self.training.forward_backward([policy()], "custom"))
         assert "not supported" in message
         return message
 

@@ -39,6 +39,11 @@ def _reference_loss(loss: str, logprobs: Tensor, example: Example) -> Tensor:
         counted = inputs["sequence_ratio_mask"] != 0
         sequence = (logprobs.detach() - behaviour)[counted].mean().exp() if counted.any() else torch.ones(())
         ratio = sequence * (logprobs - logprobs.detach()).exp()
+    if loss == "stable_reinforce":
+        trained = advantages != 0
+        mean = (logprobs.detach() - behaviour)[trained].mean().exp() if trained.any() else torch.ones(())
+        kept = float(config["clip_low_threshold"] <= mean <= config["clip_high_threshold"])
+        return -(kept * ratio.clamp(max=config["clip_high_threshold"]).detach() * logprobs * advantages).sum()
     if loss == "importance_sampling":
         return -(ratio * advantages).sum()
     clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])

@@ -93,10 +93,45 @@ def test_policy_losses_equal_their_closed_forms(loss: str, config: dict[str, flo
     torch.testing.assert_close(gradient(resolved, POLICY), torch.tensor(slopes), rtol=1e-6, atol=1e-7)
 
 
+def _stable_reinforce(p: list[float], q: list[float], a: list[float]) -> tuple[float, list[float]]:
+    """Value and gradient at the defaults, written out per element without tensors."""
+    trained = [x - y for x, y, advantage in zip(p, q, a, strict=True) if advantage]
+    kept = 0.5 <= math.exp(sum(trained) / len(trained)) <= 2.0
+    weights = [min(math.exp(min(x - y, 100.0)), 2.0) * kept for x, y in zip(p, q, strict=True)]
+    value = -sum(w * x * advantage for w, x, advantage in zip(weights, p, a, strict=True))
+    return value, [-w * advantage for w, advantage in zip(weights, a, strict=True)]
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, -2.0, 200.0, -200.0])
+def test_stable_reinforce_truncates_ratios_and_leaves_out_data_that_have_been_left(shift: float) -> None:
+    loss, inputs = resolve_loss("stable_reinforce", {}), {**POLICY, "logprobs": Q + shift}
+    value, slopes = _stable_reinforce(P.tolist(), (Q + shift).tolist(), A.tolist())
+    assert metrics(loss, inputs)["loss:sum"] == pytest.approx(value, rel=1e-6, abs=1e-6)
+    torch.testing.assert_close(gradient(loss, inputs), torch.tensor(slopes), rtol=1e-6, atol=1e-7)
+    assert any(slopes) == (shift == 0.0)
+
+
+def test_stable_reinforce_truncates_a_token_and_says_how_many() -> None:
+    inputs = {**POLICY, "logprobs": P - torch.tensor([3.0, -1.0, 50.0, -1.0, -1.0])}
+    found = metrics(resolve_loss("stable_reinforce", {}), inputs)
+    assert found["clip_high_fraction:mean"] == 0.25, "one of four; where no advantage is, any logprob may stand"
+    assert found["clip_low_fraction:mean"] == 0
+    assert gradient(resolve_loss("stable_reinforce", {}), inputs)[0] == -2.0 * A[0]
+
+
+def test_stable_reinforce_looks_at_each_datum_for_itself() -> None:
+    loss = resolve_loss("stable_reinforce", {})
+    inputs = {"logprobs": torch.cat([Q, Q + 5]), "advantages": torch.cat([A, A])}
+    both = loss.gradient(loss.segments(torch.cat([P, P]), inputs, [5, 5]))
+    assert torch.equal(both[:5], gradient(loss, POLICY))
+    assert not both[5:].any()
+
+
 def test_defaults() -> None:
     assert resolve_loss("ppo", {}).config == {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
     assert resolve_loss("cispo", {}).config == {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
     assert resolve_loss("dro", {}).config == {"beta": 0.05}
+    assert resolve_loss("stable_reinforce", {}).config == {"clip_low_threshold": 0.5, "clip_high_threshold": 2.0}
     assert resolve_loss("gspo", {}).config == {"clip_low_threshold": 0.9997, "clip_high_threshold": 1.0004}
 
 

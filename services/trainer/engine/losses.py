@@ -68,6 +68,18 @@ def gspo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     return _clipped_surrogate(sequence_log_ratio(logprobs, inputs), inputs["advantages"], config)
 
 
+def stable_reinforce(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
+    """-sg(m min(r, high)) p A: REINFORCE (Williams 1992) that data of older policies cannot upset. Our own definition.
+
+    The likelihood ratio is truncated at `high` (Ionides, "Truncated Importance Sampling", 2008). m is 0 for a datum
+    whose geometric mean of r over the trained elements is outside [low, high]: the policy has left it; else 1.
+    """
+    log_ratio = token_log_ratio(logprobs, inputs).detach()
+    low, high = _left_behind(log_ratio, inputs["advantages"], config)
+    weight = torch.where(low | high, 0.0, log_ratio.exp().clamp(max=config[CLIP_HIGH]))
+    return -weight * logprobs * inputs["advantages"]
+
+
 def token_log_ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
     """p - q, and 0 where no advantage is: there q may be anything, and exp of anything times 0 may be NaN."""
     return torch.where(inputs["advantages"] != 0, logprobs - inputs["logprobs"], 0.0)
@@ -79,6 +91,20 @@ def sequence_log_ratio(logprobs: Tensor, inputs: Inputs) -> Tensor:
     constant = logprobs.detach()
     mean = torch.where(counted, constant - inputs["logprobs"], 0.0).sum() / counted.sum().clamp(min=1)
     return torch.where(inputs["advantages"] != 0, mean + (logprobs - constant), 0.0)
+
+
+def left_or_truncated(log_ratio: Tensor, advantages: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """The trained elements of a datum that is below the low threshold, and those that are above the high one."""
+    low, high = _left_behind(log_ratio.detach(), advantages, config)
+    trained = advantages != 0
+    return trained & low, trained & (high | (log_ratio.detach().exp() > config[CLIP_HIGH]))
+
+
+def _left_behind(log_ratio: Tensor, advantages: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Whether the geometric mean of a datum's ratios is below the low threshold, and above the high one."""
+    trained = advantages != 0
+    mean = torch.where(trained, log_ratio, 0.0).sum() / trained.sum().clamp(min=1)
+    return mean.exp() < config[CLIP_LOW], mean.exp() > config[CLIP_HIGH]
 
 
 def clipped_one_sided(log_ratio: Tensor, advantages: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -121,6 +147,7 @@ _FUNCTIONS: Mapping[str, LossFunction] = {
     "cispo": LossFunction(cispo, token_log_ratio, clipped_two_sided),
     "dro": LossFunction(dro, token_log_ratio),
     "gspo": LossFunction(gspo, sequence_log_ratio, clipped_one_sided),
+    "stable_reinforce": LossFunction(stable_reinforce, token_log_ratio, left_or_truncated),
 }
 
 

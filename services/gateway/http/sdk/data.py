@@ -1,7 +1,7 @@
 """Tokens and arrays of the SDK as messages of tinker.v1, from protobuf and from JSON.
 
 What has no counterpart here is refused by its path: audio, images by reference, text options of a loss. Spans that say
-where tokens came from are accepted; no loss that is offered here reads them.
+where tokens came from are accepted; no loss reads them: `stable_reinforce` has the log-probabilities in its inputs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ _ITEM_BYTES = {
     sdk_pb2.DATA_TYPE_INT32: 4,
     sdk_pb2.DATA_TYPE_BFLOAT16: 2,
 }
-_NEEDS_RECORDS = {
-    "stable_reinforce": "it needs what the sampler has recorded, which is not recorded here",
-    "custom": "losses are not carried out on the server; forward_backward_custom with a function works",
-}
+_CUSTOM = "losses are not carried out on the server; forward_backward_custom with a function works"
 
 LossRequest = training_pb2.ForwardBackwardRequest | training_pb2.ForwardRequest
 
@@ -40,9 +37,8 @@ def fill_loss(request: LossRequest, sdk_request: sdk_pb2.ForwardBackwardRequest)
     Raises:
         InvalidArgumentError: something of it has no counterpart here.
     """
-    if sdk_request.loss_fn in _NEEDS_RECORDS:
-        message = f"{sdk_request.loss_fn!r} is not supported: {_NEEDS_RECORDS[sdk_request.loss_fn]}"
-        raise InvalidArgumentError.at("loss_fn", message, reason="UNKNOWN_LOSS")
+    if sdk_request.loss_fn == "custom":
+        raise InvalidArgumentError.at("loss_fn", f"'custom' is not supported: {_CUSTOM}", reason="UNKNOWN_LOSS")
     request.loss_fn = sdk_request.loss_fn
     for name, value in sdk_request.loss_fn_config_v2.items():
         if value.WhichOneof("value") != "number":

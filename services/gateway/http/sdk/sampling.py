@@ -56,6 +56,8 @@ class Sample(SdkFields):
     prompt_alt_tokens_k: Int32 = 0
     prompt_logprobs_last_n: Int32 | None = None
     record_stability_info: bool | None = None
+    """Every sample's log-probabilities are in its result, so nothing more is recorded."""
+
     base_model: str | None = None
     model_path: str | None = None
 
@@ -63,8 +65,6 @@ class Sample(SdkFields):
         """The message; raises InvalidArgumentError for what has no counterpart here."""
         if self.prompt_alt_tokens_k:
             raise InvalidArgumentError.must_be("prompt_alt_tokens_k", "0", self.prompt_alt_tokens_k)
-        if self.record_stability_info:
-            raise InvalidArgumentError.at("record_stability_info", "not supported")
         for name in ("base_model", "model_path"):
             if getattr(self, name) is not None:
                 raise InvalidArgumentError.at(name, "not supported here: the sampling session determines the model")
