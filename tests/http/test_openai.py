@@ -294,7 +294,8 @@ def test_chat_refusals_name_the_parameter(client: openai.OpenAI) -> None:
     assert "no robots" in refusal(messages=[{"role": "robot", "content": "x"}]).message
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     assert refusal(messages=image).status_code == 400
-    assert refusal(tools=[]).param == "tools"
+    tool = {"type": "function", "function": {"name": "look"}}
+    assert refusal(tools=[tool]).param == "tools"
     assert refusal(response_format={"type": "json_object"}).status_code == 400
     assert refusal(top_logprobs=2).param == "top_logprobs"
     assert refusal(max_completion_tokens=5).param == "max_tokens"

@@ -17,6 +17,9 @@ CALLS = Counter(
     "tinker_calls", "Calls of the gRPC API that were answered, by method and reason of the error.", ["method", "reason"]
 )
 HTTP_REQUESTS = Counter("tinker_http_requests", "HTTP requests that were answered, by status.", ["status"])
+IGNORED_FIELDS = Counter(
+    "tinker_ignored_fields", "Unknown fields of JSON requests that were ignored because they were empty.", ["front"]
+)
 
 SAMPLES_WAITING = Gauge(
     "tinker_samples_waiting", "Sampling operations in the queue, those under way included.", ["base_model"]

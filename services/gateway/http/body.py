@@ -16,7 +16,9 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from services.core.errors import InvalidArgumentError, PlatformError, Violation, broken_rule, quoted
+from services.core.process.metrics import IGNORED_FIELDS
 from services.gateway.http.body_budget import BodyBudget
+from services.gateway.http.empty_fields import EMPTY_VALUES, is_ignored, parse_without_empty_fields
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -45,10 +47,18 @@ class WrongContentTypeError(InvalidArgumentError):
     default_reason = "WRONG_CONTENT_TYPE"
 
 
-class Fields(BaseModel):
-    """A JSON object: unknown fields are refused, and no value is converted from another type."""
+def _with_empty_fields(schema: dict[str, Any], fields: type[BaseModel]) -> None:
+    """Describes which further fields an object may have."""
+    if fields.model_config.get("extra") == "forbid":
+        schema["additionalProperties"] = {"enum": list(EMPTY_VALUES)}
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+class Fields(BaseModel):
+    """A JSON object: unknown fields are refused unless they are empty, and no value is converted from another type."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, protected_namespaces=(), json_schema_extra=_with_empty_fields
+    )
 
 
 def takes(body: type[BaseModel] | type[Message]) -> Callable[[EndpointT], EndpointT]:
@@ -70,15 +80,20 @@ async def read_json(request: Request, fields: type[JsonT]) -> JsonT:
     kind = _content_type(request)
     if kind and kind != "application/json":
         raise WrongContentTypeError(f"content-type: {broken_rule('application/json', quoted(kind))}")
-    return parse_json(await read_body(request, MAX_JSON_BYTES) or b"{}", fields)
+    front = "openai" if request.url.path.startswith("/v1/") else "sdk"
+    return parse_json(await read_body(request, MAX_JSON_BYTES) or b"{}", fields, front)
 
 
-def parse_json(content: bytes, fields: type[JsonT]) -> JsonT:
-    """Reads a JSON object; raises as `read_json`."""
+def parse_json(content: bytes, fields: type[JsonT], front: str) -> JsonT:
+    """Reads a JSON object that came to `front`; raises as `read_json`."""
     try:
-        return fields.model_validate_json(content)
+        parsed, ignored = parse_without_empty_fields(content, fields)
+        if ignored:
+            IGNORED_FIELDS.labels(front).inc(ignored)
+        return parsed
     except ValidationError as error:
-        faults = error.errors(include_url=False)[:10]
+        found = error.errors(include_url=False)
+        faults = [fault for fault in found if not is_ignored(fault)][:10] or found[:10]
         violations = tuple(Violation(".".join(map(str, fault["loc"]))[:200], _description(fault)) for fault in faults)
         message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
         raise InvalidArgumentError(message, reason="BAD_JSON", violations=violations) from None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from services.core.errors import InvalidArgumentError, quoted
+from services.core.process.metrics import IGNORED_FIELDS
 from services.gateway.http.body import Fields
 from services.gateway.http.sdk.fields import Int32, Int64, Metadata, SdkFields, SeqId
 from tinker_proto.v1 import training_pb2
@@ -235,6 +236,9 @@ class LoadWeights(SdkFields):
 
 
 def _check_optimizer(field: str, optimizer: OtherOptimizer) -> None:
-    if optimizer.type != "adamw" or optimizer.model_extra:
-        got = f"type {quoted(optimizer.type)} and {len(optimizer.model_extra or ())} other fields"
+    others = list((optimizer.model_extra or {}).values())
+    empty = sum(1 for value in others if not value)
+    if optimizer.type != "adamw" or empty < len(others):
+        got = f"type {quoted(optimizer.type)} and {len(others)} other fields"
         raise InvalidArgumentError.must_be(field, "type 'adamw' without other fields", got)
+    IGNORED_FIELDS.labels("sdk").inc(empty)
