@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.core.errors import PlatformError
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import STEP_SECONDS, STEP_SEQUENCES
 from services.sampler.engine.interface import SamplerEngine
-from services.sampler.free_slots import FreeSlots
 from services.sampler.request import Finished, GenerationRequest, TokenDelta
 
 
@@ -27,17 +26,29 @@ class EngineStep:
 class _Load:
     free: int
     running: int
+    waiting_tenants: frozenset[str]
 
 
 class EngineThread:
-    """One engine on a thread of its own."""
+    """One engine on a thread of its own.
 
-    def __init__(self, engine: SamplerEngine) -> None:
+    Args:
+        engine: the engine.
+        on_turn: called when requests that were refused a place before may find one.
+    """
+
+    def __init__(self, engine: SamplerEngine, on_turn: Callable[[], None]) -> None:
         self._engine = engine
+        self._on_turn = on_turn
         self._thread = DeviceThread()
-        self.free_slots = FreeSlots()
+        self.free_sequences = 0
+        """Sequences that could start after the last call."""
+
         self.running_sequences = 0
         """Sequences that were running after the last call."""
+
+        self.waiting_tenants: frozenset[str] = frozenset()
+        """Tenants of requests that had not started after the last call."""
 
     async def start(self) -> None:
         """Asks the engine for its load for the first time."""
@@ -64,13 +75,17 @@ class EngineThread:
         self._thread.close()
 
     def _note(self, load: _Load) -> None:
-        self.free_slots.update(load.free)
+        self.free_sequences = load.free
         self.running_sequences = load.running
+        if load.free or not load.waiting_tenants >= self.waiting_tenants:
+            self._on_turn()
+        self.waiting_tenants = load.waiting_tenants
 
     # On the thread:
 
     def _load(self) -> _Load:
-        return _Load(self._engine.free_sequences, self._engine.running_sequences)
+        engine = self._engine
+        return _Load(engine.free_sequences, engine.running_sequences, engine.waiting_tenants)
 
     def _submit(self, requests: Sequence[GenerationRequest]) -> tuple[list[Finished], _Load]:
         refused = []

@@ -1,6 +1,8 @@
 """The sampler's asyncio side: takes jobs while there are free slots, steps the engine, reports results.
 
-- `_take` takes jobs from the queue, `_keep` renews them there and takes over those of samplers that died.
+- `_take` takes jobs from the queue: as many as fit while there are free slots, and when there are none those of tenants
+  that wait for nothing yet, to which the engine gives turns. `_keep` renews them there and takes over those of samplers
+  that died.
 - `_step` steps the engine until it is idle; `_listen_for_cancelled` drops jobs that were cancelled.
 - The publisher and `_report` send streamed tokens and results, so that no step waits for Redis.
 - A job that cannot start ends with an error like any other that fails.
@@ -32,6 +34,8 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import sampling_pb2
 
 REPORTED_AT_ONCE = 64
+LOOK_EVERY_S = 0.02
+"""Shortest time between two looks for newcomers, so that a flood of requests does not make a flood of looks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +65,11 @@ class SamplerWorker:
     ) -> None:
         self._worker = worker
         self._base_model = engine.info.base_model
-        self._engine = EngineThread(engine)
+        self._most_waiting = engine.info.max_sequences
+        self._may_take = asyncio.Event()
+        """Set when there may be something to take without free slots."""
+
+        self._engine = EngineThread(engine, self._may_take.set)
         self._queues = stores.queues
         self._operations = stores.operations
         self._reader = JobReader(engine.info, stores.queues, stores.checkpoints)
@@ -90,9 +98,11 @@ class SamplerWorker:
             await self._engine.start()
             await until_reached(lambda: self._queues.join(self._base_model))
             position = await until_reached(self._operations.cancelled_position)
+            wake = await until_reached(lambda: self._queues.wake_position(self._base_model))
             async with self._tasks as tasks:
                 tasks.create_task(self._liveness.watch())
                 tasks.create_task(self._take())
+                tasks.create_task(self._listen_for_jobs(wake))
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
                 tasks.create_task(self._listen_for_cancelled(position))
@@ -103,14 +113,34 @@ class SamplerWorker:
 
     async def _take(self) -> None:
         while True:
-            free = await self._engine.free_slots.some()
+            self._may_take.clear()
             try:
-                taken = await self._queues.take(self._worker, self._base_model, free=free, block_ms=1000)
+                if free := self._engine.free_sequences:
+                    taken = await self._queues.take(self._worker, self._base_model, free=free, block_ms=1000)
+                else:
+                    taken = await self._take_newcomers()
             except TRANSIENT_ERRORS as error:
                 _log.warning("queue unreachable, trying again", error=str(error))
                 await asyncio.sleep(0.5)
                 continue
             await self._start(taken)
+            if not taken and not free:
+                await self._may_take.wait()
+
+    async def _take_newcomers(self) -> list[SampleEntry]:
+        waiting = self._engine.waiting_tenants
+        most = self._most_waiting - len(waiting)
+        return await self._queues.take_newcomers(self._worker, self._base_model, waiting_tenants=waiting, most=most)
+
+    async def _listen_for_jobs(self, position: str) -> None:
+        while True:
+            try:
+                position = await self._queues.woken_after(self._base_model, position)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("queue unreachable, trying again", error=str(error))
+                await asyncio.sleep(0.5)
+            self._may_take.set()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _keep(self) -> None:
         lease_ms = int(self._lease_s * 1000)
@@ -119,7 +149,7 @@ class SamplerWorker:
             try:
                 kept = [job.entry for job in self._jobs.values()]
                 await self._queues.keep(self._worker, self._base_model, kept)
-                free = self._engine.free_slots.count
+                free = self._engine.free_sequences
                 if free and self._liveness.is_steady:
                     orphans = await self._queues.take_over(self._worker, self._base_model, idle_ms=lease_ms, count=free)
                     await self._start([entry for entry in orphans if entry.operation not in self._jobs])

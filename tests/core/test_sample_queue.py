@@ -183,6 +183,25 @@ async def test_a_sampler_takes_no_more_than_its_free_slots(queues: Queues) -> No
     assert len(await queues.take("s2", 100)) == 2
 
 
+async def test_a_full_sampler_takes_the_next_job_of_tenants_that_wait_for_nothing(queues: Queues) -> None:
+    for seq_id, tenant in enumerate(["mallory"] * 5 + ["alice", "alice", "bob"]):
+        await queues.enqueue_sample(seq_id, tenant=tenant)
+
+    async def take(*waiting: str, most: int = 9) -> list[str]:
+        taken = await queues.samples.take_newcomers("s1", BASE, waiting_tenants=waiting, most=most)
+        return [entry.operation.rpartition(":")[2] for entry in taken]
+
+    await queues.samples.join(BASE)
+    assert sorted(await take("mallory")) == ["5", "7"], "one of each"
+    assert await take("mallory", "alice") == []
+    assert await take(most=0) == []
+    assert sorted(await take()) == ["0", "6"]
+    await queues.connection.commands.set(keyspace.sample_vacancy(BASE), "s2")
+    assert await take() == [], "it is left to a sampler that has free slots"
+    assert len(await queues.take("s2", 1)) == 1
+    assert len(await take()) == 1, "which has none any more"
+
+
 async def test_a_flood_does_not_delay_another_tenant(queues: Queues) -> None:
     for seq_id in range(100):
         await queues.enqueue_sample(seq_id, tenant="mallory")

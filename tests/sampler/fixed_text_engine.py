@@ -49,6 +49,10 @@ class FixedTextEngine:
     def free_sequences(self) -> int:
         return max(self.info.max_sequences - self.running_sequences, 0)
 
+    @property
+    def waiting_tenants(self) -> frozenset[str]:
+        return frozenset(request.tenant for request in self._requests.values())
+
     def submit(self, request: GenerationRequest) -> None:
         if request.topk_prompt_logprobs:
             raise missing_ability(

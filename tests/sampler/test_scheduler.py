@@ -15,10 +15,15 @@ from tests.sampler.fixtures import ask
 
 
 def sequence(
-    length: int, computed: int = 0, *, adapter: AdapterWeights | None = None, num_samples: int = 1
+    length: int,
+    computed: int = 0,
+    *,
+    adapter: AdapterWeights | None = None,
+    num_samples: int = 1,
+    tenant: str = "",
 ) -> RunningSequence:
     scores = {"include_prompt_logprobs": True} if num_samples == 0 else {}
-    group = SequenceGroup(ask("r", [1] * length, num_samples=num_samples, **scores), adapter=adapter)
+    group = SequenceGroup(ask("r", [1] * length, num_samples=num_samples, tenant=tenant, **scores), adapter=adapter)
     watch = StopMatcher(StopRule(), lambda _: b"")
     return RunningSequence(group, 0, Slot(0, 0), watch, [1] * length, computed)
 

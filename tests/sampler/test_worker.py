@@ -55,11 +55,11 @@ class Site:
     published: PublishedTokens
     enqueued: int = 0
 
-    async def enqueue(self, *, streamed: bool = False, **request: Message) -> str:
+    async def enqueue(self, *, streamed: bool = False, tenant: str = "alice", **request: Message) -> str:
         """Queues a job with a request of one kind; returns its operation's name."""
         name = f"{SAMPLING}:{self.enqueued}"
         self.enqueued += 1
-        job = job_pb2.Job(operation=name, tenant="alice", streamed=streamed, **request)
+        job = job_pb2.Job(operation=name, tenant=tenant, streamed=streamed, **request)
         accepted = await self.stores.queues.enqueue(
             job, digest=name, method="m", base_model=BASE, cost=10, limits=LIMITS
         )
@@ -75,10 +75,12 @@ class Site:
                     news.clear()
         return operation
 
-    async def sample(self, *, num_samples: int = 1, streamed: bool = False, first: int = 5, **fields: int) -> str:
+    async def sample(
+        self, *, num_samples: int = 1, streamed: bool = False, first: int = 5, tenant: str = "alice", **fields: int
+    ) -> str:
         request = sampling_pb2.SampleRequest(prompt=prompt(first, 6, 7), num_samples=num_samples, **fields)
         request.sampling_params.seed = 1
-        return await self.enqueue(sample=request, streamed=streamed)
+        return await self.enqueue(sample=request, streamed=streamed, tenant=tenant)
 
 
 @pytest.fixture
@@ -182,6 +184,12 @@ async def test_a_cancelled_job_gives_its_slots_to_the_next(site: Site) -> None:
     assert await site.stores.operations.cancel(OperationName.parse(endless))
     assert (await site.result(waiting)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
     assert (await site.result(endless)).state == operation_pb2.OPERATION_STATE_CANCELLED
+
+
+async def test_another_tenants_job_reaches_the_engine_though_no_slot_is_free(site: Site) -> None:
+    await site.sample(num_samples=2, first=ENDLESS, tenant="mallory")
+    await site.sample(num_samples=2, first=ENDLESS, tenant="mallory")
+    assert (await site.result(await site.sample())).state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
 def test_the_sampler_outside_its_engine_imports_no_torch() -> None:

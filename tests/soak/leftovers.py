@@ -34,7 +34,7 @@ PATIENCE_MS = 10_000
 KEPT_BY_SESSIONS = 10 * len(TENANTS)
 """Deleted checkpoints that the last sessions may keep: those that the HTTP port opens for its callers end later."""
 
-HAVE_LIFETIMES = ("operation", "adapter-holder", "reserved-sampler", "sampler-room", "wake")
+HAVE_LIFETIMES = ("operation", "adapter-holder", "reserved-sampler", "sampler-room", "sample-vacancy", "wake")
 """Prefixes whose keys go by themselves; of the operations, those that are finished."""
 
 
@@ -87,7 +87,7 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
         dict.fromkeys(["events", "dead", "cancelled", "workers", "workers-expiry", "api-keys", "expiring", "doomed"], 1)
         | dict.fromkeys(["download-secret", "identity", "place", "sample", "sample-bell", "sample-pace"], 1)
         | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
-        | dict.fromkeys(["wake", "sampler-room", "base-models"], WORKERS)
+        | dict.fromkeys(["wake", "sampler-room", "sample-vacancy", "base-models"], WORKERS)
         | dict.fromkeys(["load", "open-sessions"], 1 + len(TENANTS))
         | dict.fromkeys(["api-key", "sessions", "runs", "checkpoints"], len(TENANTS))
         | dict.fromkeys(["session", "session-runs", "session-samplings"], sessions)

@@ -123,6 +123,11 @@ def sample_queue(base_model: str) -> str:
     return f"{PREFIX}sample:{base_model}"
 
 
+def sample_vacancy(base_model: str) -> str:
+    """Name of a sampler that has free slots and waits for work; exists only while there is one."""
+    return f"{PREFIX}sample-vacancy:{base_model}"
+
+
 def sampler_free(worker: str) -> str:
     """Number of free slots of a sampler; exists only while the sampler waits for work."""
     return f"{PREFIX}sampler-room:{worker}"

@@ -1,14 +1,15 @@
 """Sampling queue of each base model: operations that wait, in fair turns, and jobs under way.
 
 A sampler takes as many jobs as it has free slots, keeps them by its heartbeat, and removes each with its result. Turns
-are fair between tenants: many requests of one tenant delay only that tenant. The jobs of a dead sampler go to others;
-the first result counts, and the same seed gives the same tokens on every sampler. A job is left to the sampler that
-used its adapter last if that one waits for work, never if it is busy.
+are fair between tenants: many requests of one tenant delay only that tenant. A sampler without free slots still takes
+the next job of a tenant that waits for nothing yet: its engine gives it a turn beside what runs. The jobs of a dead
+sampler go to others; the first result counts, and the same seed gives the same tokens on every sampler. A job is left
+to the sampler that used its adapter last if that one waits for work, never if it is busy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from services.core.queue import keyspace, streams
@@ -26,6 +27,9 @@ KEEP_USER_MS = 3_600_000
 
 # Time for a sampler to ask again. Short, because jobs are left to a dead sampler for as long as it counts as waiting.
 WAIT_GRACE_MS = 250
+
+LOOKED_AT = 128
+"""Waiting jobs among which a sampler without free slots looks for newcomers; these come early in the order of turns."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class SampleQueues:
             wake,
             queue,
             keyspace.sampler_free(worker),
+            keyspace.sample_vacancy(base_model),
         ]
         prefixes = [keyspace.operation(""), keyspace.adapter_user(""), keyspace.sampler_free("")]
         arguments: list[str | bytes | int] = [worker, free, keyspace.SAMPLERS_GROUP, block_ms + WAIT_GRACE_MS]
@@ -102,6 +107,34 @@ class SampleQueues:
         if not taken:
             await streams.read(self._connection.blocking, {wake: newest.decode()}, count=1, block_ms=block_ms)
         return [_decode(streams.entry_of(queue, entry)) for entry in taken]
+
+    async def take_newcomers(
+        self, worker: str, base_model: str, *, waiting_tenants: Collection[str], most: int
+    ) -> list[SampleEntry]:
+        """Takes jobs for a sampler without free slots: at most one of each tenant, and `most` in all.
+
+        Args:
+            worker: the sampler.
+            base_model: its base model.
+            waiting_tenants: tenants of which it takes none, because they wait for their turn already.
+            most: most jobs to take; none if it is not positive.
+        """
+        queue = keyspace.sample_queue(base_model)
+        keys = [keyspace.sample_waiting(base_model), keyspace.sample_jobs(base_model), queue]
+        keys.append(keyspace.sample_vacancy(base_model))
+        arguments: list[str | bytes | int] = [worker, keyspace.SAMPLERS_GROUP, keyspace.operation(""), most, LOOKED_AT]
+        taken = await self._connection.run("take_newcomers", keys, [*arguments, *sorted(waiting_tenants)])
+        return [_decode(streams.entry_of(queue, entry)) for entry in taken]
+
+    async def wake_position(self, base_model: str) -> str:
+        """Id of the newest entry of the wake stream."""
+        return await streams.last_id(self._connection.commands, keyspace.sample_wake(base_model))
+
+    async def woken_after(self, base_model: str, position: str) -> str:
+        """Waits some seconds until jobs are queued; returns the new position in the wake stream."""
+        wake = keyspace.sample_wake(base_model)
+        entries = await streams.read(self._connection.blocking, {wake: position}, count=1, block_ms=10_000)
+        return entries[-1].entry_id if entries else position
 
     async def take_over(self, worker: str, base_model: str, *, idle_ms: int, count: int) -> list[SampleEntry]:
         """Takes jobs whose sampler has been silent for `idle_ms`; never retried, because that may change meanwhile."""

@@ -21,4 +21,4 @@ class Inspection:
     """Number of requests that use each loaded adapter."""
 
     preemptions: int
-    """Number of times that a sequence has lost its slot to an older one."""
+    """Number of times that a sequence has lost its slot to an older one, or to another tenant."""

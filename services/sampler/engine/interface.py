@@ -70,6 +70,14 @@ class SamplerEngine(Protocol):
     def free_sequences(self) -> int:
         """Number of sequences that could still start, once those that were submitted have."""
 
+    @property
+    def waiting_tenants(self) -> frozenset[str]:
+        """Tenants of requests that have not started, which further ones of theirs could only join.
+
+        An engine without free sequences starts the request of a tenant that waits for nothing yet within a few steps,
+        whatever the others run: sequences of theirs go on later.
+        """
+
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request; a later `step` returns its end.
 

@@ -1,10 +1,10 @@
 """The platform's own engine: continuous batching on one device. See SamplerEngine for what its verbs promise.
 
 - One `step` schedules, runs and commits one packed forward for many requests at once.
-- Requests start in order of arrival as slots become free. A request's first sequence prefills the prompt; the others
-  copy it.
-- When the KV store is full, the youngest sequence is preempted: it loses its slot and keeps its tokens. The oldest
-  sequence always advances, so every request ends.
+- Sequences start in turns of tenants, and in order of arrival in each (see `turns`). A request's first sequence
+  prefills the prompt; the others copy it. A running sequence is paused where another tenant has its turn.
+- When the KV store is full, the youngest sequence of the tenant that has the most rows is preempted: it loses its slot
+  and keeps its tokens. In every step some sequence advances, and none is paused before it has got anywhere.
 - Sampling is a pure function of logits and seed. A step changes no sequence before it has succeeded.
 - An error of one request fails that request; an exception in a step fails the requests in it; the engine goes on.
 """
@@ -26,7 +26,9 @@ from services.sampler.engine.runner import Runner
 from services.sampler.engine.scheduler import Chunk, schedule
 from services.sampler.engine.sequence import RunningSequence, SequenceGroup
 from services.sampler.engine.slot_allocator import Allocation, SlotAllocator
+from services.sampler.engine.starts import Starts
 from services.sampler.engine.stop import StopMatcher
+from services.sampler.engine.turns import rows_of
 from services.sampler.engine.vocabulary import Vocabulary
 from services.sampler.request import Finished, GenerationRequest, TokenDelta, check_request
 
@@ -85,13 +87,20 @@ class NativeSamplerEngine:
         self._groups: dict[str, SequenceGroup] = {}
         """Unfinished requests by name, in order of arrival."""
 
+        self._starts = Starts(
+            self._groups,
+            self._slots,
+            self._residency,
+            max_sequences=max_sequences,
+            admit=self._runner.admit,
+            stop_of=lambda request: StopMatcher(request.params.stop, self._vocabulary.bytes_of),
+        )
         self._token_deltas: list[TokenDelta] = []
-        self._preemptions = 0
 
     @property
     def inspection(self) -> Inspection:
         """The engine's inside at this moment, for tests and benchmarks."""
-        return Inspection(self._store, self._store.free_ranges, self._residency.users, self._preemptions)
+        return Inspection(self._store, self._store.free_ranges, self._residency.users, self._starts.preemptions)
 
     @property
     def idle(self) -> bool:
@@ -108,6 +117,11 @@ class NativeSamplerEngine:
         """See SamplerEngine."""
         waiting = sum(group.waiting_sequences for group in self._groups.values())
         return max(self._max_sequences - self.running_sequences - waiting, 0)
+
+    @property
+    def waiting_tenants(self) -> frozenset[str]:
+        """See SamplerEngine."""
+        return frozenset(group.request.tenant for group in self._groups.values() if group.started == 0)
 
     def submit(self, request: GenerationRequest) -> None:
         """See SamplerEngine."""
@@ -128,7 +142,7 @@ class NativeSamplerEngine:
 
     def step(self) -> list[Finished]:
         """See SamplerEngine. One forward for all tokens that are due."""
-        finished = self._start_requests()
+        finished = [self._fail(group, error) for group, error in self._starts.start_requests()]
         self._grow_slots()
         chunks = schedule(self._sequences(), self._max_tokens_per_step, aligned=self._deterministic)
         if chunks:
@@ -146,62 +160,16 @@ class NativeSamplerEngine:
         """Frees the rows of all cached prefixes that no running sequence uses."""
         self._slots.forget_cached_prefixes()
 
-    def _start_requests(self) -> list[Finished]:
-        """Starts sequences in order of arrival while there are slots; returns the requests that cannot start."""
-        failed = []
-        for group in list(self._groups.values()):
-            try:
-                if not self._start_sequences(group):
-                    break
-            except Exception as error:
-                failed.append(self._fail(group, error))
-        return failed
-
-    def _start_sequences(self, group: SequenceGroup) -> bool:
-        """Starts as many of a group's sequences as can start; False if it, and so those behind it, must wait."""
-        if not group.resident and group.request.adapter is not None:
-            group.adapter = self._residency.acquire(group.request.adapter)
-            if group.adapter is None:
-                return False
-            group.resident = True
-            self._runner.admit(group.adapter)
-        while group.preempted:
-            sequence = group.preempted[0]
-            allocation = self._slots.resume(sequence) if self._has_free_sequence else None
-            if allocation is None:
-                return False
-            sequence.slot, sequence.computed = allocation.slot, allocation.computed
-            group.running.append(group.preempted.pop(0))
-        while group.can_start:
-            allocation = self._slots.start(group) if self._has_free_sequence else None
-            if allocation is None:
-                return False
-            self._start_sequence(group, allocation)
-        return True
-
     def _grow_slots(self) -> None:
-        """Grows the slots that are full, oldest sequence first; preempts the youngest while there is no space."""
+        """Grows the slots that are full, oldest sequence first; preempts while there is no space.
+
+        The youngest sequence of the tenant with the most rows goes: who needs little is not driven out.
+        """
         for sequence in self._sequences():
             while sequence in sequence.group.running and not self._slots.grow(sequence):
-                self._preempt(self._sequences()[-1])
-
-    def _preempt(self, sequence: RunningSequence) -> None:
-        """Takes a sequence's slot away until there is space for it again."""
-        self._preemptions += 1
-        self._slots.release(sequence)
-        sequence.group.running.remove(sequence)
-        sequence.group.preempted.append(sequence)
-
-    def _start_sequence(self, group: SequenceGroup, allocation: Allocation) -> None:
-        """Starts the group's next sequence."""
-        request = group.request
-        stop = StopMatcher(request.params.stop, self._vocabulary.bytes_of)
-        tokens = list(request.prompt)
-        sequence = RunningSequence(group, group.started, allocation.slot, stop, tokens, allocation.computed)
-        if group.first_tokens:
-            sequence.append(group.first_tokens[sequence.index])
-        group.running.append(sequence)
-        group.started += 1
+                rows = rows_of(self._groups.values())
+                most = max(rows, key=rows.__getitem__)
+                self._starts.preempt([other for other in self._sequences() if other.group.request.tenant == most][-1])
 
     def _run(self, chunks: list[Chunk]) -> list[Finished]:
         """Runs the chunks and commits their results; returns the requests that failed."""
@@ -232,12 +200,13 @@ class NativeSamplerEngine:
     def _end_sequence(self, sequence: RunningSequence) -> None:
         """Keeps the completion of an ended sequence, and gives its slot to the group's next one or back."""
         group = sequence.group
+        self._starts.note_end()
         group.running.remove(sequence)
         if sequence.generates:
             group.sampled[sequence.index] = sequence.sampled()
-        if group.started < group.num_sequences:
+        if group.started < group.num_sequences and not self._starts.are_due_elsewhere(group):
             # The slot holds the prompt already: the group's next sequence carries on right there.
-            self._start_sequence(group, Allocation(sequence.slot, computed=len(group.request.prompt)))
+            self._starts.start_sequence(group, Allocation(sequence.slot, computed=len(group.request.prompt)))
             group.running[-1].cached_prefix = sequence.cached_prefix
         else:
             self._slots.end(sequence)
@@ -254,10 +223,7 @@ class NativeSamplerEngine:
         if group.resident and group.request.adapter is not None:
             self._residency.release(group.request.adapter)
         del self._groups[group.request.name]
-
-    @property
-    def _has_free_sequence(self) -> bool:
-        return self.running_sequences < self._max_sequences
+        self._starts.forget(group)
 
     def _sequences(self) -> list[RunningSequence]:
         """Running sequences, oldest first."""

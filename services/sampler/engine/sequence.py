@@ -4,8 +4,8 @@
   model next: of a sequence that generates the whole prompt at first (prefill), then one token at a time (decode).
 - A group's first sequence prefills, and the prompt's last row draws the first token of every sample. The others start
   from a copy of the prompt with that token due.
-- A preempted sequence has lost its slot to an older one. It starts again with all its tokens due, and goes on drawing
-  where it was.
+- A preempted sequence has lost its slot to an older one, or to another tenant whose turn it was. It starts again with
+  all its tokens due that are not cached, and goes on drawing where it was.
 """
 
 from __future__ import annotations
@@ -107,8 +107,16 @@ class SequenceGroup:
 
     @property
     def can_start(self) -> bool:
-        """Whether another sequence may take a slot now: the first one, or one that can copy the prompt."""
-        return self.started == 0 or (self.started < self.num_sequences and self.prompt_source is not None)
+        """Whether another sequence may take a slot now: the first one, or one that can copy the prompt or must not."""
+        if self.started == 0:
+            return True
+        may_compute = bool(self.first_tokens) and not self.running
+        return self.started < self.num_sequences and (may_compute or self.prompt_source is not None)
+
+    @property
+    def can_run_more(self) -> bool:
+        """Whether a sequence of it could start or go on now."""
+        return bool(self.preempted) or self.can_start
 
     @property
     def waiting_sequences(self) -> int:
@@ -161,6 +169,17 @@ class RunningSequence:
     stop_reason: StopReason | None = None
     cached_prefix: CachedPrefix | None = None
     """The prefix in its slot that other requests may copy; None if there is none."""
+
+    digests: tuple[bytes, ...] = ()
+    """Of the blocks that were cached when it lost its slot."""
+
+    drawn_at_start: int = 0
+    """Tokens that it had when it got its slot."""
+
+    @property
+    def drawn_since_start(self) -> int:
+        """Tokens that it has drawn since it got its slot."""
+        return len(self.logprobs) - self.drawn_at_start
 
     @property
     def generates(self) -> bool:

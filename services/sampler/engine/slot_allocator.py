@@ -56,15 +56,17 @@ class SlotAllocator:
             return Allocation(slot, len(request.prompt))
         if not self._deterministic:
             group.digests = self._digests(request, request.prompt)
-        allocation = self._with_prefix(group, size)
-        if allocation is not None:
+        allocation = self._with_prefix(group.digests[: group.next_scored_row // BLOCK], size)
+        if allocation is not None and group.started == 0:
             group.cache_hit_tokens = allocation.computed
         return allocation
 
     def resume(self, sequence: RunningSequence) -> Allocation | None:
         """Allocates a slot for a preempted sequence; None while there is no space."""
-        size = self._size(len(sequence.tokens), sequence.group.request.longest)
-        return self._with_prefix(sequence.group, size)
+        group = sequence.group
+        size = self._size(len(sequence.tokens), group.request.longest)
+        usable = len(sequence.tokens) - 1 if group.first_tokens else group.next_scored_row
+        return self._with_prefix((sequence.digests or group.digests)[: usable // BLOCK], size)
 
     def grow(self, sequence: RunningSequence) -> bool:
         """Makes space for the tokens that are due, moving the slot if it must; False if there is not enough."""
@@ -95,14 +97,15 @@ class SlotAllocator:
             sequence.cached_prefix = self._cache.add(sequence.slot, digests)
 
     def end(self, sequence: RunningSequence) -> None:
-        """Takes back the slot of a sequence that has ended well; its tokens stay cached while there is space."""
+        """Takes back the slot of a sequence that has ended well or is paused; its tokens stay cached while they can."""
         self._stop_sharing(sequence)
         if self._deterministic:
             self._store.release(sequence.slot)
             return
         computed = sequence.tokens[: sequence.computed]
         known = sequence.group.digests[: len(computed) // BLOCK]
-        self._cache.keep(sequence.slot, self._digests(sequence.group.request, computed, known))
+        sequence.digests = self._digests(sequence.group.request, computed, known)
+        self._cache.keep(sequence.slot, sequence.digests)
 
     def release(self, sequence: RunningSequence) -> None:
         """Takes back the slot of a sequence, and keeps nothing of what is in it."""
@@ -125,9 +128,9 @@ class SlotAllocator:
             self._cache.drop(sequence.cached_prefix)
             sequence.cached_prefix = None
 
-    def _with_prefix(self, group: SequenceGroup, size: int) -> Allocation | None:
-        """A slot that holds as much of the group's prompt as is cached and need not be scored again."""
-        found = self._cache.find(group.digests[: group.next_scored_row // BLOCK])
+    def _with_prefix(self, digests: Sequence[bytes], size: int) -> Allocation | None:
+        """A slot that holds as many of these blocks as are cached."""
+        found = self._cache.find(digests)
         if found is not None:
             prefix, count = found
             with self._cache.pinned(prefix):

@@ -1,6 +1,7 @@
 -- Moves waiting operations, in the order of their turns, to the queue of those under way, for one sampler with free
 -- slots. One whose adapter another sampler used last is left to that sampler while it waits for work; it was woken too.
 -- KEYS  1 waiting (turns)  2 jobs  3 shares  4 wake stream  5 queue  6 free slots of this sampler
+--       7 mark that a sampler has free slots
 -- ARGV  1 sampler  2 its free slots  3 group  4 ms that it waits if slots stay free
 --       5 operation  6 last user of an adapter  7 free slots of a sampler (prefixes of keys)
 -- Returns {last entry of the wake stream, {queue entry, fields} of each}
@@ -33,8 +34,10 @@ elseif taken > 0 then
 end
 if free > 0 and taken == 0 then
   redis.call('SET', free_slots, free, 'PX', ARGV[4])
+  redis.call('SET', KEYS[7], sampler, 'PX', ARGV[4])
 else
   redis.call('DEL', free_slots)
+  if redis.call('GET', KEYS[7]) == sampler then redis.call('DEL', KEYS[7]) end
 end
 local newest = redis.call('XREVRANGE', wake, '+', '-', 'COUNT', 1)
 local reply = {newest[1] and newest[1][1] or '0-0'}
