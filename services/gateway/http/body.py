@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
-from services.core.errors import InvalidArgumentError, PlatformError, Violation, broken_rule, quoted
+from services.core.errors import InvalidArgumentError, Violation, broken_rule, quoted
 from services.core.process.metrics import IGNORED_FIELDS
 from services.gateway.http.body_budget import BodyBudget
+from services.gateway.http.body_start import START_BYTES, start_of
 from services.gateway.http.empty_fields import EMPTY_VALUES, is_ignored, parse_without_empty_fields
 
 if sys.version_info >= (3, 14):
@@ -35,10 +36,28 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-class BodyTooLargeError(InvalidArgumentError):
+class BodyError(InvalidArgumentError):
+    """The body was not read to its end, or cannot be decompressed."""
+
+    start: bytes | None = None
+    """Its first bytes, decompressed; None if nothing was read."""
+
+    def beginning(self, start: bytes) -> BodyError:
+        """The error of a body that begins with `start`."""
+        self.start = start
+        return self
+
+
+class BodyTooLargeError(BodyError):
     """The body is over its bound; answered with 413."""
 
     default_reason = "BODY_TOO_LARGE"
+
+
+class BodyCutOffError(InvalidArgumentError):
+    """The connection was closed before all of the body had come."""
+
+    default_reason = "BODY_CUT_OFF"
 
 
 class WrongContentTypeError(InvalidArgumentError):
@@ -77,11 +96,16 @@ async def read_json(request: Request, fields: type[JsonT]) -> JsonT:
     Raises:
         InvalidArgumentError: it is too large, of another type, no JSON, or has other fields; names them.
     """
+    front = "openai" if request.url.path.startswith("/v1/") else "sdk"
+    return parse_json(await json_body(request), fields, front)
+
+
+async def json_body(request: Request) -> bytes:
+    """The body of a request that is to be JSON; raises as `read_json`."""
     kind = _content_type(request)
     if kind and kind != "application/json":
         raise WrongContentTypeError(f"content-type: {broken_rule('application/json', quoted(kind))}")
-    front = "openai" if request.url.path.startswith("/v1/") else "sdk"
-    return parse_json(await read_body(request, MAX_JSON_BYTES) or b"{}", fields, front)
+    return await read_body(request, MAX_JSON_BYTES) or b"{}"
 
 
 def parse_json(content: bytes, fields: type[JsonT], front: str) -> JsonT:
@@ -117,10 +141,19 @@ async def read_protobuf(request: Request, message: MessageT, limit: int) -> Mess
     Raises:
         InvalidArgumentError: it is too large, of another type, truncated, or has unknown fields.
     """
+    return parse_protobuf(await protobuf_body(request, limit), message)
+
+
+async def protobuf_body(request: Request, limit: int) -> bytes:
+    """The body of a request that is to be protobuf; raises as `read_protobuf`."""
     kind = _content_type(request)
     if kind not in PROTOBUF_TYPES:
         raise WrongContentTypeError(f"content-type: {broken_rule(PROTOBUF_TYPES[0], quoted(kind))}")
-    content = await read_body(request, limit)
+    return await read_body(request, limit)
+
+
+def parse_protobuf(content: bytes, message: MessageT) -> MessageT:
+    """Reads a protobuf message; raises as `read_protobuf`."""
     try:
         message.ParseFromString(content)
     except DecodeError:
@@ -149,22 +182,22 @@ async def read_body(request: Request, limit: int) -> bytes:
         raise _too_large("body", limit, f"content-length {length[:20]}")
     budget: BodyBudget = request.state.body
     async with budget.reserve(int(length) if length.isdecimal() and encoding == "identity" else limit) as reservation:
-        content = await _arrived(request, limit)
+        content = await _arrived(request, limit, encoding)
         if encoding == "zstd":
             content = _decompressed(content, limit)
         reservation.shrink(len(content))
         return content
 
 
-async def _arrived(request: Request, limit: int) -> bytes:
+async def _arrived(request: Request, limit: int, encoding: str) -> bytes:
     content = bytearray()
     try:
         async for piece in request.stream():
             content += piece
             if len(content) > limit:
-                raise _too_large("body", limit, "more")
+                raise _too_large("body", limit, "more").beginning(start_of(content, encoding))
     except ClientDisconnect:
-        raise InvalidArgumentError("the body ended early", reason="BODY_CUT_OFF") from None
+        raise BodyCutOffError("the body ended early") from None
     return bytes(content)
 
 
@@ -173,18 +206,19 @@ def _decompressed(content: bytes, limit: int) -> bytes:
     try:
         plain = decompressor.decompress(content, max_length=limit + 1)
     except zstd.ZstdError:
-        raise InvalidArgumentError(
-            f"body: {broken_rule('one zstd frame', 'another format')}", reason="BAD_ZSTD"
-        ) from None
+        raise _bad_zstd("another format", start_of(content, "zstd")) from None
     if len(plain) > limit:
-        raise _too_large("decompressed body", limit, "more")
+        raise _too_large("decompressed body", limit, "more").beginning(plain[:START_BYTES])
     if not decompressor.eof or decompressor.unused_data:
-        got = "bytes after it" if decompressor.eof else "a truncated one"
-        raise InvalidArgumentError(f"body: {broken_rule('one zstd frame', got)}", reason="BAD_ZSTD")
+        raise _bad_zstd("bytes after it" if decompressor.eof else "a truncated one", plain[:START_BYTES])
     return plain
 
 
-def _too_large(what: str, limit: int, got: str) -> PlatformError:
+def _bad_zstd(got: str, start: bytes) -> BodyError:
+    return BodyError(f"body: {broken_rule('one zstd frame', got)}", reason="BAD_ZSTD").beginning(start)
+
+
+def _too_large(what: str, limit: int, got: str) -> BodyTooLargeError:
     return BodyTooLargeError(f"{what}: {broken_rule(f'at most {limit} bytes', got)}")
 
 

@@ -11,8 +11,9 @@ from starlette.routing import BaseRoute, Route
 from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, quoted
 from services.gateway.http.backend import Backend
-from services.gateway.http.body import read_json, read_protobuf, takes
+from services.gateway.http.body import read_json, takes
 from services.gateway.http.sdk.data import LossRequest, fill_loss
+from services.gateway.http.sdk.run_calls import RunCalls
 from services.gateway.http.sdk.training_fields import (
     CreateModel,
     GetInfo,
@@ -51,6 +52,7 @@ class Training:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._calls = RunCalls(backend.submission)
 
     @takes(CreateModel)
     async def create_model(self, request: Request) -> Response:
@@ -81,7 +83,7 @@ class Training:
         """A loss, with or without its gradient."""
         tenant = await self._backend.tenant(request)
         limit = self._backend.settings.max_message_bytes
-        sdk_request = await read_protobuf(request, sdk_pb2.ForwardBackwardRequest(), limit)
+        sdk_request = await self._calls.read_loss(request, tenant, limit)
         message: LossRequest = (
             training_pb2.ForwardRequest() if sdk_request.forward_only else training_pb2.ForwardBackwardRequest()
         )
@@ -96,20 +98,23 @@ class Training:
     async def optim_step(self, request: Request) -> Response:
         """An optimizer step."""
         tenant = await self._backend.tenant(request)
-        fields = await read_json(request, OptimStep)
+        fields = await self._calls.read_json(request, OptimStep, tenant, training_pb2.OptimStepRequest)
         return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(SaveWeights)
     async def save_weights(self, request: Request) -> Response:
         """A training checkpoint."""
         tenant = await self._backend.tenant(request)
-        return await self._enter(tenant, (await read_json(request, SaveWeights)).message())
+        fields = await self._calls.read_json(request, SaveWeights, tenant, training_pb2.SaveStateRequest)
+        return await self._enter(tenant, fields.message())
 
     @takes(SaveWeightsForSampler)
     async def save_weights_for_sampler(self, request: Request) -> Response:
         """A sampler checkpoint; an unnamed one gets a sampling session."""
         tenant = await self._backend.tenant(request)
-        fields = await read_json(request, SaveWeightsForSampler)
+        fields = await self._calls.read_json(
+            request, SaveWeightsForSampler, tenant, training_pb2.SaveWeightsForSamplerRequest
+        )
         message, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
         if fields.sampling_session_seq_id is not None and refusal is None:
             await self._backend.stores.catalog.run_record(fields.model_id, tenant)
@@ -122,14 +127,14 @@ class Training:
     async def save_weights_external(self, request: Request) -> Response:
         """A sampler checkpoint to be downloaded."""
         tenant = await self._backend.tenant(request)
-        fields = await read_json(request, SaveExternal)
+        fields = await self._calls.read_json(request, SaveExternal, tenant, training_pb2.SaveWeightsForSamplerRequest)
         return await self._enter(tenant, fields.message(), fields.refusal())
 
     @takes(LoadWeights)
     async def load_weights(self, request: Request) -> Response:
         """A checkpoint into a run, or a new run from a checkpoint."""
         tenant = await self._backend.tenant(request)
-        fields = await read_json(request, LoadWeights)
+        fields = await self._calls.read_json(request, LoadWeights, tenant, training_pb2.LoadStateRequest)
         if fields.model_id is not None:
             return await self._enter(tenant, fields.message(), fields.refusal())
         message = fields.creation()
