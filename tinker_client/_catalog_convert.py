@@ -86,10 +86,18 @@ def checkpoint(item: checkpoint_pb2.Checkpoint) -> types.Checkpoint:
 
 def _lora_config(config: training_pb2.LoraConfig) -> types.LoraConfig:
     seed = config.seed if config.HasField("seed") else None
-    alpha, use_rslora = config.alpha or types.LoraConfig.alpha, config.use_rslora
+    alpha = config.own_alpha if config.HasField("own_alpha") else config.alpha or types.LoraConfig.alpha
+    use_rslora = config.use_rslora
     if config.target_modules:
-        targets = list(config.target_modules)
-        return types.LoraConfig(config.rank, seed, alpha=alpha, use_rslora=use_rslora, target_modules=targets)
+        return types.LoraConfig(
+            config.rank,
+            seed,
+            alpha=alpha,
+            use_rslora=use_rslora,
+            target_modules=list(config.target_modules),
+            rank_pattern=dict(config.rank_pattern),
+            alpha_pattern=dict(config.alpha_pattern),
+        )
     return types.LoraConfig(
         rank=config.rank,
         seed=seed,

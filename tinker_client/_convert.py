@@ -68,7 +68,7 @@ def lora_config_to_proto(config: types.LoraConfig) -> training_pb2.LoraConfig:
         shape = training_pb2.LoraConfig(
             rank=config.rank,
             seed=config.seed,
-            alpha=config.alpha,
+            alpha=config.alpha,  # type: ignore[arg-type]  # a fraction is refused by protobuf
             use_rslora=config.use_rslora,
             target_modules=config.target_modules,
         )

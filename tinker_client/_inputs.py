@@ -241,6 +241,10 @@ class LoraConfig:
         use_rslora: scale by alpha / sqrt(rank) instead.
         target_modules: names of the adapted linears (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj,
             lm_head), instead of the three train_ flags; None: what the flags say.
+        rank_pattern: ranks that are not `rank`, by full name of the linear; only imported adapters have any.
+        alpha_pattern: numerators that are not `alpha`, by full name of the linear; only imported adapters have any.
+
+    An imported adapter may have a fraction as `alpha`, and full names of linears as `target_modules`.
 
     Raises:
         ValueError: `target_modules` is empty, is a string, or is given with a train_ flag that is False.
@@ -251,9 +255,11 @@ class LoraConfig:
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
-    alpha: int = 32
+    alpha: float = 32
     use_rslora: bool = False
     target_modules: Sequence[str] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.target_modules is None:

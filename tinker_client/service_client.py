@@ -105,10 +105,8 @@ class ServiceClient:
             RequestFailedError: the run could not be created.
             APIConnectionError: the platform did not answer for `patience`.
         """
-        flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
-        config = types.LoraConfig(
-            rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
-        )
+        flags = (train_unembed, train_mlp, train_attn)
+        config = types.LoraConfig(rank, seed, *flags, alpha, use_rslora, target_modules)
         return self._run(self._create_lora_training_client(base_model, config, user_metadata))
 
     def create_training_client_from_state(
@@ -230,10 +228,8 @@ class ServiceClient:
         target_modules: Sequence[str] | None = None,
     ) -> TrainingClient:
         """Like `create_lora_training_client` in an event loop; awaiting it gives the value."""
-        flags = {"train_unembed": train_unembed, "train_mlp": train_mlp, "train_attn": train_attn}
-        config = types.LoraConfig(
-            rank, seed, **flags, alpha=alpha, use_rslora=use_rslora, target_modules=target_modules
-        )
+        flags = (train_unembed, train_mlp, train_attn)
+        config = types.LoraConfig(rank, seed, *flags, alpha, use_rslora, target_modules)
         return await self._start(self._create_lora_training_client(base_model, config, user_metadata))
 
     async def create_training_client_from_state_async(

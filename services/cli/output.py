@@ -113,8 +113,20 @@ def adapter(config: LoraConfig) -> str:
     """An adapter's rank, alpha and targets on one line."""
     parts = {"attention": config.train_attn, "MLP": config.train_mlp, "unembedding": config.train_unembed}
     targets = config.target_modules or [part for part, trained in parts.items() if trained]
+    where = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in targets))
+    if any("." in name for name in targets):
+        where += f" of {count(len(targets), 'linear')}"
+    own = (
+        _with_exceptions("rank", config.rank, config.rank_pattern),
+        _with_exceptions("alpha", config.alpha, config.alpha_pattern),
+    )
     scale = "rsLoRA, " if config.use_rslora else ""
-    return f"rank {config.rank}, alpha {config.alpha}, {scale}on {', '.join(targets)}"
+    return f"{', '.join(own)}, {scale}on {where}"
+
+
+def _with_exceptions(what: str, value: float, exceptions: Mapping[str, float]) -> str:
+    values = ", ".join(f"{other:.12g}" for other in sorted(set(exceptions.values())))
+    return f"{what} {value:.12g}" + (f" ({values} in {count(len(exceptions), 'linear')})" if exceptions else "")
 
 
 def count(number: int, noun: str) -> str:

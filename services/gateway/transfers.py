@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.errors import (
@@ -115,7 +116,7 @@ class CheckpointFiles:
                 rule = f"an upload of {name} of the last 24 hours"
                 raise InvalidArgumentError.must_be(field, rule, quoted(upload_id), reason="UPLOAD_NOT_FOUND")
         config = await asyncio.to_thread(uploads.open, tenant, request.config_upload_id, CONFIG_FILE)
-        _check_rank(await asyncio.to_thread(config.read_bytes), limits.max_lora_rank)
+        await asyncio.to_thread(_check_ranks, config, limits.max_lora_rank)
 
 
 def _named(files: list[checkpoint_pb2.File], name: str) -> checkpoint_pb2.File:
@@ -156,16 +157,19 @@ async def _contents(requests: AsyncIterator[checkpoint_pb2.UploadFileRequest]) -
         yield request.content
 
 
-def _check_rank(config: bytes, max_rank: int) -> None:
+def _check_ranks(config: Path, max_rank: int) -> None:
     """Refuses an adapter that no trainer would hold, before anything of it is read.
 
     Raises:
         InvalidArgumentError: the configuration has no rank, or one above the trainers' limit.
     """
     try:
-        rank = json.loads(config)["r"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        rank = None
-    if not isinstance(rank, int) or not 1 <= rank <= max_rank:
-        message = f"r of {CONFIG_FILE} {broken_rule(f'from 1 to {max_rank}', quoted(rank))}"
-        raise InvalidArgumentError.at("config_upload_id", message, reason="BAD_ADAPTER")
+        content = json.loads(config.read_bytes())
+        ranks = [("r", content["r"])]
+        ranks += [(f"rank_pattern[{key!r}]", rank) for key, rank in (content.get("rank_pattern") or {}).items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        ranks = [("r", None)]
+    for option, rank in ranks:
+        if not isinstance(rank, int | float) or not 1 <= rank <= max_rank:
+            message = f"{option[:200]} of {CONFIG_FILE} {broken_rule(f'from 1 to {max_rank}', quoted(rank))}"
+            raise InvalidArgumentError.at("config_upload_id", message, reason="BAD_ADAPTER")

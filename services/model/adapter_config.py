@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from services.core.errors import InvalidArgumentError
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The shape of an adapter. Its scale is alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA."""
+    """The shape of an adapter. Its scale is alpha / rank, or alpha / sqrt(rank) with rank-stabilised LoRA.
+
+    Ranks and alphas may differ from linear to linear in an adapter that was made elsewhere.
+    """
 
     rank: int
-    alpha: int = 32
+    alpha: float = 32
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
@@ -27,35 +31,52 @@ class AdapterConfig:
     use_rslora: bool = False
 
     target_modules: tuple[str, ...] = ()
-    """Last names of the adapted linears; empty for those that the three flags say."""
+    """Last or full names of the adapted linears; empty for those that the three flags say."""
+
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Ranks that are not `rank`, by full name of the linear."""
+
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Alphas that are not `alpha`, by full name of the linear."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InvalidArgumentError.must_be("lora_config.rank", "at least 1", self.rank)
-        if self.alpha < 1:
-            raise InvalidArgumentError.must_be("lora_config.alpha", "at least 1", self.alpha)
+        if (rank := min((self.rank, *self.rank_pattern.values()))) < 1:
+            raise InvalidArgumentError.must_be("lora_config.rank", "at least 1", rank)
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if not math.isfinite(alpha):
+                raise InvalidArgumentError.must_be("lora_config.alpha", "finite", alpha)
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if not (self.target_modules or self.train_attn or self.train_mlp or self.train_unembed):
             raise _adapts_nothing()
 
     @property
-    def scale(self) -> float:
-        """Factor on B A."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+    def is_uniform(self) -> bool:
+        """Whether all linears have one rank and one scale."""
+        return not self.rank_pattern and not self.alpha_pattern
+
+    def rank_of(self, linear: str) -> int:
+        """The rank of a linear, by its full name."""
+        return self.rank_pattern.get(linear, self.rank)
+
+    def scale_of(self, linear: str) -> float:
+        """Factor on B A of a linear, by its full name."""
+        alpha, rank = self.alpha_pattern.get(linear, self.alpha), self.rank_of(linear)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, family: Family) -> tuple[str, ...]:
-        """Last names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else.
+        """Last or full names of the adapted linears: an explicit list, so that PEFT adapts these and nothing else.
 
         Raises:
             InvalidArgumentError: a target module is none of the family's, or nothing is adapted.
         """
         adaptable = family.last_names()
-        if unknown := sorted(set(self.target_modules) - set(adaptable)):
+        last_names = {name: name.rpartition(".")[2] for name in self.target_modules}
+        if unknown := sorted(name for name, last in last_names.items() if last not in adaptable):
             raise InvalidArgumentError.must_be(
                 "lora_config.target_modules", f"some of {', '.join(adaptable)}", str(unknown)
             )
         if self.target_modules:
-            return tuple(name for name in adaptable if name in self.target_modules)
+            return tuple(sorted(last_names, key=lambda name: (adaptable.index(last_names[name]), name)))
         targets = family.last_names(attention=self.train_attn, mlp=self.train_mlp, unembed=self.train_unembed)
         if not targets:
             raise _adapts_nothing()
@@ -64,7 +85,8 @@ class AdapterConfig:
     def shape(self, family: Family) -> dict[str, object]:
         """All that decides what the adapter computes with given weights; two adapters of one shape are exchangeable."""
         targets = self.targets(family)
-        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": targets}
+        own = {"rank_pattern": dict(self.rank_pattern), "alpha_pattern": dict(self.alpha_pattern)}
+        return {"rank": self.rank, "alpha": self.alpha, "use_rslora": self.use_rslora, "targets": targets, **own}
 
 
 def _adapts_nothing() -> InvalidArgumentError:

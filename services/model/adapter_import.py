@@ -1,9 +1,9 @@
 """Import of adapters that were trained elsewhere: files in PEFT's format, checked before they are used.
 
-An adapter that would compute something else here is refused by name: another base model, rank or module, a shape that
-does not fit, a number that is not finite. bfloat16 and float16 are accepted and become float32, which is exact. PEFT
-saves the weights of unembedding and embedding with an adapter of the unembedding; they are accepted, and ignored, if
-they are the base model's own, and refused if they were changed.
+An adapter that would compute something else here is refused by name: another base model or rank, a linear that is not
+adapted here, a shape that does not fit, a number that is not finite. bfloat16 and float16 are accepted and become
+float32, which is exact. PEFT saves the weights of unembedding and embedding with an adapter of the unembedding; they
+are accepted, and ignored, if they are the base model's own, and refused if they were changed.
 
 Names, dtypes and shapes are checked before any content is read, and a header is parsed only if it is no longer than an
 adapter of this base model can need. Nothing here touches the device but to read a weight of the base model, so all of
@@ -22,9 +22,10 @@ from torch import Tensor
 from services.core.errors import DataLossError, InvalidArgumentError, broken_rule
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_config import AdapterConfig
-from services.model.adapter_files import matrix_shapes, named_matrices, read_config
+from services.model.adapter_files import matrix_shapes, named_matrices
 from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
+from services.model.peft_description import describe
 from services.model.tensor_header import TensorInfo, read_header
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -50,10 +51,10 @@ def check_adapter(config_path: Path, weights_path: Path, base: BaseModel, *, ren
         InvalidArgumentError: it is damaged, or does not fit this base model; names the option or the tensor.
     """
     try:
-        config = read_config(config_path, base, label=CONFIG_FILE, any_base_model=rename_base_model)
         header = read_header(weights_path, max_header_bytes(base), WEIGHTS_FILE)
-    except (DataLossError, RecursionError) as error:
-        raise _refusal(str(error) or f"{CONFIG_FILE} is nested too deeply") from error
+        config = describe(config_path, header.keys(), base, label=CONFIG_FILE, any_base_model=rename_base_model)
+    except DataLossError as error:
+        raise _refusal(str(error)) from error
     own = matrix_shapes(AdapterLayout.of(base, config))
     if missing := [name for name in own if name not in header]:
         raise _refusal(f"{WEIGHTS_FILE} lacks tensor {missing[0]} ({len(missing)} missing in all)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -22,35 +23,48 @@ from services.model.families import Family
 _ADAPTER_NAME = "default"
 
 
+class LinearShape(NamedTuple):
+    """The size of one linear's A [rank, inputs] and B [outputs, rank]."""
+
+    rank: int
+    inputs: int
+    outputs: int
+
+
 @dataclass(frozen=True)
 class AdapterLayout:
     """The linears that an adapter touches, in the order of the flat buffer."""
 
-    rank: int
-    linears: Mapping[str, tuple[int, int]]
-    """(in_features, out_features) by full module name."""
+    linears: Mapping[str, LinearShape]
+    """By full module name."""
 
     @classmethod
     def of(cls, base: BaseModel, config: AdapterConfig) -> AdapterLayout:
         """The layout of an adapter on a base model.
 
         Raises:
-            InvalidArgumentError: it adapts nothing, or a linear that the base model's family does not have.
+            InvalidArgumentError: it adapts nothing, or a linear that the base model does not have.
         """
-        targets = config.targets(base.family)
+        targets, linears = config.targets(base.family), base.adaptable_linears()
+        if absent := [name for name in targets if "." in name and name not in linears]:
+            raise InvalidArgumentError.must_be("lora_config.target_modules", "linears of the base model", str(absent))
         return cls(
-            config.rank,
             {
-                name: (linear.in_features, linear.out_features)
-                for name, linear in base.adaptable_linears().items()
-                if name.rpartition(".")[2] in targets
-            },
+                name: LinearShape(config.rank_of(name), linear.in_features, linear.out_features)
+                for name, linear in linears.items()
+                if name in targets or name.rpartition(".")[2] in targets
+            }
         )
 
     @property
     def sizes(self) -> list[int]:
         """Elements of each A and B in order."""
-        return [self.rank * features for pair in self.linears.values() for features in pair]
+        return [shape.rank * features for shape in self.linears.values() for features in shape[1:]]
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of a linear."""
+        return max(shape.rank for shape in self.linears.values())
 
     @property
     def numel(self) -> int:
@@ -68,15 +82,14 @@ class AdapterWeights:
         """float32 [numel]."""
         pieces = iter(torch.split_with_sizes(flat, layout.sizes))
         self.linears: Mapping[str, tuple[Tensor, Tensor]] = {
-            name: (next(pieces).view(layout.rank, inputs), next(pieces).view(outputs, layout.rank))
-            for name, (inputs, outputs) in layout.linears.items()
+            name: (next(pieces).view(rank, inputs), next(pieces).view(outputs, rank))
+            for name, (rank, inputs, outputs) in layout.linears.items()
         }
         """(A [rank, in], B [out, rank]) by full module name; views of `flat`."""
 
-    @property
-    def scale(self) -> float:
-        """Factor on B A."""
-        return self.config.scale
+    def scale_of(self, linear: str) -> float:
+        """Factor on B A of a linear, by its full name."""
+        return self.config.scale_of(linear)
 
     def to(self, device: torch.device | str) -> AdapterWeights:
         """The same values on a device."""
@@ -91,7 +104,9 @@ def peft_config(config: AdapterConfig, base_model: str, family: Family) -> LoraC
     """An adapter as PEFT describes it, for a base model of a name and a family."""
     return LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides it, whole or not
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
         use_rslora=config.use_rslora,
         lora_dropout=0.0,
         bias="none",
@@ -123,7 +138,7 @@ def init_adapter(base: BaseModel, config: AdapterConfig) -> AdapterWeights:
 def _skeleton(layout: AdapterLayout) -> nn.Module:
     """Empty modules with linears at the layout's names; each linear's weight is one zero seen through its shape."""
     root = nn.Module()
-    for name, (inputs, outputs) in layout.linears.items():
+    for name, (_, inputs, outputs) in layout.linears.items():
         linear = nn.Linear(inputs, outputs, bias=False, device="meta")
         linear.weight = nn.Parameter(torch.zeros(()).expand(outputs, inputs), requires_grad=False)
         *parents, last = name.split(".")

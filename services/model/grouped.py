@@ -49,7 +49,7 @@ class AdapterGroup:
     """Copies of the adapters that a row goes through, and what is found of their gradients.
 
     Args:
-        adapters: of one shape, whose rank is a multiple of `ALIGNMENT`.
+        adapters: of one shape, with one scale, and one rank that is a multiple of `ALIGNMENT`.
         ends: where in the row each one's tokens end.
         dtype: of the row.
         backward: True to compute gradients.
@@ -62,7 +62,7 @@ class AdapterGroup:
         flat_SP = torch.empty(len(adapters), layout.numel, dtype=dtype, device=adapters[0].flat.device)
         for own_P, adapter in zip(flat_SP, adapters, strict=True):
             own_P.copy_(adapter.flat)
-        self.scale = adapters[0].scale
+        self.scale = adapters[0].scale_of(next(iter(layout.linears)))
         self.ends = torch.tensor(ends, dtype=torch.int32, device=flat_SP.device)
         self.factors = _factors(layout, flat_SP)
         self._gradients_SP = torch.zeros_like(flat_SP) if backward else None
@@ -89,6 +89,6 @@ def _factors(layout: AdapterLayout, flat_SP: Tensor) -> Factors:
     count = len(flat_SP)
     pieces = iter(torch.split_with_sizes(flat_SP, layout.sizes, dim=1))
     return {
-        name: (next(pieces).view(count, layout.rank, inputs), next(pieces).view(count, outputs, layout.rank))
-        for name, (inputs, outputs) in layout.linears.items()
+        name: (next(pieces).view(count, rank, inputs), next(pieces).view(count, outputs, rank))
+        for name, (rank, inputs, outputs) in layout.linears.items()
     }

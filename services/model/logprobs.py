@@ -180,7 +180,7 @@ def _backward(
     for part, rows in parts:
         if part.adapter is None or part.gradient is None or unembedding not in part.adapter.linears:
             continue
-        scale, (a_RD, b_VR) = part.adapter.scale, part.adapter.linears[unembedding]
+        scale, (a_RD, b_VR) = part.adapter.scale_of(unembedding), part.adapter.linears[unembedding]
         d_a_RD, d_b_VR = part.gradient.linears[unembedding]
         d_logits_MV, hidden_MD = aligned_rows(d_logits_CV, rows), aligned_rows(hidden_CD, rows).float()
         d_projected_MR = d_logits_MV @ b_VR
@@ -197,7 +197,7 @@ def _add_adapter_(
     if adapter is not None and (pair := adapter.linears.get(base.family.unembedding)) is not None:
         a_RD, b_VR = pair
         projected_MR = aligned_rows(hidden_CD, rows).float() @ a_RD.t()
-        addmm_rows_(logits_CV, rows, projected_MR, b_VR.t(), scale=adapter.scale)
+        addmm_rows_(logits_CV, rows, projected_MR, b_VR.t(), scale=adapter.scale_of(base.family.unembedding))
 
 
 def _to_logits(base: BaseModel) -> Product:

@@ -90,7 +90,7 @@ class LoraContext:
             and len(set(backward)) == 1
             and all(segment.start == start for segment, start in zip(segments, starts, strict=False))
             and adapters[0].config.rank % ALIGNMENT == 0
-            and all((adapter.scale, adapter.layout) == (adapters[0].scale, adapters[0].layout) for adapter in adapters)
+            and all(adapter.config.is_uniform and _alike(adapter, adapters[0]) for adapter in adapters)
         ):
             return None
         return AdapterGroup(adapters, starts[1:], self._dtype, backward=backward[0])
@@ -145,6 +145,12 @@ def _make_rowwise(base: BaseModel, products: Mapping[str, FrozenProducts]) -> bo
     return base.replace_activations(lambda _: RowwiseSiLU())
 
 
+def _alike(one: AdapterWeights, other: AdapterWeights) -> bool:
+    """Whether two uniform adapters have the same scale and layout."""
+    first = next(iter(one.layout.linears))
+    return one.scale_of(first) == other.scale_of(first) and one.layout == other.layout
+
+
 class _Part(NamedTuple):
     """The part of one linear's output that a segment changes, and how."""
 
@@ -162,7 +168,7 @@ def _part(segment: Segment, name: str) -> _Part | None:
         return None
     gradient = segment.gradient.linears[name] if segment.gradient else None
     rows = slice(segment.start, segment.end)
-    return _Part(rows, *segment.adapter.linears[name], segment.adapter.scale, gradient)
+    return _Part(rows, *segment.adapter.linears[name], segment.adapter.scale_of(name), gradient)
 
 
 def _add_adapters_(output_TO: Tensor, input_TI: Tensor, parts: Sequence[_Part]) -> list[Tensor]:

@@ -77,12 +77,16 @@ def to_adapter_config(request: training_pb2.LoraConfig) -> AdapterConfig:
 
 def to_lora_config(config: AdapterConfig) -> training_pb2.LoraConfig:
     """What a client reads about an adapter; explicit targets take the place of the three flags."""
+    is_whole = isinstance(config.alpha, int) and config.alpha >= 1
     message = training_pb2.LoraConfig(
         rank=config.rank,
         seed=config.seed,
-        alpha=config.alpha,
+        alpha=int(config.alpha) if is_whole else None,
+        own_alpha=None if is_whole else config.alpha,
         use_rslora=config.use_rslora,
         target_modules=config.target_modules,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern,
     )
     if not config.target_modules:
         for name in _FLAGS:

@@ -30,6 +30,15 @@ ADAM = types.AdamParams(learning_rate=3e-2)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+ONE = "model.layers.1.self_attn.v_proj"
+PATTERNS = {
+    "alpha": 5.66,
+    "target_modules": (ONE, "up_proj"),
+    "rank_pattern": {ONE: 3},
+    "alpha_pattern": {ONE: 0.9},
+}
+
+
 def datum(tokens: list[int] = TOKENS) -> types.Datum:
     return types.Datum(types.ModelInput.from_ints(tokens[:-1]), {"target_tokens": tokens[1:]})
 
@@ -122,7 +131,11 @@ def test_a_download_goes_on_where_it_stopped_and_never_over_anything_else(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "train_unembed": False}], ids=["all", "rslora"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_rslora": True, "train_unembed": False}, PATTERNS],
+    ids=["all", "rslora", "patterns"],
+)
 def test_what_peft_has_written_computes_the_same_here(
     service: tinker.ServiceClient, model_dir: Path, tmp_path: Path, dtype: torch.dtype, options: dict[str, object]
 ) -> None:
@@ -140,6 +153,9 @@ def test_what_peft_has_written_computes_the_same_here(
     np.testing.assert_allclose(np.array(scored[1:], dtype=np.float64), expected, atol=1e-5)
     rest = service.create_rest_client()
     found = rest.get_checkpoint(imported.path).result()
+    assert found.lora_config.alpha == options.get("alpha", 11)
+    assert found.lora_config.rank_pattern == options.get("rank_pattern", {})
+    assert found.lora_config.alpha_pattern == options.get("alpha_pattern", {})
     assert (found.user_metadata, found.checkpoint_type) == ({"from": "peft"}, "training")
     assert found.expires_at is not None
     assert rest.get_training_run(imported.training_run.training_run_id).result().user_metadata == {"from": "peft"}
@@ -186,8 +202,13 @@ def _changed_embedding(config: dict[str, object], tensors: dict[str, torch.Tenso
         (_config(r=4), "must have shape"),
         (_config(r=100_000), r"r of .* must be from 1 to .* \(got 100000\)"),
         (_config(r="6"), r"r of .* must be from 1 to .* \(got '6'\)"),
-        (_config(lora_alpha=0.5), r"lora_alpha must be a whole number of at least 1 \(got 0\.5\)"),
-        (_config(target_modules=["q_proj", "router"]), "target_modules must be some of .*router"),
+        (
+            _config(rank_pattern={"q_proj": 100_000}),
+            r"rank_pattern\['q_proj'\] of .* must be from 1 to .* \(got 100000\)",
+        ),
+        (_config(lora_alpha="0.5"), r"lora_alpha must be a number from .* \(got '0\.5'\)"),
+        (_config(target_modules=["q_proj", "router"]), "target_modules must be such that .*router"),
+        (_config(init_lora_weights="pissa"), r"init_lora_weights must be .* \(got 'pissa'\)"),
         (_config(use_dora=True), r"use_dora must be False, .*supported \(got True\)"),
         (_nan, f"{A} must be finite .*NaN"),
         (_infinite, rf"{A} must be finite \(got NaN or infinite values\)"),

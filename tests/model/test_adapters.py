@@ -86,16 +86,20 @@ def test_explicit_targets_take_the_place_of_the_flags(load: Callable[..., BaseMo
 
 
 def test_scale_is_alpha_over_rank_or_its_root() -> None:
-    assert AdapterConfig(8).scale == 4.0
-    assert AdapterConfig(16, alpha=8).scale == 0.5
-    assert AdapterConfig(16, alpha=8, use_rslora=True).scale == 2.0
+    assert AdapterConfig(8).scale_of("lm_head") == 4.0
+    assert AdapterConfig(16, alpha=8).scale_of("lm_head") == 0.5
+    assert AdapterConfig(16, alpha=8, use_rslora=True).scale_of("lm_head") == 2.0
+    uneven = AdapterConfig(16, alpha=8, rank_pattern={"a": 4, "b": 4}, alpha_pattern={"b": 0.5})
+    assert [uneven.scale_of(name) for name in "abc"] == [2.0, 0.125, 0.5]
 
 
 def test_nonsense_is_refused_by_field(load: Callable[..., BaseModel]) -> None:
     with pytest.raises(InvalidArgumentError, match=r"lora_config\.rank: must be at least 1 \(got 0\)"):
         AdapterConfig(0)
-    with pytest.raises(InvalidArgumentError, match=r"lora_config\.alpha: must be at least 1 \(got 0\)"):
-        AdapterConfig(4, alpha=0)
+    with pytest.raises(InvalidArgumentError, match=r"lora_config\.alpha: must be finite \(got nan\)"):
+        AdapterConfig(4, alpha=float("nan"))
+    with pytest.raises(InvalidArgumentError, match=r"lora_config\.rank: must be at least 1 \(got -2\)"):
+        AdapterConfig(4, rank_pattern={"lm_head": -2})
     with pytest.raises(
         InvalidArgumentError, match=r"lora_config\.target_modules: must be some of q_proj, .* \(got \['router'\]\)"
     ):

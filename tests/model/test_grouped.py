@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,10 +37,13 @@ def tenants_of(base: BaseModel, *configs: AdapterConfig) -> Tenants:
     ]
 
 
+ONE_LAYER = {"target_modules": ("lm_head", "model.layers.1.self_attn.q_proj"), "alpha": 0.3}
+
+
 @pytest.mark.parametrize("recomputes", [False, True])
-@pytest.mark.parametrize("options", [{}, {"train_mlp": False}, {"train_unembed": False, "alpha": 5}])
+@pytest.mark.parametrize("options", [{}, {"train_mlp": False}, {"train_unembed": False, "alpha": 5}, ONE_LAYER])
 def test_adapters_of_one_shape_get_what_plain_peft_computes_for_each(
-    load: Callable[..., BaseModel], source: Callable[..., Path], options: dict[str, int], recomputes: bool
+    load: Callable[..., BaseModel], source: Callable[..., Path], options: dict[str, Any], recomputes: bool
 ) -> None:
     base = load()
     context = grouped(base)
@@ -59,6 +63,7 @@ def test_only_segments_that_fit_together_are_grouped(load: Callable[..., BaseMod
     context = grouped(base)
     one, other = (perturbed_adapter(base, AdapterConfig(8, seed=seed)) for seed in range(2))
     thin, small = (perturbed_adapter(base, AdapterConfig(rank, seed=0)) for rank in (4, 16))
+    uneven = perturbed_adapter(base, AdapterConfig(8, alpha_pattern={"lm_head": 3}, seed=0))
 
     def is_grouped(*segments: Segment) -> bool:
         with context.segments(segments):
@@ -72,5 +77,6 @@ def test_only_segments_that_fit_together_are_grouped(load: Callable[..., BaseMod
     assert not is_grouped(Segment(0, 3, one), Segment(3, 9, small))
     assert not is_grouped(Segment(0, 3, thin), Segment(3, 9, thin))
     assert not is_grouped(Segment(0, 3, one, one.zeros()), Segment(3, 9, other))
+    assert not is_grouped(Segment(0, 3, uneven), Segment(3, 9, uneven))
     context.grouped = False
     assert not is_grouped(Segment(0, 3, one), Segment(3, 9, other))

@@ -23,7 +23,7 @@ def _naive_logits(base: BaseModel, hidden: Tensor, weights: AdapterWeights | Non
     logits = hidden @ base.module.get_output_embeddings().weight.t()
     if weights is not None:
         a, b = weights.linears["lm_head"]
-        logits = logits + weights.scale * (hidden @ a.t()) @ b.t()
+        logits = logits + weights.scale_of("lm_head") * (hidden @ a.t()) @ b.t()
     return logits
 
 
@@ -52,7 +52,7 @@ def test_logprobs_and_gradients_equal_autograd(load: Callable[..., BaseModel], k
     head = [matrix.clone().requires_grad_() for matrix in weights.linears.get("lm_head", ())]
     logits = leaf @ base.module.get_output_embeddings().weight.t()
     if head:
-        logits = logits + weights.scale * (leaf @ head[0].t()) @ head[1].t()
+        logits = logits + weights.scale_of("lm_head") * (leaf @ head[0].t()) @ head[1].t()
     expected = logits.log_softmax(-1).gather(1, targets)
     quadratic(expected, coefficients).backward()
 

@@ -27,7 +27,14 @@ Load = Callable[..., BaseModel]
 KINDS = (
     AdapterConfig(8, seed=1),
     AdapterConfig(3, seed=2, train_unembed=False),
-    AdapterConfig(1, seed=3, train_attn=False, train_mlp=False),
+    AdapterConfig(
+        1,
+        seed=3,
+        alpha=5.66,
+        target_modules=("lm_head", "up_proj", "model.layers.1.self_attn.v_proj"),
+        rank_pattern={"model.layers.1.self_attn.v_proj": 9},
+        alpha_pattern={"lm_head": 0.9},
+    ),
 )
 
 

@@ -148,6 +148,13 @@ def test_any_rank(load: Callable[..., BaseModel], source: Callable[..., Path], r
         {"train_attn": False, "train_mlp": False},
         {"target_modules": ("v_proj", "up_proj", "lm_head")},
         {"alpha": 7, "use_rslora": True},
+        {
+            "alpha": 5.66,
+            "use_rslora": True,
+            "target_modules": ("lm_head", "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"),
+            "rank_pattern": {"model.layers.1.self_attn.q_proj": 7, "lm_head": 1},
+            "alpha_pattern": {"model.layers.1.mlp.down_proj": 0.9, "lm_head": -3},
+        },
     ],
     ids=str,
 )

@@ -96,7 +96,14 @@ def test_every_kind_of_step_with_any_adapters(
     load: Load, checkpoint: Checkpoint, flash: Callable[..., NativeSamplerEngine], records: Records
 ) -> None:
     base = load()
-    adapters = [None, checkpoint(base, 1)[0], checkpoint(base, 2, rank=7, train_mlp=False)[0], checkpoint(base, 3)[0]]
+    alone, other = "model.layers.1.self_attn.v_proj", "model.layers.0.mlp.up_proj"
+    own = {"target_modules": (alone, other, "lm_head"), "rank_pattern": {alone: 11}, "alpha_pattern": {other: 0.9}}
+    adapters = [
+        None,
+        checkpoint(base, 1)[0],
+        checkpoint(base, 2, rank=7, train_mlp=False)[0],
+        checkpoint(base, 3, **own)[0],
+    ]
     prompts = random_tokens(base, [3, 17, 40, 5, 64, 9, 31, 2, 12, 77])
     requests = [
         ask(f"r{i}", prompt, seed=i, adapter=adapters[i % 4], num_samples=1 + i % 3, include_prompt_logprobs=i % 2 == 0)

@@ -46,8 +46,16 @@ def _adapter_logprobs(source: Path, adapter: AdapterWeights, base: BaseModel, di
         AdapterConfig(6, seed=1),
         AdapterConfig(6, train_unembed=False, seed=1),
         AdapterConfig(4, use_rslora=True, seed=2),
+        AdapterConfig(
+            4,
+            seed=3,
+            alpha=5.66,
+            target_modules=("up_proj", "model.layers.1.self_attn.v_proj"),
+            rank_pattern={"model.layers.1.self_attn.v_proj": 9},
+            alpha_pattern={"model.layers.0.mlp.up_proj": 0.9},
+        ),
     ],
-    ids=["all", "no unembedding", "rslora"],
+    ids=["all", "no unembedding", "rslora", "patterns"],
 )
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 20_000], ids=["one file", "shards"])
 def test_a_merged_model_is_the_base_model_with_the_adapter(

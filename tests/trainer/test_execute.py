@@ -102,7 +102,7 @@ def test_creating_a_run_tells_all_about_it(trainer: Trainer) -> None:
 def test_alpha_rslora_and_targets_reach_the_adapter_and_checkpoints(trainer: Trainer) -> None:
     trainer.create(alpha=6, use_rslora=True, target_modules=["v_proj", "lm_head"])
     state = trainer.engine.run(RUN)
-    assert state.weights.scale == 3.0
+    assert state.weights.scale_of("lm_head") == 3.0
     assert {name.rpartition(".")[2] for name in state.weights.linears} == {"v_proj", "lm_head"}
     trainer.save_state("place")
     request = training_pb2.CreateTrainingRunFromCheckpointRequest(

@@ -59,6 +59,10 @@ def _check_labels(request: training_pb2.SaveStateRequest | training_pb2.SaveWeig
 
 def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:
     """Refuses a completed config with a rank or alpha out of range, unknown targets, or nothing to adapt."""
+    for name in ("own_alpha", "rank_pattern", "alpha_pattern"):
+        if any(descriptor.name == name for descriptor, _ in config.ListFields()):
+            rule = "absent: only an imported adapter has one"
+            raise InvalidArgumentError.must_be(f"lora_config.{name}", rule, quoted(str(getattr(config, name))))
     check_range("lora_config.rank", config.rank, 1, limits.max_lora_rank)
     check_range("lora_config.alpha", config.alpha, 1, MAX_LORA_ALPHA)
     targets, adaptable = list(config.target_modules), list(limits.target_modules) or ADAPTABLE_LINEARS

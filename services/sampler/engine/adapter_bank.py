@@ -55,7 +55,7 @@ class AdapterBank:
         """
         new = [adapter for adapter in adapters if adapter not in self._entries]
         if new:
-            self._reserve(len(self._entries) + len(new), max(adapter.config.rank for adapter in new))
+            self._reserve(len(self._entries) + len(new), max(adapter.layout.max_rank for adapter in new))
             for adapter in new:
                 self._fill(adapter)
 
@@ -110,7 +110,7 @@ class AdapterBank:
             if name in adapter.linears:
                 a_RI, b_OR = adapter.linears[name]
                 a_PRI[entry, : len(a_RI)] = a_RI
-                b_POR[entry, :, : len(a_RI)] = b_OR * adapter.scale
+                b_POR[entry, :, : len(a_RI)] = b_OR * adapter.scale_of(name)
         self._entries[adapter] = entry
 
 

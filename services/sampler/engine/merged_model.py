@@ -98,11 +98,11 @@ def _split(weights: Mapping[str, Tensor], dtype: torch.dtype, shard_bytes: int) 
 
 
 def _merged(name: str, weight: Tensor, adapter: AdapterWeights, dtype: torch.dtype) -> Tensor:
-    pair = adapter.linears.get(name.removesuffix(".weight"))
+    linear = name.removesuffix(".weight")
     weight = weight.cpu()
-    if pair is not None:
-        a_RI, b_OR = pair
-        weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=adapter.scale)
+    if linear in adapter.linears:
+        a_RI, b_OR = adapter.linears[linear]
+        weight = torch.addmm(weight.float(), b_OR, a_RI, alpha=adapter.scale_of(linear))
     return weight.to(dtype).contiguous() if weight.is_floating_point() else weight
 
 

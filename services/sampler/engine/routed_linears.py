@@ -54,7 +54,8 @@ class Routes:
     def _additions(self, adapter: AdapterWeights) -> Mapping[str, Addition]:
         if adapter not in self._prepared:
             self._prepared[adapter] = {
-                name: self._addition(a_RI, b_OR, adapter.scale) for name, (a_RI, b_OR) in adapter.linears.items()
+                name: self._addition(a_RI, b_OR, adapter.scale_of(name))
+                for name, (a_RI, b_OR) in adapter.linears.items()
             }
         return self._prepared[adapter]
 
