@@ -44,9 +44,10 @@ fuzz: $(STAMP)  ## send hostile bytes to every gRPC method while another tenant 
 	$(BIN)/python -m tests.fuzz --requests $(REQUESTS) --seed $(SEED)
 
 COOKBOOK := $(VENV)/cookbook
-$(COOKBOOK)/.installed: tests/cookbook/requirements.txt | $(STAMP)
+$(COOKBOOK)/.installed: tests/cookbook/requirements.txt tests/cookbook/cookbook.txt | $(STAMP)
 	$(PYTHON) -m venv $(COOKBOOK)
 	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check -r $<
+	$(COOKBOOK)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/cookbook/cookbook.txt
 	@touch $@
 
 cookbook: $(STAMP) $(COOKBOOK)/.installed  ## run the official SDK's cookbook, in an environment of its own
