@@ -1,7 +1,8 @@
 """Adapters on this machine, and their way to the platform.
 
 Only two regular files are ever read and sent: adapter_config.json and adapter_model.safetensors. A directory with a
-link or a device in it is refused as a whole, because what it would send is not what it seems to hold.
+link or a device in it is refused as a whole, because what it would send is not what it seems to hold. Links of a
+snapshot in the Hugging Face cache are taken for what they are, as long as they end in the same repository's blobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from tinker_client import _convert
 from tinker_client._connection import Connection
 from tinker_client._download import ReportBytes, sha256_of
+from tinker_client._hub_cache import blob_of
 from tinker_client._transport import Transport
 from tinker_proto.v1 import checkpoint_pb2
 
@@ -43,15 +45,13 @@ class AdapterFiles:
         if path.is_dir() and config is None:
             for entry in sorted(path.iterdir()):
                 if not stat.S_ISDIR(entry.lstat().st_mode):
-                    _check_plain(entry)
+                    _plain(entry)
             found = cls(path / CONFIG_FILE, path / WEIGHTS_FILE)
         elif path.suffix == ".safetensors":
             found = cls(Path(config) if config is not None else path.parent / CONFIG_FILE, path)
         else:
             raise ValueError(f"{path} is neither an adapter's directory nor a .safetensors file")
-        for file in (found.config, found.weights):
-            _check_plain(file)
-        return found
+        return cls(_plain(found.config), _plain(found.weights))
 
 
 async def upload(transport: Transport, files: AdapterFiles, report: ReportBytes | None) -> tuple[str, str]:
@@ -104,10 +104,16 @@ async def import_adapter(
     )
 
 
-def _check_plain(path: Path) -> None:
-    if not stat.S_ISREG(path.lstat().st_mode):
-        kind = "a link" if path.is_symlink() else "not a plain file"
-        raise ValueError(f"{path} is {kind}; an adapter's directory has plain files only")
+def _plain(path: Path) -> Path:
+    """The plain file at a path, or that a link in a snapshot of the Hugging Face cache stands for."""
+    is_link = path.is_symlink()
+    file = (blob_of(path) or path) if is_link else path
+    if stat.S_ISREG(file.lstat().st_mode):
+        return file
+    kind, advice = "not a plain file", ""
+    if is_link:
+        kind, advice = "a link", "; `hf download NAME --local-dir DIR` writes plain files"
+    raise ValueError(f"{path} is {kind}; an adapter's directory has plain files only{advice}")
 
 
 def _describe(name: str, path: Path) -> checkpoint_pb2.File:

@@ -67,6 +67,62 @@ def test_an_adapter_is_a_directory_or_a_safetensors_file(tmp_path: Path) -> None
         AdapterFiles.find(tmp_path)
 
 
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """An adapter where huggingface_hub puts it."""
+    repository = tmp_path / "hub/models--me--lamp"
+    directory, blobs = repository / "snapshots/0123abcd", repository / "blobs"
+    directory.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (blobs / f"hash-of-{name}").write_text(name)
+        (directory / name).symlink_to(Path("../../blobs") / f"hash-of-{name}")
+    return directory
+
+
+def test_an_adapter_in_the_hugging_face_cache_is_read_through_its_links(snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(snapshot)
+    nested = snapshot / "checkpoint-5"
+    nested.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (nested / name).symlink_to(Path("../../../blobs") / f"hash-of-{name}")
+    for path in (snapshot, tmp_path / "link", nested, snapshot / "adapter_model.safetensors"):
+        found = AdapterFiles.find(path)
+        assert (found.config.read_text(), found.weights.read_text()) == (
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        )
+        assert not found.config.is_symlink()
+
+
+@pytest.mark.parametrize("lead", ["out", "to another repository", "beside the blobs", "to a directory", "by the blobs"])
+def test_a_link_in_the_hugging_face_cache_that_leads_elsewhere_is_refused(
+    snapshot: Path, tmp_path: Path, lead: str
+) -> None:
+    blobs = snapshot.parent.parent / "blobs"
+    places = {
+        "out": tmp_path / "secret",
+        "to another repository": tmp_path / "hub/models--me--other/blobs/secret",
+        "beside the blobs": blobs.parent / "secret",
+        "to a directory": blobs / "secret/file",
+        "by the blobs": tmp_path / "elsewhere/secret",
+    }
+    target = places[lead]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("secret")
+    if lead == "by the blobs":
+        for blob in blobs.iterdir():
+            blob.unlink()
+        blobs.rmdir()
+        blobs.symlink_to(target.parent)
+        target = blobs / "secret"
+    weights = snapshot / "adapter_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(target.parent if lead == "to a directory" else target)
+    with pytest.raises(ValueError, match=r"is a link; .* plain files only; `hf download NAME --local-dir DIR`"):
+        AdapterFiles.find(snapshot)
+
+
 class FlakyFiles(checkpoint_pb2_grpc.CheckpointServiceServicer):
     """A file that breaks off after every 1,000 bytes, and uploads of which the first breaks off."""
 
