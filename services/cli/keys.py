@@ -54,7 +54,7 @@ def revoke(
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Revoke an API key; calls with it are refused from then on.
+    """Revoke an API key: calls with it are refused and end, and so does work of a tenant without another key.
 
     Example: tinker-platform keys revoke $KEY_ID
     """

@@ -58,12 +58,14 @@ async def serve(settings: GatewaySettings) -> None:
     await Identity(connection, open_storage(settings)).establish()
     stores = Stores.open(settings, connection)
     position = await stores.events.start()
+    revoked = await stores.revocations.start()
     server = grpc_server(settings, stores)
     port = await server.start(settings.grpc_port, SERVICES)
     http = http_server(Backend.open(settings, stores), connection)
     loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
+        asyncio.create_task(stores.revocations.run(revoked)),
         asyncio.create_task(_sweep(stores)),
         asyncio.create_task(remove_expired(stores)),
         asyncio.create_task(http.serve()),
@@ -89,7 +91,7 @@ def grpc_server(settings: GatewaySettings, stores: Stores) -> GrpcServer:
     auth = Authenticator(stores.api_keys)
     submission = Submission(stores, settings)
     creation = Creation(stores, submission)
-    wrapped = GrpcServer(settings, [AdmissionInterceptor(auth, settings)])
+    wrapped = GrpcServer(settings, [AdmissionInterceptor(auth, stores.revocations, settings)])
     server = wrapped.server
     capability_pb2_grpc.add_CapabilityServiceServicer_to_server(CapabilityServicer(stores, auth), server)
     checkpoint_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointServicer(stores, auth, submission), server)

@@ -8,9 +8,11 @@ from services.core.catalog.api_keys import ApiKeys
 from services.core.catalog.download_links import DownloadLinks
 from services.core.catalog.pins import Pins
 from services.core.catalog.reserved_samplers import ReservedSamplers
+from services.core.catalog.revocations import Revocations
 from services.core.catalog.run_metrics import RunMetrics
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
+from services.core.catalog.tenant_work import TenantWork
 from services.core.config import GatewaySettings
 from services.core.process.workers import WorkerDirectory
 from services.core.queue.connection import RedisConnection
@@ -43,6 +45,7 @@ class Stores:
     operations: OperationStore
     pins: Pins
     reserved_samplers: ReservedSamplers
+    revocations: Revocations
     run_logs: RunLogs
     run_metrics: RunMetrics
     sample_queues: SampleQueues
@@ -57,6 +60,7 @@ class Stores:
         storage = open_storage(settings)
         blobs = BlobStore(storage)
         payloads, checkpoints = Payloads(blobs), CheckpointStore(storage)
+        operations = OperationStore(connection, payloads)
         return cls(
             api_keys=ApiKeys(connection),
             blobs=blobs,
@@ -66,9 +70,10 @@ class Stores:
             download_links=DownloadLinks(connection),
             events=EventHub(connection),
             exports=ExportStore(storage),
-            operations=OperationStore(connection, payloads),
+            operations=operations,
             pins=Pins(connection, checkpoints),
             reserved_samplers=ReservedSamplers(connection),
+            revocations=Revocations(connection, TenantWork(connection, operations)),
             run_logs=RunLogs(connection, payloads),
             run_metrics=RunMetrics(connection),
             sample_queues=SampleQueues(connection, payloads),

@@ -30,6 +30,7 @@ def test_scripts_compose_the_keys_that_keyspace_names() -> None:
         keyspace.session(""),
         keyspace.OPEN_SESSIONS,
         keyspace.open_sessions(""),
+        keyspace.KEYLESS_TENANTS,
         keyspace.LOAD,
         keyspace.load(""),
         keyspace.checkpoint(""),

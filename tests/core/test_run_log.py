@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from services.core.catalog.api_keys import ApiKeys
 from services.core.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
@@ -256,3 +257,23 @@ async def test_a_beginning_whose_reply_is_lost_is_no_second_attempt(queues: Queu
     lease = await lease_of(queues)
     assert all([await queues.logs.begin(lease, 0) for _ in range(5)])
     assert await queues.logs.begin(await lease_of(queues), 0), "its workers have died once"
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_an_operation_of_a_tenant_whose_last_key_is_revoked_never_begins(queues: Queues, together: bool) -> None:
+    keys = ApiKeys(queues.connection)
+    _, spare = await keys.create("alice")
+    _, last = await keys.create("alice")
+    for seq_id in range(2):
+        await queues.enqueue(seq_id)
+    lease = await lease_of(queues)
+    await keys.revoke(spare.key_id)
+    assert await queues.logs.begin(lease, 0)
+    await keys.revoke(last.key_id)
+    if together:
+        assert await queues.logs.begin_together(lease, 1) is Beginning.FINISHED_ALREADY
+    else:
+        assert not await queues.logs.begin(lease, 1)
+    operation = await queues.operations.get(f"{RUN}:1", "alice")
+    assert (operation.state, operation.error.reason) == (operation_pb2.OPERATION_STATE_CANCELLED, "KEY_REVOKED")
+    assert await queues.logs.skipped_seq_ids(RUN) == {1}, "a replay leaves it out"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.core.catalog.api_keys import ApiKeys
 from services.core.names import OperationName
 from services.core.queue import keyspace
 from services.core.queue.sample_queue import SampleEntry
@@ -103,6 +104,21 @@ async def test_a_job_that_kills_its_samplers_fails_by_name(queues: Queues) -> No
     assert [await queues.samples.begin(worker, entry) for worker in workers] == [True, True, True, True, False]
     operation = await queues.operations.get(f"{SAMPLING}:0", "alice")
     assert operation.error.reason == "WORKER_DIED"
+
+
+async def test_a_job_of_a_tenant_whose_last_key_is_revoked_never_begins(queues: Queues) -> None:
+    keys = ApiKeys(queues.connection)
+    _, key = await keys.create("alice")
+    await queues.enqueue_sample(0)
+    (entry,) = await queues.take("s1")
+    await keys.revoke(key.key_id)
+    assert not await queues.samples.begin("s1", entry)
+    operation = await queues.operations.get(f"{SAMPLING}:0", "alice")
+    assert operation.error.reason == "KEY_REVOKED"
+    await keys.create("alice")
+    await queues.enqueue_sample(1)
+    (entry,) = await queues.take("s1")
+    assert await queues.samples.begin("s1", entry)
 
 
 async def wait(queues: Queues, worker: str, free: int = 4) -> asyncio.Task[list[SampleEntry]]:

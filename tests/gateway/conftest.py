@@ -58,13 +58,15 @@ async def _announce(stores: Stores, workers: Sequence[job_pb2.WorkerStatus]) -> 
 async def address(stores: Stores, data_dir: Path) -> AsyncIterator[str]:
     position = await stores.events.start()
     reader = asyncio.create_task(stores.events.run(position))
+    revoked = asyncio.create_task(stores.revocations.run(await stores.revocations.start()))
     server = grpc_server(Settings(data_dir=data_dir, drain_seconds=0), stores)
     port = await server.start(0, SERVICES)
     yield f"127.0.0.1:{port}"
     stores.events.shut()
     await server.drain()
     reader.cancel()
-    await asyncio.gather(reader, return_exceptions=True)
+    revoked.cancel()
+    await asyncio.gather(reader, revoked, return_exceptions=True)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ async def http(stores: Stores, connection: RedisConnection, settings: Settings) 
     """A client with a key of the tenant alice."""
     position = await stores.events.start()
     reader = asyncio.create_task(stores.events.run(position))
+    revoked = asyncio.create_task(stores.revocations.run(await stores.revocations.start()))
     key, _ = await stores.api_keys.create("alice")
     app = http_app(Backend.open(settings, stores), connection)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -50,4 +51,5 @@ async def http(stores: Stores, connection: RedisConnection, settings: Settings) 
     ) as client:
         yield client
     reader.cancel()
-    await asyncio.gather(reader, return_exceptions=True)
+    revoked.cancel()
+    await asyncio.gather(reader, revoked, return_exceptions=True)

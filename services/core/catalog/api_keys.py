@@ -42,6 +42,7 @@ class ApiKeys:
     """Keys of one Redis server."""
 
     def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
         self._commands = connection.commands
 
     async def create(self, tenant: str, label: str = "", key: str | None = None) -> tuple[str, ApiKey]:
@@ -56,7 +57,7 @@ class ApiKeys:
         if key is not None and not _KEY.fullmatch(key):
             raise InvalidArgumentError.must_be("key", "'tml-' and 8 to 200 printable ASCII characters")
         key = key or KEY_PREFIX + secrets.token_urlsafe(32)
-        digest = _digest(key)
+        digest = digest_of(key)
         made = ApiKey(digest[:12], tenant, label, datetime.now(UTC))
         record = {"key_id": made.key_id, "tenant": tenant, "label": label, "time": time.time()}
         if await self._commands.exists(keyspace.api_key(digest)):
@@ -64,6 +65,7 @@ class ApiKeys:
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.hset(keyspace.API_KEYS, made.key_id, digest)
         pipeline.hset(keyspace.api_key(digest), mapping=record)
+        pipeline.srem(keyspace.KEYLESS_TENANTS, tenant)
         await pipeline.execute()
         return key, made
 
@@ -73,10 +75,9 @@ class ApiKeys:
         Raises:
             UnauthenticatedError: the key is unknown or revoked.
         """
-        tenant: bytes | None = await self._commands.hget(keyspace.api_key(_digest(key)), "tenant")
+        tenant: bytes | None = await self._commands.hget(keyspace.api_key(digest_of(key)), "tenant")
         if tenant is None:
-            message = "this API key is unknown or revoked; `tinker-platform keys create` on the server makes one"
-            raise UnauthenticatedError(message, reason="UNKNOWN_API_KEY")
+            raise unknown_key()
         return tenant.decode()
 
     async def list(self) -> list[ApiKey]:
@@ -96,17 +97,26 @@ class ApiKeys:
         return sorted(keys, key=lambda key: key.create_time)
 
     async def revoke(self, key_id: str) -> None:
-        """Makes a key unusable at once.
+        """Makes a key unusable at once; what its callers have open ends, and work of a tenant without another key.
 
         Raises:
             NotFoundError: there is no key of this id.
         """
-        digest = await self._commands.hget(keyspace.API_KEYS, key_id)
-        if digest is None:
+        keys = [keyspace.API_KEYS, keyspace.REVOCATIONS, keyspace.KEYLESS_TENANTS]
+        if await self._connection.run("revoke_key", keys, [key_id, keyspace.api_key("")]) is None:
             raise NotFoundError(f"there is no key {key_id!r}; `tinker-platform keys list` shows them")
-        await self._commands.delete(keyspace.api_key(digest.decode()))
-        await self._commands.hdel(keyspace.API_KEYS, key_id)
+
+    async def has_key(self, tenant: str) -> bool:
+        """Whether a tenant's last key has not been revoked."""
+        return not await self._commands.sismember(keyspace.KEYLESS_TENANTS, tenant)
 
 
-def _digest(key: str) -> str:
+def unknown_key() -> UnauthenticatedError:
+    """The error of a call whose key is unknown or revoked, or was revoked while it lasted."""
+    message = "this API key is unknown or revoked; `tinker-platform keys create` on the server makes one"
+    return UnauthenticatedError(message, reason="UNKNOWN_API_KEY")
+
+
+def digest_of(key: str) -> str:
+    """The SHA-256 of a key, by which it is stored."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from services.core.errors import (
     AlreadyExistsError,
+    CancelledError,
     FailedPreconditionError,
     InternalError,
     ResourceExhaustedError,
@@ -49,3 +50,15 @@ def worker_died_error(operation: str) -> bytes:
     """The stored error of an operation whose worker crashed `MAX_ATTEMPTS` times while running it."""
     message = f"operation {operation} failed: its worker crashed {MAX_ATTEMPTS} times while running it"
     return InternalError(message, reason="WORKER_DIED").to_operation_error().SerializeToString()
+
+
+def keyless_error(operation: str) -> CancelledError:
+    """The error of an operation whose tenant has no API key any more."""
+    return CancelledError(
+        f"operation {operation} was cancelled: its tenant's last API key was revoked", reason="KEY_REVOKED"
+    )
+
+
+def stored_keyless_error(operation: str) -> bytes:
+    """The same error as it is stored."""
+    return keyless_error(operation).to_operation_error().SerializeToString()

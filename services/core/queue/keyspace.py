@@ -20,6 +20,12 @@ WORKERS = PREFIX + "workers"
 WORKERS_EXPIRY = PREFIX + "workers-expiry"
 API_KEYS = PREFIX + "api-keys"
 
+REVOCATIONS = PREFIX + "revocations"
+"""Stream of revoked API keys: digest, tenant, and last (1 if the tenant has no other); every gateway reads it."""
+
+KEYLESS_TENANTS = PREFIX + "keyless-tenants"
+"""Set of the tenants whose last API key was revoked."""
+
 EXPIRING = PREFIX + "expiring"
 """Sorted set of the checkpoint paths that expire, by ms since the epoch."""
 

@@ -151,9 +151,9 @@ class OperationStore:
             operation.queue_place.CopyFrom(position)
         return operation
 
-    async def cancel(self, name: OperationName) -> bool:
-        """Ends an operation with CANCELLED unless it trains or is done; returns whether this call did it."""
-        error = CancelledError(f"operation {name} was cancelled")
+    async def cancel(self, name: OperationName, error: CancelledError | None = None) -> bool:
+        """Ends an operation with CANCELLED, or with `error`, unless it trains or is done; whether this call did it."""
+        error = error or CancelledError(f"operation {name} was cancelled")
         keys = [
             keyspace.operation(str(name)),
             keyspace.EVENTS,

@@ -15,7 +15,7 @@ from services.core.errors import PlatformError
 from services.core.names import OperationName
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection, Write
-from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, worker_died_error
+from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, stored_keyless_error, worker_died_error
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import Result, accepted_operation
 from services.core.queue.payloads import Payloads
@@ -164,7 +164,7 @@ class RunLogs:
             keyspace.EVENTS,
         ]
         arguments: list[str | bytes | int] = [lease.epoch, str(name), seq_id, MAX_ATTEMPTS]
-        arguments += [worker_died_error(str(name)), KEEP_FINISHED_MS]
+        arguments += [worker_died_error(str(name)), KEEP_FINISHED_MS, stored_keyless_error(str(name))]
         reply = await self._connection.run("begin_operation", keys, arguments)
         if reply == b"fenced":
             raise FencedError(lease.run)
@@ -180,8 +180,14 @@ class RunLogs:
             FencedError: the lease has moved.
         """
         name = OperationName(lease.run, seq_id)
-        keys = [keyspace.run_own(lease.run), keyspace.operation(str(name))]
-        reply = await self._connection.run("begin_together", keys, [lease.epoch])
+        keys = [
+            keyspace.run_own(lease.run),
+            keyspace.operation(str(name)),
+            keyspace.run_skipped(lease.run),
+            keyspace.EVENTS,
+        ]
+        arguments: list[str | bytes | int] = [lease.epoch, str(name), seq_id, KEEP_FINISHED_MS]
+        reply = await self._connection.run("begin_together", keys, [*arguments, stored_keyless_error(str(name))])
         if reply == b"fenced":
             raise FencedError(lease.run)
         return Beginning(reply.decode())

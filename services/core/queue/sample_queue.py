@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
-from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, worker_died_error
+from services.core.queue.enqueueing import MAX_ATTEMPTS, raise_if_refused, stored_keyless_error, worker_died_error
 from services.core.queue.limits import LoadLimits
 from services.core.queue.operations import Result, accepted_operation
 from services.core.queue.payloads import Payloads
@@ -173,6 +173,7 @@ class SampleQueues:
             worker,
             entry.location,
             KEEP_USER_MS,
+            stored_keyless_error(entry.operation),
         ]
         return bool(await self._connection.run("begin_sample", keys, arguments) == b"run")
 

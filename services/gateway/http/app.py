@@ -18,6 +18,7 @@ from services.gateway.http.body_budget import ReleaseWhenAnswered
 from services.gateway.http.description import described
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.openai.routes import openai_routes
+from services.gateway.http.revoked import EndWithTheKey
 from services.gateway.http.sdk.routes import sdk_routes
 
 KEEP_ALIVE_S = 75
@@ -50,7 +51,11 @@ class _CountAnswers:
 def http_app(backend: Backend, connection: RedisConnection) -> Starlette:
     """Everything that the HTTP port answers."""
     routes = [*monitoring.routes(connection, backend.stores.workers), *sdk_routes(backend), *openai_routes(backend)]
-    middleware = [Middleware(_CountAnswers), Middleware(ReleaseWhenAnswered)]
+    middleware = [
+        Middleware(_CountAnswers),
+        Middleware(EndWithTheKey, backend.stores.revocations),
+        Middleware(ReleaseWhenAnswered),
+    ]
     return Starlette(routes=described(routes), exception_handlers=exception_handlers(), middleware=middleware)
 
 

@@ -43,7 +43,9 @@ class Backend:
         Raises:
             UnauthenticatedError: the key is missing, unknown or revoked.
         """
-        tenant = await self.stores.api_keys.tenant_of(key_of(request))
+        key = key_of(request)
+        request.state.call.uses(key)
+        tenant = await self.stores.api_keys.tenant_of(key)
         owner = f"{tenant} {request.scope['endpoint'].__qualname__}"
         request.state.body = BodyBudget(self.requests, owner, self.settings.arrival_seconds, request.state.held)
         return tenant

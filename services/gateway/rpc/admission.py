@@ -12,11 +12,12 @@ from typing import Any
 
 import grpc
 
+from services.core.catalog.revocations import OpenCall, Revocations
 from services.core.config import GatewaySettings
 from services.core.errors import DeadlineExceededError, InvalidArgumentError
 from services.core.process.server import Context, MethodInterceptor
 from services.gateway.request_budget import RequestBudget
-from services.gateway.rpc.auth import Authenticator
+from services.gateway.rpc.auth import Authenticator, key_of
 
 _HEALTH = "/grpc.health."
 _REFLECTION = "/grpc.reflection."
@@ -29,8 +30,9 @@ class AdmissionInterceptor(MethodInterceptor):
     until it ends, in a budget of its own: it may take long.
     """
 
-    def __init__(self, auth: Authenticator, settings: GatewaySettings) -> None:
+    def __init__(self, auth: Authenticator, revocations: Revocations, settings: GatewaySettings) -> None:
         self._auth = auth
+        self._revocations = revocations
         self._requests = RequestBudget.of(settings)
         self._streams = RequestBudget.of(settings)
         self._arrival_s = settings.arrival_seconds
@@ -49,7 +51,10 @@ class AdmissionInterceptor(MethodInterceptor):
 
     def _calling(self, method: str, handler: Any) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(requests: AsyncIterator[tuple[Any, int]], context: Context) -> Any:
-            owner = await self._owner(method, context)
+            with self._revocations.open_call() as opened:
+                return await admitted(requests, context, await self._owner(method, context, opened))
+
+        async def admitted(requests: AsyncIterator[tuple[Any, int]], context: Context, owner: str) -> Any:
             if handler.request_streaming:
                 async with self._streams.reserve(owner, self._streams.most_bytes):
                     return await handler.stream_unary(self._each(requests), context)
@@ -62,7 +67,14 @@ class AdmissionInterceptor(MethodInterceptor):
 
     def _streaming(self, method: str, handler: Any) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def stream(requests: AsyncIterator[tuple[Any, int]], context: Context) -> AsyncIterator[Any]:
-            owner = await self._owner(method, context)
+            with self._revocations.open_call() as opened:
+                owner = await self._owner(method, context, opened)
+                async for response in admitted(requests, context, owner):
+                    yield response
+
+        async def admitted(
+            requests: AsyncIterator[tuple[Any, int]], context: Context, owner: str
+        ) -> AsyncIterator[Any]:
             if handler.request_streaming:
                 async with self._streams.reserve(owner, self._streams.most_bytes):
                     async for response in handler.stream_stream(self._each(requests), context):
@@ -77,10 +89,11 @@ class AdmissionInterceptor(MethodInterceptor):
 
         return stream
 
-    async def _owner(self, method: str, context: Context) -> str:
-        """The owner of a call's reservation."""
+    async def _owner(self, method: str, context: Context, opened: OpenCall) -> str:
+        """The owner of a call's reservation; the call ends with its key."""
         if method.startswith(self._open):
             return method
+        opened.uses(key_of(context))
         return f"{await self._auth.tenant(context)} {method}"
 
     async def _first(self, requests: AsyncIterator[tuple[Any, int]]) -> tuple[Any, int]:

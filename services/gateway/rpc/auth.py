@@ -29,10 +29,19 @@ class Authenticator:
         """
         if tenant := _tenant.get(""):
             return tenant
-        for name, value in context.invocation_metadata() or ():
-            if name == API_KEY_METADATA and isinstance(value, str):
-                tenant = await self._api_keys.tenant_of(value)
-                _tenant.set(tenant)
-                return tenant
-        message = f"no API key: send metadata `{API_KEY_METADATA}: tml-...` (TINKER_API_KEY in the Python client)"
-        raise UnauthenticatedError(message, reason="MISSING_API_KEY")
+        tenant = await self._api_keys.tenant_of(key_of(context))
+        _tenant.set(tenant)
+        return tenant
+
+
+def key_of(context: Context) -> str:
+    """The API key of a call.
+
+    Raises:
+        UnauthenticatedError: there is none.
+    """
+    for name, value in context.invocation_metadata() or ():
+        if name == API_KEY_METADATA and isinstance(value, str):
+            return value
+    message = f"no API key: send metadata `{API_KEY_METADATA}: tml-...` (TINKER_API_KEY in the Python client)"
+    raise UnauthenticatedError(message, reason="MISSING_API_KEY")

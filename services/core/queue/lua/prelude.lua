@@ -64,6 +64,14 @@ local function finish(operation, events, name, state, field, content, keep_ms)
   announce(events, name)
 end
 
+-- Ends an operation that waits, if its tenant has no API key any more; returns whether it did.
+local function end_if_keyless(operation, events, name, content, keep_ms)
+  local prefix, tenant = prefix_of(operation, name), redis.call('HGET', operation, 'tenant') or ''
+  if redis.call('SISMEMBER', prefix .. 'keyless-tenants', tenant) == 0 then return false end
+  finish(operation, events, name, 'cancelled', 'error', content, keep_ms)
+  return true
+end
+
 -- Counts the attempts at an operation, one per beginner: a call that is repeated for a lost reply is the same one.
 -- Returns the number of attempts.
 local function count_attempt(operation, beginner)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from services.core.catalog.api_keys import unknown_key
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.catalog.download_links import DownloadLink
 from services.core.errors import NotFoundError
@@ -53,6 +54,8 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     async def download(request: Request) -> Response:
         """What a link leads to."""
         link = await links.verify(request.path_params["token"])
+        if not await backend.stores.api_keys.has_key(link.tenant):
+            raise unknown_key()
         path = parse_path("token", link.tinker_path)
         stored = await backend.stores.catalog.checkpoints.get(path, link.tenant)
         name, files = request.path_params["name"], await backend.files.of_checkpoint(stored)
