@@ -15,15 +15,17 @@ BaseModels = Annotated[
     typer.Option(
         "--base-model",
         metavar="NAME | DIR | NAME=DIR",
-        help="A Hugging Face name or a local directory; NAME=DIR serves a directory under a name. Can be repeated.",
+        help="A Hugging Face name or a local directory; NAME=DIR serves a directory under a name. Can be repeated; "
+        "with the same directory, it adds a name.",
     ),
 ]
-BaseModel = Annotated[
-    str,
+Names = Annotated[
+    list[str],
     typer.Option(
         "--base-model",
         metavar="NAME | DIR | NAME=DIR",
-        help="A Hugging Face name or a local directory; NAME=DIR serves a directory under a name.",
+        help="A Hugging Face name or a local directory; NAME=DIR serves a directory under a name. Repeated with the "
+        "same directory, it adds a name.",
     ),
 ]
 
@@ -54,7 +56,7 @@ def gateway(context: typer.Context) -> None:
         asyncio.run(serve(settings))
 
 
-def trainer(context: typer.Context, base_model: BaseModel) -> None:
+def trainer(context: typer.Context, base_model: Names) -> None:
     """Run one trainer: LoRA training of one base model.
 
     Example: tinker-platform trainer --base-model Qwen/Qwen3-0.6B --redis-url redis://127.0.0.1:6379/0
@@ -68,7 +70,7 @@ def trainer(context: typer.Context, base_model: BaseModel) -> None:
         asyncio.run(serve(settings, base_model))
 
 
-def sampler(context: typer.Context, base_model: BaseModel) -> None:
+def sampler(context: typer.Context, base_model: Names) -> None:
     """Run one sampler: generation from one base model and its checkpoints.
 
     Example: tinker-platform sampler --base-model Qwen/Qwen3-0.6B --redis-url redis://127.0.0.1:6379/0

@@ -23,10 +23,11 @@ from services.cli import processes, state_file
 from services.cli.embedded_redis import EmbeddedRedis
 from services.cli.exit_code import ExitCode
 from services.cli.health import is_serving
+from services.core.base_model_names import ServedModel, parse_base_models
 from services.core.catalog.api_keys import ApiKeys
 from services.core.catalog.identity import Identity
-from services.core.config import ENV_PREFIX, Settings, parse_base_model
-from services.core.errors import AlreadyExistsError, InvalidArgumentError, UnavailableError, broken_rule
+from services.core.config import ENV_PREFIX, Settings
+from services.core.errors import AlreadyExistsError, UnavailableError
 from services.core.process.server import until_stopped
 from services.core.process.workers import KIND_NAMES, WorkerDirectory
 from services.core.queue.connection import RedisConnection
@@ -59,7 +60,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
         PlatformError: it cannot start, or a service keeps failing; the message says what to do.
     """
     started = time.monotonic()
-    _refuse_shared_names(base_models)
+    models = parse_base_models(base_models)
     _refuse_taken_ports(settings)
     with state_file.lock(settings.data_dir):
         logs = settings.data_dir / "logs"
@@ -74,10 +75,10 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
             stack.push_async_callback(connection.close)
             await Identity(connection, open_storage(settings)).check()
             await _first_key(ApiKeys(connection))
-            for service in _services(base_models, settings.metrics_port):
+            for service in _services(models, settings.metrics_port):
                 await supervisor.start(service, url)
             stopped = asyncio.create_task(until_stopped())
-            ready = asyncio.create_task(_until_ready(settings, connection, base_models))
+            ready = asyncio.create_task(_until_ready(settings, connection, models))
             failed = asyncio.create_task(supervisor.until_failed())
             await asyncio.wait({ready, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
@@ -159,32 +160,21 @@ class Supervisor:
             self._children[name] = await child()
 
 
-def _services(base_models: Sequence[str], metrics_port: int) -> list[Service]:
+def _services(models: Sequence[ServedModel], metrics_port: int) -> list[Service]:
     """The services; workers get metrics ports one after another, from the given one on."""
     command = [sys.executable, "-m", "services.cli.main"]
     services = [Service("gateway", [*command, "gateway"])]
-    for base_model in base_models:
-        name, _ = parse_base_model(base_model)
+    for model in models:
+        options = [word for option in model.options for word in ("--base-model", option)]
         for kind in KIND_NAMES.values():
             port = metrics_port + len(services) - 1 if metrics_port else 0
-            services.append(Service(f"{kind} {name}", [*command, kind, "--base-model", base_model], port))
+            services.append(Service(f"{kind} {model.name}", [*command, kind, *options], port))
     return services
 
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "its log is empty"
-
-
-def _refuse_shared_names(base_models: Sequence[str]) -> None:
-    """Refuses two models of one name: checkpoints and runs of one would go on with the other."""
-    sources: dict[str, str] = {}
-    for name, source in map(parse_base_model, base_models):
-        found = str(Path(source).resolve()) if Path(source).is_dir() else source
-        if (first := sources.setdefault(name, found)) != found:
-            broken = broken_rule("one model for each name", f"two called {name!r}")
-            advice = f"{first} and {found}; give one of them another name with NAME=DIR"
-            raise InvalidArgumentError.at("base_model", f"{broken}: {advice}")
 
 
 def _refuse_taken_ports(settings: Settings) -> None:
@@ -220,10 +210,9 @@ async def _first_key(keys: ApiKeys) -> None:
         print(f"API key of tenant {FIRST_TENANT}, not shown again:\n\n  export TINKER_API_KEY={key}\n", flush=True)
 
 
-async def _until_ready(settings: Settings, connection: RedisConnection, base_models: Sequence[str]) -> None:
+async def _until_ready(settings: Settings, connection: RedisConnection, models: Sequence[ServedModel]) -> None:
     """Waits until the gateway serves and every base model has a live trainer and a live sampler."""
-    names = [parse_base_model(base_model)[0] for base_model in base_models]
-    awaited = {f"{kind} {name}" for kind in KIND_NAMES.values() for name in names} | {"gateway"}
+    awaited = {f"{kind} {model.name}" for kind in KIND_NAMES.values() for model in models} | {"gateway"}
     while awaited:
         live = {f"{KIND_NAMES[status.kind]} {status.base_model}" for status in await WorkerDirectory(connection).live()}
         if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):

@@ -245,11 +245,3 @@ GROUPS: tuple[type[CommonSettings], ...] = (
 def fingerprints_of(settings: WorkerSettings) -> frozenset[str]:
     """The fingerprints of other base models that count as the one served."""
     return frozenset(filter(None, settings.accepted_fingerprints.split(",")))
-
-
-def parse_base_model(option: str) -> tuple[str, str]:
-    """NAME=DIR, DIR, or a Hugging Face name → the name that clients use, and where to load it from."""
-    if Path(option).is_dir():
-        return Path(option).resolve().name, option
-    name, given, source = option.partition("=")
-    return (name, source) if given else (option, option)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.errors import InvalidArgumentError, NotFoundError
 from services.core.names import OperationName, sampling_session_id, training_run_id
+from services.core.process.workers import registered
 from services.gateway.stores import Stores
 from services.gateway.submission import CreateRequest, Submission
 from services.gateway.validation.fields import check_metadata, check_seq_id, parse_path
@@ -44,6 +45,7 @@ class Creation:
         if not request.base_model:
             raise InvalidArgumentError.at("base_model", "required; get_server_capabilities lists the base models")
         limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
+        request.base_model = registered(request.base_model, limits)
         config = _completed(request.lora_config)
         check_lora_config(config, limits)
         return await self._submission.create_run(tenant, request, _new_run(request, request.base_model, config))
@@ -92,7 +94,8 @@ class Creation:
             location = stored.location
         elif not request.base_model:
             raise InvalidArgumentError.at("base_model", "required unless model_path is set")
-        await self._stores.workers.serving(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER, field)
+        status = await self._stores.workers.serving(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER, field)
+        sampling.base_model = registered(sampling.base_model, status)
         sampling.create_time.FromDatetime(datetime.now(UTC))
         catalog, run = self._stores.catalog, ""
         if follows is not None:

@@ -62,7 +62,9 @@ class Submission:
             case _:
                 assert_never(request)
         job = _job(OperationName(run.training_run_id, 0), tenant, request)
-        return await self._enqueue_training(job, digest, request, recorded.base_model)
+        job.base_model = recorded.base_model
+        limits = await self._stores.workers.limits(recorded.base_model, job_pb2.WORKER_KIND_TRAINER)
+        return await self._enqueue_training(job, digest, request, limits.base_model)
 
     async def import_checkpoint(
         self, tenant: str, request: checkpoint_pb2.ImportCheckpointRequest
@@ -70,7 +72,9 @@ class Submission:
         """Queues operation 0 of a run that is entered once a trainer has read and saved its adapter."""
         run_id = training_run_id(request.session_id, request.training_run_seq_id)
         job = _job(OperationName(run_id, 0), tenant, request)
-        return await self._enqueue_training(job, request_digest(request), request, request.base_model)
+        job.base_model = request.base_model
+        limits = await self._stores.workers.limits(request.base_model, job_pb2.WORKER_KIND_TRAINER)
+        return await self._enqueue_training(job, request_digest(request), request, limits.base_model)
 
     async def train(self, tenant: str, request: RunRequest) -> operation_pb2.Operation:
         """Queues an operation on a run.
@@ -134,7 +138,7 @@ class Submission:
             job,
             digest=digest,
             method=_method(request),
-            base_model=sampling.base_model,
+            base_model=limits.base_model,
             cost=_cost(request, limits),
             limits=self._limits,
         )
@@ -168,7 +172,7 @@ class Submission:
             except (InvalidArgumentError, NotFoundError) as error:
                 refusal = error
         job = _job(OperationName(request.training_run_id, request.seq_id), tenant, request)
-        return await self._enqueue_training(job, digest, request, base_model, refusal), refusal
+        return await self._enqueue_training(job, digest, request, limits.base_model, refusal), refusal
 
     async def _complete(self, tenant: str, request: RunRequest) -> None:
         """Fills in what the client left to the server, and checks whose the other run is; most kinds need neither."""

@@ -21,6 +21,7 @@ from services.core.errors import (
     quoted,
 )
 from services.core.names import OperationName
+from services.core.process.workers import registered
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
@@ -102,6 +103,7 @@ class CheckpointFiles:
         check_metadata("user_metadata", request.user_metadata)
         check_ttl("ttl_seconds", request)
         limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
+        request.base_model = registered(request.base_model, limits)
         await self._check_uploads(tenant, request, limits)
         return await self._submission.import_checkpoint(tenant, request)
 

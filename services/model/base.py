@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from services.core.base_model_names import matching
 from services.core.errors import InvalidArgumentError
 from services.model.families import SUPPORTED_FAMILIES, Family, Keeps, KVShape, check_architecture, kv_shape
 from services.model.fingerprint import Fingerprint, fingerprint_of
@@ -26,7 +27,7 @@ class BaseModel:
     """A frozen causal language model and what the platform needs to know about it."""
 
     name: str
-    """The name that clients use and that checkpoints record."""
+    """The name that checkpoints record, and that clients use."""
 
     family: Family
     """The row of its family: paths of its modules."""
@@ -51,6 +52,12 @@ class BaseModel:
 
     tokenizer_files: TokenizerFiles
     fingerprint: Fingerprint
+    aliases: tuple[str, ...] = ()
+    """Further names that clients use."""
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is one of this base model's."""
+        return matching(name, (self.name, *self.aliases)) is not None
 
     @property
     def trunk(self) -> nn.Module:
@@ -155,15 +162,17 @@ def load_base_model(
     device: str,
     dtype: torch.dtype | None = None,
     accepted_fingerprints: Collection[str] = (),
+    aliases: Collection[str] = (),
 ) -> BaseModel:
     """Loads a base model.
 
     Args:
         source: Hugging Face name or local directory.
-        name: the name that clients use.
+        name: the name that checkpoints record, and that clients use.
         device: where to.
         dtype: what it is served in; None: what the device is best at.
         accepted_fingerprints: of base models that count as this one.
+        aliases: further names that clients use.
 
     Raises:
         InvalidArgumentError: the model's family or architecture is not supported, or its files are not whole.
@@ -196,6 +205,7 @@ def load_base_model(
         tokenizer=tokenizer,
         tokenizer_files=files,
         fingerprint=Fingerprint(fingerprint, frozenset(accepted_fingerprints)),
+        aliases=tuple(aliases),
     )
     base.adaptable_linears()  # refuses here, not with the first run, where one is missing
     return base

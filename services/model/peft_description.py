@@ -46,7 +46,7 @@ def describe(
     """
     content = _content(path, label)
     trained_on = content["base_model_name_or_path"]
-    if not any_base_model and trained_on != base.name:
+    if not any_base_model and not base.is_called(str(trained_on)):
         raise refusal(label, "base_model_name_or_path", quoted(base.name), trained_on)
     check_options(content, label)
     linears = base.adaptable_linears()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from services.core.abilities import announcement
+from services.core.base_model_names import parse_worker_model
 from services.core.catalog.identity import Identity
-from services.core.config import SamplerSettings, parse_base_model
+from services.core.config import SamplerSettings
 from services.core.process.telemetry import configure_logging
 from services.core.process.worker_server import WorkerServer, worker_name
 from services.core.process.workers import WorkerDirectory
@@ -21,13 +23,22 @@ from services.sampler.worker import SamplerWorker
 from tinker_proto.internal.v1 import job_pb2
 
 
-async def serve(settings: SamplerSettings, base_model: str) -> None:
-    """Runs a sampler for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
+async def serve(settings: SamplerSettings, base_models: Sequence[str]) -> None:
+    """Runs a sampler for one base model until SIGTERM or SIGINT.
+
+    Args:
+        settings: its settings.
+        base_models: NAME=DIR, DIR, or a Hugging Face name; further ones give the same model further names.
+
+    Raises:
+        PlatformError: it cannot start.
+    """
+    model = parse_worker_model(base_models)
     configure_logging(settings, "sampler")
     worker = worker_name("sampler")
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
     await Identity(connection, storage).check()
-    engine = open_engine(settings, *parse_base_model(base_model))
+    engine = open_engine(settings, model)
     tokenizer = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     liveness = Liveness(connection, settings.lease_seconds)
     serving = SamplerWorker(
@@ -39,6 +50,7 @@ async def serve(settings: SamplerSettings, base_model: str) -> None:
             worker=worker,
             kind=job_pb2.WORKER_KIND_SAMPLER,
             base_model=engine.info.base_model,
+            aliases=engine.info.aliases,
             max_context_length=engine.info.max_context_length,
             vocab_size=engine.info.vocab_size,
             slots=engine.info.max_sequences,

@@ -65,6 +65,7 @@ class SamplerWorker:
     ) -> None:
         self._worker = worker
         self._base_model = engine.info.base_model
+        self._aliases = engine.info.aliases
         self._most_waiting = engine.info.max_sequences
         self._may_take = asyncio.Event()
         """Set when there may be something to take without free slots."""
@@ -97,6 +98,7 @@ class SamplerWorker:
         try:
             await self._engine.start()
             await until_reached(lambda: self._queues.join(self._base_model))
+            await until_reached(lambda: self._queues.adopt(self._base_model, self._aliases))
             position = await until_reached(self._operations.cancelled_position)
             wake = await until_reached(lambda: self._queues.wake_position(self._base_model))
             async with self._tasks as tasks:
@@ -149,6 +151,7 @@ class SamplerWorker:
             try:
                 kept = [job.entry for job in self._jobs.values()]
                 await self._queues.keep(self._worker, self._base_model, kept)
+                await self._queues.adopt(self._base_model, self._aliases)
                 free = self._engine.free_sequences
                 if free and self._liveness.is_steady:
                     orphans = await self._queues.take_over(self._worker, self._base_model, idle_ms=lease_ms, count=free)

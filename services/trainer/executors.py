@@ -185,7 +185,7 @@ def _training_run(
 ) -> training_pb2.TrainingRun:
     return training_pb2.TrainingRun(
         training_run_id=run_id,
-        base_model=execution.engine.info.base_model,
+        base_model=execution.job.base_model or execution.engine.info.base_model,
         lora_config=to_lora_config(run.config),
         user_metadata=user_metadata,
         create_time=execution.job.create_time,

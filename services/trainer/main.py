@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from services.core.base_model_names import parse_worker_model
 from services.core.catalog.identity import Identity
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
-from services.core.config import TrainerSettings, parse_base_model
+from services.core.config import TrainerSettings
 from services.core.process.device_thread import DeviceThread
 from services.core.process.telemetry import configure_logging
 from services.core.process.worker_server import WorkerServer, worker_name
@@ -41,13 +42,22 @@ from tinker_proto.internal.v1 import job_pb2
 _log = structlog.get_logger(__name__)
 
 
-async def serve(settings: TrainerSettings, base_model: str) -> None:
-    """Runs a trainer for one base model (NAME=DIR, DIR, or a Hugging Face name) until SIGTERM or SIGINT."""
+async def serve(settings: TrainerSettings, base_models: Sequence[str]) -> None:
+    """Runs a trainer for one base model until SIGTERM or SIGINT.
+
+    Args:
+        settings: its settings.
+        base_models: NAME=DIR, DIR, or a Hugging Face name; further ones give the same model further names.
+
+    Raises:
+        PlatformError: it cannot start.
+    """
+    model = parse_worker_model(base_models)
     configure_logging(settings, "trainer")
     worker = worker_name("trainer")
     connection, storage = RedisConnection.open(settings.redis_url), open_storage(settings)
     await Identity(connection, storage).check()
-    engine, device = open_engine(settings, *parse_base_model(base_model)), DeviceThread()
+    engine, device = open_engine(settings, model), DeviceThread()
     tokenizer = await store_tokenizer(engine.info.tokenizer_files, BlobStore(storage))
     serving = assemble(settings, worker, engine, device, connection)
 
@@ -56,6 +66,7 @@ async def serve(settings: TrainerSettings, base_model: str) -> None:
             worker=worker,
             kind=job_pb2.WORKER_KIND_TRAINER,
             base_model=engine.info.base_model,
+            aliases=engine.info.aliases,
             max_context_length=engine.info.max_context_length,
             vocab_size=engine.info.vocab_size,
             max_lora_rank=settings.max_lora_rank,
@@ -93,7 +104,9 @@ def assemble(
     payloads = Payloads(BlobStore(storage))
     logs, uploads = RunLogs(connection, payloads), UploadStore(storage)
     base_model = engine.info.base_model
-    waiting = WaitingRuns(connection, base_model, worker, int(settings.lease_seconds * 1000))
+    waiting = WaitingRuns(
+        connection, base_model, worker, int(settings.lease_seconds * 1000), aliases=engine.info.aliases
+    )
     holdings = Holdings(
         worker,
         base_model,

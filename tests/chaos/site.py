@@ -200,4 +200,4 @@ def _serve(kind: Kind, values: dict[str, Any], constants: dict[str, Any], base_m
     if kind == "gateway":
         asyncio.run(serve_gateway(settings))
     else:
-        asyncio.run({"trainer": serve_trainer, "sampler": serve_sampler}[kind](settings, base_model))
+        asyncio.run({"trainer": serve_trainer, "sampler": serve_sampler}[kind](settings, [base_model]))

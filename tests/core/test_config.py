@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from services.core.config import GROUPS, GatewaySettings, Settings, UpSettings, fingerprints_of, parse_base_model
+from services.core.config import GROUPS, GatewaySettings, Settings, UpSettings, fingerprints_of
 from services.core.environment import load_settings
 from services.core.errors import InvalidArgumentError
 
@@ -101,11 +99,3 @@ def test_every_setting_belongs_to_one_group_and_is_described() -> None:
 def test_a_service_has_its_own_settings_and_those_of_all() -> None:
     assert {"grpc_port", "log_level"} <= GatewaySettings.model_fields.keys()
     assert not {"max_runs", "max_sequences", "device"} & GatewaySettings.model_fields.keys()
-
-
-def test_base_models_are_names_directories_or_named_directories(tmp_path: Path) -> None:
-    directory = tmp_path / "a=b"
-    directory.mkdir()
-    assert parse_base_model("Qwen/Qwen3-0.6B") == ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B")
-    assert parse_base_model(f"org/name={tmp_path}") == ("org/name", str(tmp_path))
-    assert parse_base_model(str(directory)) == ("a=b", str(directory))

@@ -265,3 +265,23 @@ async def test_a_request_that_is_cancelled_while_it_waits_leaves_nothing(queues:
 
 def files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
+
+
+async def test_what_was_asked_for_under_an_alias_is_done_under_the_first_name(queues: Queues) -> None:
+    for seq_id in range(4):
+        await queues.enqueue_sample(seq_id)
+    (taken,) = await queues.take("dead", 1)
+    assert await queues.samples.begin("dead", taken)
+    await queues.samples.join("first")
+    await queues.samples.adopt("first", [BASE])
+    await queues.samples.adopt("first", [BASE])
+    assert await queues.operations.cancel(OperationName(SAMPLING, 3))
+    adopted = await queues.samples.take("s1", "first", free=10, block_ms=1)
+    assert sorted(entry.operation for entry in adopted) == [f"{SAMPLING}:{seq_id}" for seq_id in range(3)]
+    for entry in adopted:
+        assert (await queues.samples.read_job(entry)).operation == entry.operation
+        assert await queues.samples.begin("s1", entry)
+        await queues.samples.complete("first", entry, await queues.operations.result(sampling_pb2.SampleResponse()))
+        assert (await queues.operations.get(entry.operation, "alice")).done
+    left = [key.decode() async for key in queues.connection.commands.scan_iter("*sample*")]
+    assert [key for key in left if key.endswith(f":{BASE}")] == [keyspace.sample_wake(BASE)]

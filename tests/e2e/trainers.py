@@ -31,7 +31,7 @@ def _serve(settings: dict[str, Any], base_model: str, log: str) -> None:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     torch.set_num_threads(1)
-    asyncio.run(serve(Settings(**settings), base_model))
+    asyncio.run(serve(Settings(**settings), [base_model]))
 
 
 class Trainers:

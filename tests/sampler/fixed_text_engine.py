@@ -21,14 +21,17 @@ BROKEN = 98
 class FixedTextEngine:
     """Answers `ANSWER` to every prompt."""
 
-    def __init__(self, *, base_model: str, max_sequences: int = 2) -> None:
+    def __init__(
+        self, *, base_model: str, aliases: tuple[str, ...] = (), fingerprint: str = "", max_sequences: int = 2
+    ) -> None:
         self.info = EngineInfo(
             base_model=base_model,
+            aliases=aliases,
             max_context_length=64,
             vocab_size=100,
             eos_token_ids=frozenset({2}),
             max_sequences=max_sequences,
-            fingerprint=Fingerprint(""),
+            fingerprint=Fingerprint(fingerprint),
             tokenizer_files=TokenizerFiles(own={}, model_config=b"{}", resaved={}),
             abilities=frozenset({Ability.PROMPT_LOGPROBS}),
         )

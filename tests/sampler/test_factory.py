@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.core.base_model_names import ServedModel
 from services.core.config import SamplerSettings
 from services.sampler.engine import factory
 from services.sampler.engine.native import NativeSamplerEngine
@@ -29,6 +30,6 @@ def test_every_option_of_the_engine_comes_from_its_setting(monkeypatch: pytest.M
     monkeypatch.setattr(
         "services.sampler.engine.native.NativeSamplerEngine", lambda base, **given: received.update(given)
     )
-    factory.open_engine(SamplerSettings(**CHANGED), "m", "source")
+    factory.open_engine(SamplerSettings(**CHANGED), ServedModel("m", "source"))
     assert received == CHANGED
     assert options == CHANGED.keys()

@@ -6,15 +6,17 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
 
-from services.core.config import WorkerSettings
+from services.core.config import WorkerSettings, fingerprints_of
+from services.core.errors import FailedPreconditionError
 from services.core.process.metrics import serve_worker_metrics
 from services.core.process.server import GrpcServer, until_stopped
-from services.core.process.workers import HEARTBEAT_S, WorkerDirectory
+from services.core.process.workers import EXPIRY_S, HEARTBEAT_S, WorkerDirectory, names_of
 from services.core.queue.connection import TRANSIENT_ERRORS
 from tinker_proto.internal.v1 import job_pb2
 
@@ -41,13 +43,18 @@ class WorkerServer:
         Returns the task of the loops, done or still running. The caller stops it and calls `leave`, in the order that
         its work needs.
         """
-        await self._start()
+        try:
+            await self._start()
+        except BaseException:
+            loops.close()
+            raise
         running, stopped = asyncio.create_task(loops), asyncio.create_task(until_stopped())
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         return running
 
     async def _start(self) -> None:
+        await self._until_nobody_contradicts()
         serve_worker_metrics(self._settings)
         port = await self._server.start(self._settings.worker_port, ())
         await self._directory.announce(self._status())
@@ -60,6 +67,24 @@ class WorkerServer:
             worker=status.worker,
             health=port,
         )
+
+    async def _until_nobody_contradicts(self) -> None:
+        """Waits for the end of workers that call something else by a name of this one's base model.
+
+        One that has died counts as live for a while.
+
+        Raises:
+            FailedPreconditionError: such a worker is alive.
+        """
+        status, end = self._status(), time.monotonic() + EXPIRY_S + HEARTBEAT_S
+        while (other := await self._directory.contradicting(status, fingerprints_of(self._settings))) is not None:
+            if time.monotonic() > end:
+                message = (
+                    f"base_model: must be served under the same names by all workers (got {_served(status)}, but "
+                    f"worker {other.worker} serves {_served(other)}); stop that worker, or use other names"
+                )
+                raise FailedPreconditionError(message, reason="BASE_MODEL_NAME_IN_USE")
+            await asyncio.sleep(HEARTBEAT_S / 4)
 
     async def leave(self) -> None:
         """Withdraws the announcement and turns health to NOT_SERVING."""
@@ -80,3 +105,8 @@ class WorkerServer:
 def worker_name(kind: str) -> str:
     """A name for this process that no other process has or will have."""
     return f"{kind}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _served(status: job_pb2.WorkerStatus) -> str:
+    """What a worker serves, for messages."""
+    return f"{' alias '.join(map(repr, names_of(status)))} with fingerprint {status.base_fingerprint or 'unknown'}"

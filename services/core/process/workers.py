@@ -7,8 +7,9 @@ configured.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from services.core.base_model_names import matching
 from services.core.errors import InvalidArgumentError, UnavailableError
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
@@ -33,7 +34,7 @@ class WorkerDirectory:
         pipeline = self._commands.pipeline(transaction=True)
         announcement = status.SerializeToString()
         pipeline.hset(keyspace.WORKERS, status.worker, announcement)
-        pipeline.hset(keyspace.base_models(status.kind), status.base_model, announcement)
+        pipeline.hset(keyspace.base_models(status.kind), mapping=dict.fromkeys(names_of(status), announcement))
         pipeline.zadd(keyspace.WORKERS_EXPIRY, {status.worker: time.time() + EXPIRY_S})
         await pipeline.execute()
 
@@ -52,6 +53,23 @@ class WorkerDirectory:
         announcements = await self._commands.hvals(keyspace.WORKERS)
         return [job_pb2.WorkerStatus.FromString(announcement) for announcement in announcements]
 
+    async def contradicting(
+        self, status: job_pb2.WorkerStatus, accepted: Collection[str]
+    ) -> job_pb2.WorkerStatus | None:
+        """A live worker that calls something else by a name of this worker's base model; None if there is none.
+
+        Args:
+            status: what the worker is about to announce.
+            accepted: fingerprints of base models that count as its own.
+        """
+        for other in await self.live():
+            fingerprints = {status.base_fingerprint, other.base_fingerprint} - {""}
+            differs = len(fingerprints) == 2 and other.base_fingerprint not in accepted
+            share_names = not set(names_of(status)).isdisjoint(names_of(other))
+            if share_names and (differs or status.base_model != other.base_model):
+                return other
+        return None
+
     async def serving(self, base_model: str, kind: job_pb2.WorkerKind.ValueType, field: str) -> job_pb2.WorkerStatus:
         """A live worker of `kind` for a base model.
 
@@ -60,14 +78,13 @@ class WorkerDirectory:
             UnavailableError: none of its workers is up at the moment.
         """
         live = [status for status in await self.live() if status.kind == kind]
-        for status in live:
-            if status.base_model == base_model:
-                return status
-        known = await self._commands.hkeys(keyspace.base_models(kind))
-        if base_model.encode() in known:
+        named = {name: status for status in live for name in names_of(status)}
+        if (found := matching(base_model, named)) is not None:
+            return named[found]
+        if await self._last(base_model, kind) is not None:
             message = f"no {KIND_NAMES[kind]} for base model {base_model!r} is up at the moment; try again"
             raise UnavailableError(message, reason="NO_WORKER")
-        served = ", ".join(sorted({repr(status.base_model) for status in live})) or "none at the moment"
+        served = _served(live)
         raise InvalidArgumentError.at(
             field,
             f"no {KIND_NAMES[kind]} serves {base_model!r}; base models served: {served}",
@@ -81,11 +98,9 @@ class WorkerDirectory:
             InvalidArgumentError: none has.
         """
         for kind in KIND_NAMES:
-            announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
-            if announcement is not None:
-                return job_pb2.WorkerStatus.FromString(announcement)
-        served = ", ".join(sorted({repr(status.base_model) for status in await self.live()})) or "none at the moment"
-        message = f"{base_model!r} is not served; base models served: {served}"
+            if (status := await self._last(base_model, kind)) is not None:
+                return status
+        message = f"{base_model!r} is not served; base models served: {_served(await self.live())}"
         raise InvalidArgumentError.at(field, message, reason="UNKNOWN_BASE_MODEL")
 
     async def limits(self, base_model: str, kind: job_pb2.WorkerKind.ValueType) -> job_pb2.WorkerStatus:
@@ -94,22 +109,57 @@ class WorkerDirectory:
         Raises:
             UnavailableError: no worker has ever served it.
         """
-        announcement = await self._commands.hget(keyspace.base_models(kind), base_model)
-        if announcement is None:
+        status = await self._last(base_model, kind)
+        if status is None:
             raise UnavailableError(
                 f"no {KIND_NAMES[kind]} has served {base_model!r} yet; try again", reason="NO_WORKER"
             )
-        return job_pb2.WorkerStatus.FromString(announcement)
+        return status
+
+    async def is_same(self, one: str, other: str) -> bool:
+        """Whether two names are of one base model."""
+        if one == other:
+            return True
+        for kind in KIND_NAMES:
+            statuses = [await self._last(name, kind) for name in (one, other)]
+            if None not in statuses and len({status.base_model for status in statuses if status is not None}) == 1:
+                return True
+        return False
+
+    async def _last(self, base_model: str, kind: job_pb2.WorkerKind.ValueType) -> job_pb2.WorkerStatus | None:
+        """The last announcement of a base model's workers of `kind`; None if no worker has ever served it."""
+        key = keyspace.base_models(kind)
+        announcement = await self._commands.hget(key, base_model)
+        if announcement is None:
+            known = [name.decode() for name in await self._commands.hkeys(key)]
+            if (found := matching(base_model, known)) is not None:
+                announcement = await self._commands.hget(key, found)
+        return None if announcement is None else job_pb2.WorkerStatus.FromString(announcement)
+
+
+def names_of(status: job_pb2.WorkerStatus) -> tuple[str, ...]:
+    """The names of a worker's base model, the one that it is recorded under first."""
+    return (status.base_model, *status.aliases)
+
+
+def registered(name: str, status: job_pb2.WorkerStatus) -> str:
+    """The name of a worker's base model that a request means by `name`."""
+    return matching(name, names_of(status)) or status.base_model
+
+
+def _served(workers: Iterable[job_pb2.WorkerStatus]) -> str:
+    """The names of base models, for messages."""
+    return ", ".join(sorted({repr(name) for status in workers for name in names_of(status)})) or "none at the moment"
 
 
 def supported_models(workers: Iterable[job_pb2.WorkerStatus]) -> list[capability_pb2.SupportedModel]:
-    """One entry a base model: the union over its workers, the smallest of their limits."""
+    """One entry a name of a base model: the union over its workers, the smallest of their limits."""
     models: dict[str, capability_pb2.SupportedModel] = {}
-    for status in workers:
+    for name, status in [(name, worker) for worker in workers for name in names_of(worker)]:
         model = models.setdefault(
-            status.base_model,
+            name,
             capability_pb2.SupportedModel(
-                model_name=status.base_model,
+                model_name=name,
                 max_context_length=status.max_context_length,
                 vocab_size=status.vocab_size,
             ),

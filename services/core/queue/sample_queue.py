@@ -89,6 +89,22 @@ class SampleQueues:
         group, queue = keyspace.SAMPLERS_GROUP, keyspace.sample_queue(base_model)
         await streams.make_group(self._connection.commands, group, queue)
 
+    async def adopt(self, base_model: str, aliases: Sequence[str]) -> None:
+        """Moves what waits under aliases, as what was asked for when one of them was the first name, to the queue."""
+        for alias in aliases:
+            keys = [
+                keyspace.sample_waiting(alias),
+                keyspace.sample_jobs(alias),
+                keyspace.sample_shares(alias),
+                keyspace.sample_pace(alias),
+                keyspace.sample_queue(alias),
+                keyspace.sample_waiting(base_model),
+                keyspace.sample_jobs(base_model),
+                keyspace.sample_shares(base_model),
+                keyspace.sample_wake(base_model),
+            ]
+            await self._connection.run("adopt_samples", keys, [keyspace.operation(""), base_model])
+
     async def take(self, worker: str, base_model: str, *, free: int, block_ms: int) -> list[SampleEntry]:
         """Takes jobs for `free` sequences, at most one job over; waits up to `block_ms` if there are none."""
         wake, queue = keyspace.sample_wake(base_model), keyspace.sample_queue(base_model)

@@ -21,16 +21,20 @@ _GROUP = keyspace.TRAINERS_GROUP
 class WaitingRuns:
     """The waiting runs of one base model, as one trainer sees them."""
 
-    def __init__(self, connection: RedisConnection, base_model: str, worker: str, lease_ms: int) -> None:
+    def __init__(
+        self, connection: RedisConnection, base_model: str, worker: str, lease_ms: int, *, aliases: Sequence[str] = ()
+    ) -> None:
         self._connection = connection
         self._liveness = Liveness(connection, lease_ms / 1000)
         self._stream = keyspace.waiting_runs(base_model)
+        self._aliases = [keyspace.waiting_runs(alias) for alias in aliases]
         self._worker = worker
         self._lease_ms = lease_ms
 
     async def open(self) -> None:
-        """Creates the stream; retries until Redis answers."""
+        """Creates the stream, and takes over what waits under aliases; retries until Redis answers."""
         await until_reached(lambda: streams.make_group(self._connection.commands, _GROUP, self._stream))
+        await until_reached(self._adopt)
 
     async def watch_liveness(self) -> None:
         """Watches the link to the queue for ever; without a steady one, no run is taken from another trainer."""
@@ -55,10 +59,16 @@ class WaitingRuns:
         return found[0] if found else None
 
     async def keep(self, leases: Sequence[Lease]) -> None:
-        """Renews the entries of held runs; called every third of a lease."""
+        """Renews the entries of held runs, and takes over what waits under aliases; called every third of a lease."""
+        await self._adopt()
         entries = [lease.waiting_entry for lease in leases]
         await streams.keep(self._connection.commands, _GROUP, self._worker, self._stream, entries)
 
     async def has_waiting(self) -> bool:
         """Whether there is a run that no live trainer holds."""
         return await streams.has_waiting(self._connection.commands, _GROUP, self._stream, idle_ms=self._lease_ms)
+
+    async def _adopt(self) -> None:
+        """Makes runs that wait under an alias, as those do that it was the first name of, wait here."""
+        for alias in self._aliases:
+            await self._connection.run("adopt_runs", [alias, self._stream], [])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from services.core.base_model_names import ServedModel
 from services.core.config import SamplerSettings, fingerprints_of
 from services.sampler.engine.interface import SamplerEngine
 
 
-def open_engine(settings: SamplerSettings, name: str, source: str) -> SamplerEngine:
+def open_engine(settings: SamplerSettings, model: ServedModel) -> SamplerEngine:
     """Loads a base model and opens an engine on it.
 
     Args:
         settings: the sampler's settings.
-        name: the name that clients use.
-        source: a directory or a Hugging Face name.
+        model: which one, and its names.
 
     Raises:
         InvalidArgumentError: the model's family or architecture is not supported.
@@ -23,8 +23,9 @@ def open_engine(settings: SamplerSettings, name: str, source: str) -> SamplerEng
 
     return NativeSamplerEngine(
         load_base_model(
-            source,
-            name=name,
+            model.source,
+            name=model.name,
+            aliases=model.aliases,
             device=choose_device(settings.device),
             accepted_fingerprints=fingerprints_of(settings),
         ),

@@ -22,7 +22,7 @@ class EngineInfo:
     """Facts about an engine that never change once it is open."""
 
     base_model: str
-    """The name that clients use and that checkpoints record."""
+    """The name that checkpoints record, and that clients use."""
 
     max_context_length: int
     """Most tokens of prompt and completion together."""
@@ -41,6 +41,9 @@ class EngineInfo:
 
     abilities: frozenset[Ability]
     """Everything that requests may need of it; the gateway refuses requests that need something else."""
+
+    aliases: tuple[str, ...] = ()
+    """Further names that clients use for the base model."""
 
 
 class SamplerEngine(Protocol):

@@ -80,6 +80,7 @@ class NativeSamplerEngine:
             eos_token_ids=base.eos_token_ids,
             max_sequences=max_sequences,
             fingerprint=base.fingerprint,
+            aliases=base.aliases,
             tokenizer_files=base.tokenizer_files,
             abilities=_abilities(self._vocabulary),
         )

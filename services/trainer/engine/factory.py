@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from services.core.base_model_names import ServedModel
 from services.core.config import TrainerSettings, fingerprints_of
 from services.trainer.engine.interface import TrainerEngine
 
 
-def open_engine(settings: TrainerSettings, name: str, source: str) -> TrainerEngine:
+def open_engine(settings: TrainerSettings, model: ServedModel) -> TrainerEngine:
     """Loads a base model and opens an engine on it.
 
     Args:
         settings: the trainer's settings.
-        name: the name that clients use.
-        source: a directory or a Hugging Face name.
+        model: which one, and its names.
 
     Raises:
         InvalidArgumentError: the model's family or architecture is not supported.
@@ -21,5 +21,11 @@ def open_engine(settings: TrainerSettings, name: str, source: str) -> TrainerEng
     from services.model.device import choose_device
     from services.trainer.engine.local import LocalTrainerEngine
 
-    device, accepted = choose_device(settings.device), fingerprints_of(settings)
-    return LocalTrainerEngine(load_base_model(source, name=name, device=device, accepted_fingerprints=accepted))
+    base = load_base_model(
+        model.source,
+        name=model.name,
+        aliases=model.aliases,
+        device=choose_device(settings.device),
+        accepted_fingerprints=fingerprints_of(settings),
+    )
+    return LocalTrainerEngine(base)

@@ -22,7 +22,7 @@ class EngineInfo:
     """Facts about an engine that never change once it is open, its abilities among them."""
 
     base_model: str
-    """The name that clients use and that checkpoints record."""
+    """The name that checkpoints record, and that clients use."""
 
     max_context_length: int
     """Most tokens of an example."""
@@ -43,6 +43,9 @@ class EngineInfo:
 
     pass_tokens: int
     """Tokens that one pass takes at about full speed: the size of a cycle follows from it."""
+
+    aliases: tuple[str, ...] = ()
+    """Further names that clients use for the base model."""
 
 
 class Run(Protocol):

@@ -64,6 +64,7 @@ class LocalTrainerEngine:
             max_context_length=base.max_context_length,
             vocab_size=base.vocab_size,
             fingerprint=base.fingerprint,
+            aliases=base.aliases,
             tokenizer_files=base.tokenizer_files,
             loss_fns=frozenset(LOSSES),
             target_modules=base.family.last_names(),

@@ -46,7 +46,7 @@ def read_snapshot(directory: Path, base: BaseModel) -> RunState:
     path = manifest.verified(directory, STATE_FILE)
     tensors = read_tensors(path)
     layout = AdapterLayout.of(base, manifest.adapter)
-    if manifest.base_model != base.name or tensors[_WEIGHTS].shape != (layout.numel,):
+    if not base.is_called(manifest.base_model) or tensors[_WEIGHTS].shape != (layout.numel,):
         raise DataLossError(f"{directory / MANIFEST_FILE}: not a snapshot of a run on this base model {base.name!r}")
     state = RunState(AdapterWeights(manifest.adapter, layout, tensors[_WEIGHTS]))
     state.step = int(tensors[_STEP])

@@ -122,7 +122,8 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
         tenant = await backend.tenant(request)
         fields = await read_json(request, CreateSamplingSession)
         sampling = await backend.creation.sampling_session(tenant, fields.message())
-        if fields.base_model not in (None, sampling.base_model):
+        wanted = fields.base_model
+        if wanted is not None and not await backend.stores.workers.is_same(wanted, sampling.base_model):
             rule = f"the checkpoint's, {sampling.base_model!r}"
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
         content = {"type": "create_sampling_session", "sampling_session_id": sampling.sampling_session_id}

@@ -140,7 +140,8 @@ class Training:
         message = fields.creation()
         path = training_path("path", fields.path)
         base_model = (await self._backend.stores.catalog.checkpoints.get(path, tenant)).checkpoint.base_model
-        if fields.base_model not in (None, base_model):
+        wanted = fields.base_model
+        if wanted is not None and not await self._backend.stores.workers.is_same(wanted, base_model):
             rule = f"the checkpoint's, {base_model!r}"
             raise InvalidArgumentError.must_be("base_model", rule, quoted(fields.base_model))
         return _future(await self._backend.creation.training_run_from_checkpoint(tenant, message))
