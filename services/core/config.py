@@ -126,7 +126,8 @@ class GatewaySettings(CommonSettings):
         description="Memory budget for incoming requests, per port; excess requests wait before being read.",
     )
     arrival_seconds: Seconds = Field(
-        default=120.0, description="Time that a request may take to arrive once the gateway has begun to read it."
+        default=120.0,
+        description="Time that the head of an HTTP request may take to arrive, and then a request that is being read.",
     )
     max_waiting_per_run: Operations = Field(
         default=10_000, description="Most queued or running operations of one training run."

@@ -15,6 +15,7 @@ from services.core.queue.connection import RedisConnection
 from services.gateway.http import monitoring
 from services.gateway.http.backend import Backend
 from services.gateway.http.body_budget import ReleaseWhenAnswered
+from services.gateway.http.connections import closing_after
 from services.gateway.http.description import described
 from services.gateway.http.errors import exception_handlers
 from services.gateway.http.openai.routes import openai_routes
@@ -64,6 +65,7 @@ def http_server(backend: Backend, connection: RedisConnection) -> uvicorn.Server
     settings = backend.settings
     config = uvicorn.Config(
         http_app(backend, connection),
+        http=closing_after(settings.arrival_seconds),
         host=settings.host,
         port=settings.http_port,
         log_level="warning",
