@@ -73,7 +73,7 @@ class SamplerWorker:
         self._engine = EngineThread(engine, self._may_take.set)
         self._queues = stores.queues
         self._operations = stores.operations
-        self._reader = JobReader(engine.info, stores.queues, stores.checkpoints)
+        self._reader = JobReader(engine, stores.queues, stores.checkpoints)
         self._merges = MergeJobs(engine, stores.checkpoints, stores.exports)
         self._publisher = Publisher(stores.tokens)
         self._liveness = liveness

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 from services.core.abilities import Ability, missing_ability
 from services.core.errors import InternalError
 from services.model.fingerprint import Fingerprint
@@ -39,6 +42,8 @@ class FixedTextEngine:
         self._steps: dict[str, int] = {}
         self._requests: dict[str, GenerationRequest] = {}
         self._deltas: list[TokenDelta] = []
+        self.stepping: threading.Thread | None = None
+        self.read: list[tuple[Path, threading.Thread]] = []
 
     @property
     def idle(self) -> bool:
@@ -56,6 +61,9 @@ class FixedTextEngine:
     def waiting_tenants(self) -> frozenset[str]:
         return frozenset(request.tenant for request in self._requests.values())
 
+    def read_ahead(self, adapter: Path) -> None:
+        self.read.append((adapter, threading.current_thread()))
+
     def submit(self, request: GenerationRequest) -> None:
         if request.topk_prompt_logprobs:
             raise missing_ability(
@@ -68,6 +76,7 @@ class FixedTextEngine:
         return self._requests.pop(name, None) is not None
 
     def step(self) -> list[Finished]:
+        self.stepping = threading.current_thread()
         finished = []
         for name, request in list(self._requests.items()):
             if request.prompt[0] == ENDLESS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,25 @@ def test_an_adapter_that_cannot_be_read_takes_no_place(load: Load, checkpoint: C
         residency.acquire(tmp_path / "absent")
     assert residency.locations == ()
     assert residency.acquire(checkpoint(base, 1)[0]) is not None
+
+
+def test_an_adapter_that_was_read_ahead_is_not_read_again(load: Load, checkpoint: Checkpoint) -> None:
+    base = load()
+    written = [checkpoint(base, seed) for seed in range(3)]
+    residency = Residency(base, 2)
+    for location, _ in written:
+        residency.read_ahead(location)
+    assert residency.locations == ()
+    for location, _ in written:
+        shutil.rmtree(location)
+    with pytest.raises(DataLossError):
+        residency.acquire(written[0][0])  # as many are kept as can be loaded
+    for location, weights in written[1:]:
+        found = residency.acquire(location)
+        assert found is not None
+        assert torch.equal(found.flat, weights.flat)
+        residency.read_ahead(location)  # it is here
+        residency.release(location)
 
 
 def test_more_adapters_than_fit_are_served_in_turn(load: Load, checkpoint: Checkpoint) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 from google.protobuf.message import Message
 from prometheus_client import REGISTRY
 
+from services.core.errors import DataLossError
 from services.core.names import OperationName
 from services.core.queue.connection import RedisConnection
 from services.core.queue.events import EventHub
@@ -53,13 +55,16 @@ class Site:
     stores: SamplerStores
     events: EventHub
     published: PublishedTokens
+    engine: FixedTextEngine
     enqueued: int = 0
 
-    async def enqueue(self, *, streamed: bool = False, tenant: str = "alice", **request: Message) -> str:
+    async def enqueue(
+        self, *, streamed: bool = False, tenant: str = "alice", checkpoint: str = "", **request: Message
+    ) -> str:
         """Queues a job with a request of one kind; returns its operation's name."""
         name = f"{SAMPLING}:{self.enqueued}"
         self.enqueued += 1
-        job = job_pb2.Job(operation=name, tenant=tenant, streamed=streamed, **request)
+        job = job_pb2.Job(operation=name, tenant=tenant, streamed=streamed, checkpoint_location=checkpoint, **request)
         accepted = await self.stores.queues.enqueue(
             job, digest=name, method="m", base_model=BASE, cost=10, limits=LIMITS
         )
@@ -76,25 +81,33 @@ class Site:
         return operation
 
     async def sample(
-        self, *, num_samples: int = 1, streamed: bool = False, first: int = 5, tenant: str = "alice", **fields: int
+        self,
+        *,
+        num_samples: int = 1,
+        streamed: bool = False,
+        first: int = 5,
+        tenant: str = "alice",
+        checkpoint: str = "",
+        **fields: int,
     ) -> str:
         request = sampling_pb2.SampleRequest(prompt=prompt(first, 6, 7), num_samples=num_samples, **fields)
         request.sampling_params.seed = 1
-        return await self.enqueue(sample=request, streamed=streamed, tenant=tenant)
+        return await self.enqueue(sample=request, streamed=streamed, tenant=tenant, checkpoint=checkpoint)
 
 
 @pytest.fixture
 async def site(connection: RedisConnection, data_dir: Path) -> AsyncIterator[Site]:
-    engine: SamplerEngine = FixedTextEngine(base_model=BASE)
+    engine = FixedTextEngine(base_model=BASE)
     tokens = PublishedTokens(connection)
     stores = dataclasses.replace(SamplerStores.open(connection, LocalStorage(data_dir)), tokens=tokens)
-    worker = SamplerWorker("w", engine, stores, Liveness(connection, 10.0), lease_s=10.0)
+    seam: SamplerEngine = engine
+    worker = SamplerWorker("w", seam, stores, Liveness(connection, 10.0), lease_s=10.0)
     events = EventHub(connection)
     tasks = [
         asyncio.create_task(events.run(await events.start())),
         asyncio.create_task(worker.run()),
     ]
-    yield Site(stores, events, tokens)
+    yield Site(stores, events, tokens, engine)
     for task in tasks:
         task.cancel()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
@@ -137,6 +150,32 @@ async def test_a_scoring_is_answered_and_counted_as_one(site: Site) -> None:
     response = sampling_pb2.ComputeLogprobsResponse()
     assert operation.response.Unpack(response)
     assert list(response.logprobs)[1:] == [LOGPROB] * 2
+
+
+async def test_an_adapter_is_read_beside_the_steps(site: Site) -> None:
+    with site.stores.checkpoints.write("run/adapter") as directory:
+        (directory / "adapter_config.json").write_text("{}")
+    names = [await site.sample(checkpoint="run/adapter") for _ in range(3)]
+    for name in names:
+        assert (await site.result(name)).state == operation_pb2.OPERATION_STATE_SUCCEEDED
+    read = {adapter for adapter, _ in site.engine.read}
+    assert read == {site.stores.checkpoints.open("run/adapter")}
+    assert not {thread for _, thread in site.engine.read} & {site.engine.stepping, threading.main_thread()}
+
+
+async def test_what_is_wrong_with_an_adapter_is_the_error_of_its_operations(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(adapter: Path) -> None:
+        raise DataLossError("it is damaged")
+
+    monkeypatch.setattr(site.engine, "read_ahead", damaged)
+    with site.stores.checkpoints.write("run/adapter") as directory:
+        (directory / "adapter_config.json").write_text("{}")
+    assert (await site.result(await site.sample(checkpoint="run/adapter"))).error.message == "it is damaged"
+    missing = await site.result(await site.sample(checkpoint="run/absent"))
+    assert missing.error.reason == "CHECKPOINT_NOT_FOUND"
+    assert (await site.result(await site.sample())).state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
 async def test_more_jobs_than_slots_are_all_answered(site: Site) -> None:

@@ -49,8 +49,8 @@ class EngineInfo:
 class SamplerEngine(Protocol):
     """Generates and scores on one base model.
 
-    `info` and `merger` are fixed when the engine is opened and may be read from any thread. Everything else is called
-    from one thread, one call at a time.
+    `info` and `merger` are fixed when the engine is opened and may be read from any thread, and `read_ahead` may be
+    called from any. Everything else is called from one thread, one call at a time.
     """
 
     @property
@@ -79,6 +79,13 @@ class SamplerEngine(Protocol):
 
         An engine without free sequences starts the request of a tenant that waits for nothing yet within a few steps,
         whatever the others run: sequences of theirs go on later.
+        """
+
+    def read_ahead(self, adapter: Path) -> None:
+        """Reads the adapter of a checkpoint into memory, so that the step which first needs it need not.
+
+        Raises:
+            PlatformError: it cannot be read, or is not for this base model.
         """
 
     def submit(self, request: GenerationRequest) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from services.core.abilities import Ability
 from services.core.errors import AlreadyExistsError
@@ -123,6 +124,10 @@ class NativeSamplerEngine:
     def waiting_tenants(self) -> frozenset[str]:
         """See SamplerEngine."""
         return frozenset(group.request.tenant for group in self._groups.values() if group.started == 0)
+
+    def read_ahead(self, adapter: Path) -> None:
+        """See SamplerEngine."""
+        self._residency.read_ahead(adapter)
 
     def submit(self, request: GenerationRequest) -> None:
         """See SamplerEngine."""

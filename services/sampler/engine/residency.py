@@ -1,8 +1,9 @@
 """Adapters on the device.
 
-An adapter is read when its first request starts, and stays loaded after its last one. When the limit is reached, the
-least recently used adapter without users is dropped. A location's content never changes, so a loaded adapter is never
-stale.
+An adapter goes to the device when its first request starts, and stays there after its last one. Whoever submits the
+request has it read ahead on another thread, because whatever runs waits for what a start takes. When the limit is
+reached, the least recently used adapter without users is dropped. A location's content never changes, so a loaded
+adapter is never stale.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from services.model.adapter_files import read_adapter
 from services.model.adapters import AdapterWeights
@@ -31,6 +33,11 @@ class Residency:
         self._loaded: OrderedDict[Path, _Loaded] = OrderedDict()
         """Least recently used first."""
 
+        self._ahead: OrderedDict[Path, AdapterWeights] = OrderedDict()
+        """Adapters in the CPU's memory whose first request has not started, at most `limit` of them."""
+
+        self._ahead_lock = Lock()
+
     @property
     def locations(self) -> tuple[Path, ...]:
         """Locations of the loaded adapters, least recently used first."""
@@ -41,6 +48,20 @@ class Residency:
         """Number of users of each loaded adapter."""
         return {location: loaded.users for location, loaded in self._loaded.items()}
 
+    def read_ahead(self, location: Path) -> None:
+        """Reads an adapter that is neither loaded nor read, on any thread.
+
+        Raises:
+            PlatformError: it cannot be read, or is not for this base model.
+        """
+        if location in self._loaded or location in self._ahead:
+            return
+        weights = read_adapter(location, self._base)
+        with self._ahead_lock:
+            self._ahead[location] = weights
+            while len(self._ahead) > self._limit:
+                self._ahead.popitem(last=False)
+
     def acquire(self, location: Path) -> AdapterWeights | None:
         """The adapter at a location, to be released once; None while the limit is reached and all are in use.
 
@@ -50,7 +71,11 @@ class Residency:
         if location not in self._loaded:
             if not self._drop_unused():
                 return None
-            self._loaded[location] = _Loaded(read_adapter(location, self._base).to(self._base.device))
+            with self._ahead_lock:
+                weights = self._ahead.pop(location, None)
+            if weights is None:
+                weights = read_adapter(location, self._base)
+            self._loaded[location] = _Loaded(weights.to(self._base.device))
         self._loaded.move_to_end(location)
         self._loaded[location].users += 1
         return self._loaded[location].weights
