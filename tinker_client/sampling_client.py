@@ -119,8 +119,8 @@ class SamplingClient:
             topk_sample_logprobs: also return this many likeliest tokens at each generated token's position, at most
                 100.
             target_prompt_logprobs: also return the log-probabilities of these token ids, integers [prompt length, K]
-                with K from 1 to 1,024: row i is scored where prompt token i is predicted; row 0 is not scored, but must
-                hold valid ids.
+                with K from 1 to 1,024: row i is scored where prompt token i is predicted; row 0 is not scored. -1 asks
+                for nothing and gives NaN.
             prompt_logprobs_last_n: score only the last n prompt tokens, 1 to the prompt's length; the scores before are
                 None or NaN. None: all. Needs one of the prompt scores.
             include_raw_logprobs: also return the log-probability of each generated token at temperature 1.

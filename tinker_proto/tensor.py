@@ -31,10 +31,11 @@ _DATA_TYPES: dict[np.dtype[Any], data_pb2.DataType.ValueType] = {
 }
 
 
-def to_array(tensor: data_pb2.Tensor) -> npt.NDArray[Any]:
+def to_array(tensor: data_pb2.Tensor, *, unlisted: int = 0) -> npt.NDArray[Any]:
     """Returns the tensor as a fresh, writable, dense array: float32, int64 or int32 (bfloat16 becomes float32).
 
-    Raises ValueError when dtype, shape, byte length or sparse structure do not fit together.
+    Elements that a sparse tensor does not list are `unlisted`. Raises ValueError when dtype, shape, byte length or
+    sparse structure do not fit together.
     """
     dtype = _WIRE_DTYPES.get(tensor.dtype)
     if dtype is None:
@@ -46,7 +47,7 @@ def to_array(tensor: data_pb2.Tensor) -> npt.NDArray[Any]:
     if layout == "dense":
         return _decoded(_dense(tensor.dense, dtype, shape), tensor.dtype)
     if layout == "csr":
-        return _decoded(_csr_to_dense(tensor.csr, dtype, shape), tensor.dtype)
+        return _decoded(_csr_to_dense(tensor.csr, dtype, shape, unlisted), tensor.dtype)
     raise ValueError("must have exactly one of `dense` and `csr` (got neither)")
 
 
@@ -70,7 +71,9 @@ def _dense(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.
     return np.frombuffer(content, dtype=dtype).reshape(shape)
 
 
-def _csr_to_dense(csr: data_pb2.SparseCsr, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+def _csr_to_dense(
+    csr: data_pb2.SparseCsr, dtype: np.dtype[Any], shape: tuple[int, ...], unlisted: int
+) -> npt.NDArray[Any]:
     if len(shape) != 2:
         raise ValueError(f"`csr` must have a 2-D shape (got {list(shape)})")
     if math.prod(shape) > MAX_SPARSE_ELEMENTS:
@@ -90,7 +93,7 @@ def _csr_to_dense(csr: data_pb2.SparseCsr, dtype: np.dtype[Any], shape: tuple[in
     rows = np.repeat(np.arange(row_count), np.diff(offsets))
     if np.any((np.diff(columns) <= 0) & (np.diff(rows) == 0)):
         raise ValueError("`col_indices` must ascend, without repetition, within each row")
-    dense = np.zeros(shape, dtype=dtype)
+    dense = np.full(shape, unlisted, dtype=dtype)
     dense[rows, columns] = values
     return dense
 

@@ -35,6 +35,9 @@ class LossSpec:
     config: Mapping[str, float] = field(default_factory=dict)
     """Options of loss_fn_config with their defaults; none may be negative."""
 
+    by_token: tuple[str, ...] = ()
+    """Options that loss_fn_inputs may have as well, a value for each element in place of the one for all."""
+
     per_sequence: bool = False
     """Whether elements of one datum depend on each other; those of different data never do."""
 
@@ -66,6 +69,7 @@ def _path(option: str) -> str:
     return f'loss_fn_config["{option[:100]}"]'
 
 
+_CLIP = (CLIP_LOW, CLIP_HIGH)
 _POLICY = ("target_tokens", "logprobs", "advantages")
 
 LOSSES: Mapping[str, LossSpec] = MappingProxyType(
@@ -74,14 +78,15 @@ LOSSES: Mapping[str, LossSpec] = MappingProxyType(
         for spec in (
             LossSpec("cross_entropy", ("target_tokens",), ("weights", "mask"), factor="weights"),
             LossSpec("importance_sampling", _POLICY, ("mask",)),
-            LossSpec("ppo", _POLICY, ("mask",), config={CLIP_LOW: 0.8, CLIP_HIGH: 1.2}),
-            LossSpec("cispo", _POLICY, ("mask",), config={CLIP_LOW: 0.0, CLIP_HIGH: 4.0}),
+            LossSpec("ppo", _POLICY, ("mask",), config={CLIP_LOW: 0.8, CLIP_HIGH: 1.2}, by_token=_CLIP),
+            LossSpec("cispo", _POLICY, ("mask",), config={CLIP_LOW: 0.0, CLIP_HIGH: 4.0}, by_token=_CLIP),
             LossSpec("dro", _POLICY, ("mask",), factor="mask", config={"beta": 0.05}),
             LossSpec(
                 "gspo",
                 _POLICY,
                 ("mask", "sequence_ratio_mask"),
                 config={CLIP_LOW: 1 - 3e-4, CLIP_HIGH: 1 + 4e-4},
+                by_token=_CLIP,
                 per_sequence=True,
             ),
             LossSpec("stable_reinforce", _POLICY, ("mask",), config={CLIP_LOW: 0.5, CLIP_HIGH: 2.0}, per_sequence=True),

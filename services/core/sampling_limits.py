@@ -4,3 +4,5 @@ from __future__ import annotations
 
 MAX_SAMPLES = 1024
 MAX_TOPK_LOGPROBS = 100
+NO_TARGET = -1
+"""In the place of a token id of target_prompt_logprobs: nothing is asked for."""

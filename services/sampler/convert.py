@@ -13,6 +13,7 @@ import numpy as np
 
 from services.core.chunks import text_ids
 from services.core.errors import InvalidArgumentError
+from services.core.sampling_limits import NO_TARGET
 from services.sampler.request import (
     GenerationRequest,
     GenerationResult,
@@ -24,7 +25,7 @@ from services.sampler.request import (
 )
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import from_array, to_array
-from tinker_proto.v1 import sampling_pb2
+from tinker_proto.v1 import data_pb2, sampling_pb2
 
 _STOP_REASONS = {
     "stop": sampling_pb2.StopReason.STOP_REASON_STOP,
@@ -80,20 +81,24 @@ def to_request(
 
 
 def to_response(
-    kind: str, result: GenerationResult
+    kind: str, result: GenerationResult, targets: data_pb2.Tensor | None
 ) -> sampling_pb2.SampleResponse | sampling_pb2.ComputeLogprobsResponse:
-    """The answer to a job of this kind."""
-    return to_logprobs_response(result) if kind == "compute_logprobs" else to_sample_response(result)
+    """The answer to a job of this kind; `targets` as `to_sample_response` has them."""
+    return to_logprobs_response(result) if kind == "compute_logprobs" else to_sample_response(result, targets)
 
 
-def to_sample_response(result: GenerationResult) -> sampling_pb2.SampleResponse:
-    """The answer to a `sample` job."""
-    targets = result.target_prompt_logprobs
+def to_sample_response(result: GenerationResult, targets: data_pb2.Tensor | None = None) -> sampling_pb2.SampleResponse:
+    """The answer to a `sample` job.
+
+    Args:
+        result: what the engine has computed.
+        targets: the job's target_prompt_logprobs, whose layout the answer has; None: there are none.
+    """
     return sampling_pb2.SampleResponse(
         sequences=[_sequence(sampled) for sampled in result.sequences],
         prompt_logprobs=result.prompt_logprobs or (),
         topk_prompt_logprobs=[_topk(row) for row in result.topk_prompt_logprobs or ()],
-        target_prompt_logprobs=from_array(np.array(targets, dtype=np.float32)) if targets is not None else None,
+        target_prompt_logprobs=_target_scores(result, targets),
         prompt_cache_hit_tokens=result.prompt_cache_hit_tokens,
     )
 
@@ -121,7 +126,23 @@ def _last_n(request: sampling_pb2.SampleRequest | sampling_pb2.ComputeLogprobsRe
 def _targets(request: sampling_pb2.SampleRequest) -> tuple[tuple[int, ...], ...] | None:
     if not request.HasField("target_prompt_logprobs"):
         return None
-    return tuple(tuple(row) for row in to_array(request.target_prompt_logprobs).tolist())
+    targets = to_array(request.target_prompt_logprobs, unlisted=NO_TARGET)
+    return tuple(tuple(row) for row in targets.tolist())
+
+
+def _target_scores(result: GenerationResult, targets: data_pb2.Tensor | None) -> data_pb2.Tensor | None:
+    if result.target_prompt_logprobs is None:
+        return None
+    scores = np.array(result.target_prompt_logprobs, dtype=np.float32)
+    if targets is None or targets.WhichOneof("layout") != "csr":
+        return from_array(scores)
+    listed = np.diff(np.frombuffer(targets.csr.crow_indices, "<i8"))
+    columns = np.frombuffer(targets.csr.col_indices, "<i8")
+    values = scores[np.repeat(np.arange(len(listed)), listed), columns].astype("<f4")
+    csr = data_pb2.SparseCsr(
+        values=values.tobytes(), crow_indices=targets.csr.crow_indices, col_indices=targets.csr.col_indices
+    )
+    return data_pb2.Tensor(dtype=data_pb2.DATA_TYPE_FLOAT32, shape=scores.shape, csr=csr)
 
 
 def _sequence(sampled: SampledTokens) -> sampling_pb2.SampledSequence:

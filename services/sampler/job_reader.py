@@ -15,6 +15,7 @@ from services.sampler.convert import to_request
 from services.sampler.engine.interface import SamplerEngine
 from services.sampler.request import GenerationRequest
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.v1 import data_pb2
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +29,8 @@ class Generation:
 
     kind: str
     request: GenerationRequest
+    targets: data_pb2.Tensor | None = None
+    """The job's target_prompt_logprobs; their layout is that of the answer."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class JobReader:
                 eos_token_ids=self._engine.info.eos_token_ids,
                 max_context_length=self._engine.info.max_context_length,
             )
-            return Generation(kind, request)
+            return Generation(kind, request, job.sample.target_prompt_logprobs if job.HasField("sample") else None)
         except PlatformError as error:
             return Refusal(kind, error)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.core.errors import InvalidArgumentError, PlatformError
-from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS
+from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
 
 StopReason = Literal["stop", "length"]
 
@@ -193,8 +193,8 @@ def _check_targets(rows: tuple[tuple[int, ...], ...], length: int, vocab_size: i
     field = "target_prompt_logprobs"
     if len(rows) != length or len({len(row) for row in rows}) != 1 or not rows[0]:
         raise InvalidArgumentError.must_be(field, f"{length} rows of one length, one for each prompt token")
-    if min(map(min, rows)) < 0 or max(map(max, rows)) >= vocab_size:
-        raise InvalidArgumentError.must_be(field, f"token ids from 0 to {vocab_size - 1}")
+    if min(map(min, rows)) < NO_TARGET or max(map(max, rows)) >= vocab_size:
+        raise InvalidArgumentError.must_be(field, f"token ids from 0 to {vocab_size - 1}, or {NO_TARGET} for none")
 
 
 def _check_params(params: SamplingParams) -> None:

@@ -31,7 +31,7 @@ from services.sampler.publisher import Publisher
 from services.sampler.request import Finished, GenerationResult
 from services.sampler.stores import SamplerStores
 from tinker_proto.internal.v1 import job_pb2
-from tinker_proto.v1 import sampling_pb2
+from tinker_proto.v1 import data_pb2, sampling_pb2
 
 REPORTED_AT_ONCE = 64
 LOOK_EVERY_S = 0.02
@@ -47,6 +47,9 @@ class _RunningJob:
     entry: SampleEntry
     kind: str = UNREAD
     """The job's field of the request's oneof, once it is read."""
+
+    targets: data_pb2.Tensor | None = None
+    """As Generation.targets."""
 
 
 class SamplerWorker:
@@ -189,6 +192,7 @@ class SamplerWorker:
             job.kind = content.kind
             match content:
                 case Generation():
+                    job.targets = content.targets
                     requests.append(content.request)
                     PROMPT_TOKENS.inc(len(content.request.prompt))
                 case Merge():
@@ -240,19 +244,19 @@ class SamplerWorker:
         if job is None:
             return  # cancelled meanwhile
         if isinstance(outcome, GenerationResult):
-            outcome = await _response(job.kind, outcome)
+            outcome = await _response(job, outcome)
         OPERATIONS.labels(job.kind, outcome.reason if isinstance(outcome, PlatformError) else "").inc()
         result = await self._operations.result(outcome)
         await until_reached(lambda: self._queues.complete(self._base_model, job.entry, result))
         self._jobs.pop(name, None)
 
 
-async def _response(kind: str, result: GenerationResult) -> Message | PlatformError:
+async def _response(job: _RunningJob, result: GenerationResult) -> Message | PlatformError:
     """The response of a job; in a thread, because a large result takes seconds and heartbeats must go on."""
     try:
-        response = await asyncio.to_thread(to_response, kind, result)
+        response = await asyncio.to_thread(to_response, job.kind, result, job.targets)
     except Exception as error:
-        _log.error("a result cannot be put into a message", kind=kind, exc_info=error)
+        _log.error("a result cannot be put into a message", kind=job.kind, exc_info=error)
         return InternalError("the result cannot be put into a message", reason="RESULT_TOO_LARGE")
     if isinstance(response, sampling_pb2.SampleResponse):
         GENERATED_TOKENS.inc(sum(len(sequence.tokens) for sequence in response.sequences))

@@ -5,6 +5,9 @@ A request arrives here validated by the gateway.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from services.core.chunks import text_ids
@@ -26,21 +29,29 @@ def to_pass_job(request: PassRequest) -> PassJob:
         InvalidArgumentError: names an option of the loss that is not allowed.
     """
     spec = LOSSES[request.loss_fn]
+    options = spec.options(request.loss_fn_config)
+    is_by_token = any(name in datum.loss_fn_inputs for datum in request.data for name in spec.by_token)
+    thresholds = {name: options[name] for name in spec.by_token} if is_by_token else {}
     return PassJob(
         request.training_run_id,
-        [read_example(datum, spec) for datum in request.data],
+        [read_example(datum, spec, thresholds) for datum in request.data],
         spec,
-        spec.options(request.loss_fn_config),
+        options,
         backward=isinstance(request, training_pb2.ForwardBackwardRequest),
     )
 
 
-def read_example(datum: data_pb2.Datum, spec: LossSpec) -> Example:
-    """A validated datum for a loss function."""
+def read_example(
+    datum: data_pb2.Datum, spec: LossSpec, defaults: Mapping[str, float] = MappingProxyType({})
+) -> Example:
+    """A validated datum for a loss function; `defaults` are values of inputs that it need not have."""
     arrays = {name: to_array(tensor) for name, tensor in datum.loss_fn_inputs.items()}
     targets = arrays.pop("target_tokens")
+    arrays = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
     for name in spec.optional:
         arrays.setdefault(name, np.ones(targets.shape, np.float32))
+    for name, value in defaults.items():
+        arrays.setdefault(name, np.full(targets.shape, value, np.float32))
     mask = arrays.pop("mask")
     arrays[spec.factor] = arrays.get(spec.factor, np.float32(1)) * mask
     rows = len(targets)

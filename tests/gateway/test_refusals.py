@@ -59,7 +59,8 @@ BAD_FORWARD_BACKWARD = {
     "unknown input": ({"data": [datum(advantages=np.ones(4, np.float32))]}, 'data[0].loss_fn_inputs["advantages"]'),
     "wrong length": ({"data": [datum(), datum(target_tokens=np.arange(5))]}, TARGETS.replace("0", "1", 1)),
     "wrong shape": ({"data": [datum(weights=np.ones((4, 2), np.float32))]}, WEIGHTS),
-    "wrong dtype": ({"data": [datum(weights=np.ones(4, np.int64))]}, WEIGHTS),
+    "wrong dtype": ({"data": [datum(weights=np.ones(4, np.int32))]}, WEIGHTS),
+    "an integer that float32 has not": ({"data": [datum(weights=np.array([1, 2, 2**24 + 1, 0]))]}, WEIGHTS),
     "targets of float": ({"data": [datum(target_tokens=np.ones(4, np.float32))]}, TARGETS),
     "NaN": ({"data": [datum(weights=np.array([1, np.nan, 1, 1], np.float32))]}, WEIGHTS),
     "infinity": ({"data": [datum(weights=np.array([1, np.inf, 1, 1], np.float32))]}, WEIGHTS),
@@ -218,6 +219,7 @@ BAD_SAMPLES = {
     ),
     "no targets": ({"target_prompt_logprobs": from_array(np.ones((3, 0), np.int64))}, "target_prompt_logprobs"),
     "unknown target": (targets([1], [2], [100]), "target_prompt_logprobs"),
+    "target below none": (targets([1], [2], [-2]), "target_prompt_logprobs"),
     "seq_id": ({"seq_id": -1}, "seq_id"),
 }
 

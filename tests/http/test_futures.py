@@ -270,7 +270,7 @@ async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient
         ({"prompt": {"chunks": [{"type": "image_asset_pointer", "format": "png", "location": "x"}]}}, "chunks"),
         ({"prompt": {"chunks": [{"type": "image", "format": "png", "data": "!"}]}}, "data"),
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [2**31]}]}}, "tokens"),
-        ({"target_prompt_logprobs": {"data": [-1], "dtype": "int64", "shape": [1, 1]}}, "target_prompt_logprobs"),
+        ({"target_prompt_logprobs": {"data": [-2], "dtype": "int64", "shape": [1, 1]}}, "target_prompt_logprobs"),
         ({"target_prompt_logprobs": {"data": [1, 2], "dtype": "int64", "shape": [1]}}, "target_prompt_logprobs"),
         ({"seq_id": 2**60}, "seq_id"),
     ],

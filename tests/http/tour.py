@@ -192,6 +192,25 @@ class Tour:
         assert scored[:, 0].tolist() == response.prompt_logprobs[1:]
         return scored.tolist()
 
+    def targets_that_leave_cells_out(self) -> Any:
+        params = types.SamplingParams(max_tokens=1)
+
+        def score(targets: Any) -> Any:
+            return self.sampler.sample(PROMPT, 1, params, True, 0, 0, targets).result()
+
+        dense = score(types.TensorData.from_numpy(np.array([[-1, 1], [7, -1]], dtype=np.int64)))
+        sparse = types.TensorData(
+            data=[1, 7], dtype="int64", shape=[2, 2], sparse_crow_indices=[0, 1, 2], sparse_col_indices=[1, 0]
+        )
+        listed = score(sparse).target_prompt_logprobs
+        assert list(listed.sparse_crow_indices) == [0, 1, 2]
+        assert list(listed.sparse_col_indices) == [1, 0]
+        (skipped, first), (second, last) = dense.target_prompt_logprobs.to_numpy().tolist()
+        assert np.isnan([skipped, last]).all()
+        assert [first, second] == list(listed.data)
+        assert second == dense.prompt_logprobs[2]
+        return [first, second]
+
     def snapshot_is_fixed(self) -> Any:
         before = self.sampler.compute_logprobs(PROMPT).result()
         self.training.forward_backward([weighted()], "cross_entropy")

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.core.errors import InvalidArgumentError
+from services.gateway.http.sdk.results import sample_output
 from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
 from services.sampler.request import GenerationRequest, GenerationResult, SampledTokens, SamplingParams, StopRule
 from tinker_proto.internal.v1 import job_pb2
+from tinker_proto.tensor import to_array
 from tinker_proto.v1 import data_pb2, sampling_pb2
 
 EOS = frozenset({2, 77})
@@ -144,6 +147,29 @@ def test_responses_carry_every_value() -> None:
     bare = to_sample_response(GenerationResult(result.sequences))
     assert not bare.prompt_logprobs
     assert not bare.topk_prompt_logprobs
+
+
+def test_scores_of_sparse_targets_are_sparse_and_what_is_not_listed_asks_for_nothing() -> None:
+    rows = {
+        "crow_indices": np.array([0, 0, 2, 3], "<i8").tobytes(),
+        "col_indices": np.array([0, 2, 1], "<i8").tobytes(),
+    }
+    targets = data_pb2.Tensor(
+        dtype=data_pb2.DATA_TYPE_INT64,
+        shape=[3, 3],
+        csr=data_pb2.SparseCsr(values=np.array([7, 8, 9], "<i8").tobytes(), **rows),
+    )
+    request = sampling_pb2.SampleRequest(target_prompt_logprobs=targets, num_samples=1)
+    request.prompt.chunks.add().encoded_text.tokens.extend([5, 6, 7])
+    request.sampling_params.seed = 1
+    read = converted(job_pb2.Job(operation="s:0", sample=request)).target_prompt_tokens
+    assert read == ((-1, -1, -1), (7, -1, 8), (-1, 9, -1))
+    nan = math.nan
+    result = GenerationResult((), target_prompt_logprobs=((nan, nan, nan), (-1.0, nan, -2.0), (nan, -3.0, nan)))
+    scores = to_sample_response(result, targets).target_prompt_logprobs
+    assert scores.WhichOneof("layout") == "csr"
+    assert to_array(scores).tolist() == [[0, 0, 0], [-1, 0, -2], [0, -3, 0]]
+    assert sample_output(to_sample_response(result, targets)).target_prompt_logprobs.shape == [2, 3]
 
 
 def test_conversion_needs_no_torch() -> None:

@@ -71,6 +71,22 @@ def test_logprobs_of_given_target_tokens(load: Load, source: Source) -> None:
     assert result.prompt_logprobs is None
 
 
+def test_a_target_of_minus_one_asks_for_nothing(load: Load) -> None:
+    base = load()
+    (prompt,) = random_tokens(base, [40])
+    targets = tuple((token, 3) for token in prompt)
+    sparse = tuple((token if index % 3 else -1, 3) for index, token in enumerate(prompt))
+    whole, some = (
+        run(make_engine(base), ask("t", prompt, num_samples=0, target_prompt_tokens=rows))[0].target_prompt_logprobs
+        for rows in (targets, sparse)
+    )
+    assert whole is not None
+    assert some is not None
+    for index in range(1, 40):
+        assert some[index][1] == whole[index][1]
+        assert some[index][0] == whole[index][0] if index % 3 else math.isnan(some[index][0])
+
+
 @pytest.mark.parametrize("last", [1, 2, 30, 49, 50])
 def test_the_last_n_prompt_tokens_are_scored_and_the_others_left_empty(load: Load, source: Source, last: int) -> None:
     base = load()

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from services.core.losses import LOSSES
-from services.trainer.convert import read_example
+from services.trainer.convert import read_example, to_pass_job
 from services.trainer.engine.batch import Batch
 from testing.training_data import datum
-from tinker_proto.v1 import data_pb2
+from tinker_proto.tensor import from_array
+from tinker_proto.v1 import data_pb2, training_pb2
 
 CPU = torch.device("cpu")
 CROSS_ENTROPY = LOSSES["cross_entropy"]
@@ -43,6 +44,26 @@ def test_absent_optional_inputs_are_ones_and_the_mask_of_dro_stays() -> None:
     regularised = read_example(datum([5, 6], [6, 7], **policy, mask=[1, 0]), LOSSES["dro"])
     assert regularised.inputs["mask"].tolist() == [[1], [0]]
     assert regularised.inputs["advantages"].tolist() == [[4], [5]]
+
+
+def test_integers_are_the_same_numbers() -> None:
+    integers = datum([5, 6], [6, 7])
+    integers.loss_fn_inputs["weights"].CopyFrom(from_array(np.array([3, -1])))
+    whole = read_example(integers, CROSS_ENTROPY)
+    assert whole.inputs["weights"].tolist() == [[3], [-1]]
+    assert whole.inputs["weights"].dtype == np.float32
+
+
+def test_thresholds_of_tokens_are_inputs_of_every_datum_once_one_has_them() -> None:
+    policy = {"logprobs": [-1, -2], "advantages": [4, 5]}
+    request = training_pb2.ForwardRequest(loss_fn="ppo", loss_fn_config={"clip_high_threshold": 1.5})
+    request.data.extend([datum([5, 6], [6, 7], **policy), datum([5, 6], [6, 7], **policy, clip_low_threshold=[0.5, 0])])
+    first, second = to_pass_job(request).examples
+    assert first.inputs["clip_low_threshold"].tolist() == [[np.float32(0.8)]] * 2
+    assert second.inputs["clip_low_threshold"].tolist() == [[0.5], [0]]
+    assert second.inputs["clip_high_threshold"].tolist() == [[1.5], [1.5]]
+    request.data.pop()
+    assert to_pass_job(request).examples[0].inputs.keys() == {"logprobs", "advantages"}
 
 
 def test_sparse_weights_are_those_of_the_dense_matrix() -> None:

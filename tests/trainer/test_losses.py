@@ -119,6 +119,15 @@ def test_stable_reinforce_truncates_a_token_and_says_how_many() -> None:
     assert gradient(resolve_loss("stable_reinforce", {}), inputs)[0] == -2.0 * A[0]
 
 
+@pytest.mark.parametrize("loss", ["ppo", "cispo", "gspo"])
+def test_thresholds_of_tokens_clip_each_token_by_its_own(loss: str) -> None:
+    low, high = torch.tensor([0.9, 1.0, 0.0, 0.5, 0.2]), torch.tensor([1.1, 1.0, 9.0, 2.0, 1.05])
+    by_token = gradient(resolve_loss(loss, {}), {**POLICY, "clip_low_threshold": low, "clip_high_threshold": high})
+    for index in range(5):
+        config = {"clip_low_threshold": float(low[index]), "clip_high_threshold": float(high[index])}
+        assert by_token[index] == gradient(resolve_loss(loss, config), POLICY)[index]
+
+
 def test_stable_reinforce_looks_at_each_datum_for_itself() -> None:
     loss = resolve_loss("stable_reinforce", {})
     inputs = {"logprobs": torch.cat([Q, Q + 5]), "advantages": torch.cat([A, A])}

@@ -10,31 +10,37 @@ import numpy.typing as npt
 
 from services.core.chunks import check_text, content_ids, positions
 from services.core.errors import InvalidArgumentError, quoted
-from services.core.losses import LOSSES, LossSpec
+from services.core.losses import CLIP_HIGH, CLIP_LOW, LOSSES, LossSpec
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import data_pb2
 
+_EXACT_IN_FLOAT32 = 1 << 24
 _INTEGER_INPUTS = frozenset({"target_tokens"})
 
 
-def check_loss(loss_fn: str, config: Mapping[str, float], limits: job_pb2.WorkerStatus) -> LossSpec:
-    """Refuses a loss function that the trainers do not announce, and unknown or non-finite options; returns its row."""
+def check_loss(
+    loss_fn: str, config: Mapping[str, float], limits: job_pb2.WorkerStatus
+) -> tuple[LossSpec, dict[str, float]]:
+    """Refuses a loss function that no trainer announces, and unknown or non-finite options; its row and all options."""
     spec = LOSSES.get(loss_fn) if loss_fn in limits.loss_fns else None
     if spec is None:
         rule = f"one of {', '.join(sorted(LOSSES.keys() & set(limits.loss_fns)))}"
         raise InvalidArgumentError.must_be("loss_fn", rule, quoted(loss_fn), reason="UNKNOWN_LOSS")
-    spec.options(config)
-    return spec
+    return spec, spec.options(config)
 
 
-def check_data(data: Sequence[data_pb2.Datum], spec: LossSpec, limits: job_pb2.WorkerStatus) -> None:
+def check_data(
+    data: Sequence[data_pb2.Datum], spec: LossSpec, options: Mapping[str, float], limits: job_pb2.WorkerStatus
+) -> None:
     """Refuses data that the loss or the base model cannot take."""
     if not data:
         raise InvalidArgumentError.must_be("data", "at least one datum", "none")
     for i, datum in enumerate(data):
         length = check_model_input(f"data[{i}].model_input", datum.model_input, limits)
-        _check_loss_inputs(f"data[{i}].loss_fn_inputs", datum.loss_fn_inputs, length, spec, limits.vocab_size)
+        field = f"data[{i}].loss_fn_inputs"
+        arrays = _check_loss_inputs(field, datum.loss_fn_inputs, length, spec, limits.vocab_size)
+        _check_thresholds(field, {name: arrays[name] for name in spec.by_token if name in arrays}, options)
 
 
 def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_pb2.WorkerStatus) -> int:
@@ -52,11 +58,11 @@ def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_
 
 def _check_loss_inputs(
     field: str, inputs: Mapping[str, data_pb2.Tensor], length: int, spec: LossSpec, vocab_size: int
-) -> None:
+) -> dict[str, npt.NDArray[Any]]:
     for name in spec.required:
         if name not in inputs:
             raise InvalidArgumentError.at(f'{field}["{name}"]', f"required by {spec.name}")
-    known = (*spec.required, *spec.optional)
+    known = (*spec.required, *spec.optional, *spec.by_token)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name in inputs:
         path = f'{field}["{name[:100]}"]'
@@ -73,12 +79,28 @@ def _check_loss_inputs(
         if array.shape != targets.shape:
             rule, got = f"of the shape of target_tokens, {list(targets.shape)}", str(list(array.shape))
             raise InvalidArgumentError.must_be(f'{field}["{name}"]', rule, got, reason="BAD_SHAPE")
+    return arrays
 
 
-def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Refuses a broken tensor and one of another dtype; returns its array."""
+def _check_thresholds(
+    field: str, thresholds: Mapping[str, npt.NDArray[np.float32]], options: Mapping[str, float]
+) -> None:
+    """Refuses negative thresholds of single tokens, and a lower one above its upper one."""
+    for name, array in thresholds.items():
+        if (array < 0).any():
+            raise InvalidArgumentError.must_be(f'{field}["{name}"]', "at least 0", array.min())
+    if thresholds:
+        low, high = (thresholds.get(name, np.float32(options[name])) for name in (CLIP_LOW, CLIP_HIGH))
+        if np.any(low > high):
+            name = next(iter(thresholds))
+            rule = f"such that {CLIP_LOW} is at most {CLIP_HIGH} at every token"
+            raise InvalidArgumentError.must_be(f'{field}["{name}"]', rule)
+
+
+def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike, *, unlisted: int = 0) -> npt.NDArray[Any]:
+    """Refuses a broken tensor and one of another dtype; returns its array, with `unlisted` where it is sparse."""
     try:
-        array = to_array(tensor)
+        array = to_array(tensor, unlisted=unlisted)
     except ValueError as error:
         raise InvalidArgumentError.at(field, str(error), reason="BAD_TENSOR") from None
     if array.dtype != dtype:
@@ -87,6 +109,13 @@ def check_tensor(field: str, tensor: data_pb2.Tensor, dtype: npt.DTypeLike) -> n
 
 
 def _array(field: str, tensor: data_pb2.Tensor, *, integers: bool) -> npt.NDArray[Any]:
+    if not integers and tensor.dtype == data_pb2.DATA_TYPE_INT64:
+        array = check_tensor(field, tensor, np.int64)
+        beyond = array[(array < -_EXACT_IN_FLOAT32) | (array > _EXACT_IN_FLOAT32)]
+        if beyond.size:
+            rule = f"float32, or int64 from {-_EXACT_IN_FLOAT32} to {_EXACT_IN_FLOAT32}, which float32 holds exactly"
+            raise InvalidArgumentError.must_be(field, rule, int(beyond[0]), reason="BAD_DTYPE")
+        return array
     array = check_tensor(field, tensor, np.int64 if integers else np.float32)
     if not integers and not np.isfinite(array).all():
         raise InvalidArgumentError.must_be(field, "finite numbers", "NaN or infinity", reason="NOT_FINITE")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.core.errors import InvalidArgumentError
-from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS
+from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
 from services.gateway.validation.data import check_model_input, check_tensor, check_vocabulary
 from services.gateway.validation.fields import check_range
 from tinker_proto.internal.v1 import job_pb2
@@ -49,11 +49,11 @@ def check_merge_weights(*, has_checkpoint: bool) -> None:
 
 
 def _check_targets(field: str, tensor: data_pb2.Tensor, length: int, vocab_size: int) -> None:
-    array = check_tensor(field, tensor, np.int64)
+    array = check_tensor(field, tensor, np.int64, unlisted=NO_TARGET)
     if array.ndim != 2 or array.shape[0] != length or not 1 <= array.shape[1] <= MAX_TARGETS:
         rule = f"of shape [{length}, K], a row for each prompt token and K from 1 to {MAX_TARGETS}"
         raise InvalidArgumentError.must_be(field, rule, str(list(array.shape)), reason="BAD_SHAPE")
-    check_vocabulary(field, array, vocab_size)
+    check_vocabulary(field, array[array != NO_TARGET], vocab_size)
 
 
 def _check_sampling_params(

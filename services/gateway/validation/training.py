@@ -35,8 +35,8 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
     """Refuses a request that its run could not carry out, by the path of the field at fault."""
     match request:
         case training_pb2.ForwardBackwardRequest() | training_pb2.ForwardRequest():
-            spec = check_loss(request.loss_fn, request.loss_fn_config, limits)
-            check_data(request.data, spec, limits)
+            spec, options = check_loss(request.loss_fn, request.loss_fn_config, limits)
+            check_data(request.data, spec, options, limits)
         case training_pb2.OptimStepRequest():
             check_adam_params(request.adam_params)
         case training_pb2.SaveStateRequest():

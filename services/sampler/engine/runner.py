@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from services.core.sampling_limits import NO_TARGET
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.draw import Draw, draw_tokens
@@ -119,7 +120,9 @@ def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> Prompt
     scores.topk_rows = _likeliest(logits_NV, total_N1, request.topk_prompt_logprobs)
     if request.target_prompt_tokens is not None:
         targets_NK = torch.tensor(request.target_prompt_tokens[predicted], device=logits_NV.device)
-        scores.target_rows = [tuple(row) for row in (logits_NV.gather(1, targets_NK) - total_N1).tolist()]
+        targets_logprobs_NK = logits_NV.gather(1, targets_NK.clamp(min=0)) - total_N1
+        targets_logprobs_NK.masked_fill_(targets_NK == NO_TARGET, math.nan)
+        scores.target_rows = [tuple(row) for row in targets_logprobs_NK.tolist()]
     return scores
 
 

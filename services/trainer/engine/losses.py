@@ -19,7 +19,8 @@ from services.core.losses import CLIP_HIGH, CLIP_LOW, LossSpec
 from services.trainer.engine.policy_metrics import policy_metrics
 
 Inputs = Mapping[str, Tensor]
-Config = Mapping[str, float]
+Config = Mapping[str, float | Tensor]
+"""Options of a loss; clip thresholds may be tensors with one for each element."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def ppo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
 
 def cispo(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor:
     """-sg(clip(r, low, high)) p A (MiniMax, "MiniMax-M1", 2025, eq. 4): clipped tokens keep their gradient."""
-    ratio = token_log_ratio(logprobs, inputs).detach().exp().clamp(config[CLIP_LOW], config[CLIP_HIGH])
+    low, high = _thresholds(config, logprobs)
+    ratio = token_log_ratio(logprobs, inputs).detach().exp().clamp(low, high)
     return -ratio * logprobs * inputs["advantages"]
 
 
@@ -76,7 +78,7 @@ def stable_reinforce(logprobs: Tensor, inputs: Inputs, config: Config) -> Tensor
     """
     log_ratio = token_log_ratio(logprobs, inputs).detach()
     low, high = _left_behind(log_ratio, inputs["advantages"], config)
-    weight = torch.where(low | high, 0.0, log_ratio.exp().clamp(max=config[CLIP_HIGH]))
+    weight = torch.where(low | high, 0.0, log_ratio.exp().clamp(max=_thresholds(config, log_ratio)[1]))
     return -weight * logprobs * inputs["advantages"]
 
 
@@ -122,8 +124,18 @@ def clipped_two_sided(log_ratio: Tensor, advantages: Tensor, config: Config) -> 
 def _clipped_surrogate(log_ratio: Tensor, advantages: Tensor, config: Config) -> Tensor:
     """-min(r A, clip(r, low, high) A), finite with gradient 0 also where a clipped r overflows."""
     low, high = clipped_one_sided(log_ratio, advantages, config)
+    least, most = _thresholds(config, log_ratio)
     live = torch.where(low | high, 0.0, log_ratio).exp()
-    return -advantages * live.masked_fill(low, config[CLIP_LOW]).masked_fill(high, config[CLIP_HIGH])
+    return -advantages * torch.where(high, most, torch.where(low, least, live))
+
+
+def _thresholds(config: Config, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high clip threshold: of each element, or one for all."""
+    low, high = (
+        value if isinstance(value, Tensor) else like.new_full((), value)
+        for value in (config[CLIP_LOW], config[CLIP_HIGH])
+    )
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -156,11 +168,15 @@ class Loss:
     """A loss function with its options."""
 
     spec: LossSpec
-    config: Config
+    config: Mapping[str, float]
 
     def elements(self, segment: LossSegment) -> Tensor:
         """The loss of each element, of the segment's shape."""
-        return _FUNCTIONS[self.spec.name].elements(segment.logprobs, segment.inputs, self.config)
+        return _FUNCTIONS[self.spec.name].elements(segment.logprobs, segment.inputs, self._options(segment.inputs))
+
+    def _options(self, inputs: Inputs) -> Config:
+        """The options, with those that the data have for each element in place of the one for all."""
+        return {**self.config, **{name: inputs[name] for name in self.spec.by_token if name in inputs}}
 
     def segments(self, logprobs: Tensor, inputs: Inputs, lengths: Sequence[int]) -> list[LossSegment]:
         """Data laid end to end, rows of `lengths`, cut as the loss needs it."""
@@ -186,6 +202,6 @@ class Loss:
         function = _FUNCTIONS[self.spec.name]
         if function.log_ratio is not None:
             pairs = [(segment.logprobs, segment.inputs) for segment in segments]
-            metrics |= policy_metrics(pairs, self.spec.factor, self.config, function.log_ratio, function.clipped)
+            metrics |= policy_metrics(pairs, self.spec.factor, self._options, function.log_ratio, function.clipped)
         values: list[float] = torch.stack([value.double() for value in metrics.values()]).tolist()
         return dict(zip(metrics, values, strict=True))

@@ -16,9 +16,9 @@ from torch import Tensor
 def policy_metrics(
     pieces: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
     factor: str,
-    config: Mapping[str, float],
+    options: Callable[[Mapping[str, Tensor]], Mapping[str, float | Tensor]],
     log_ratio: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
-    clipped: Callable[[Tensor, Tensor, Mapping[str, float]], tuple[Tensor, Tensor]] | None,
+    clipped: Callable[[Tensor, Tensor, Mapping[str, float | Tensor]], tuple[Tensor, Tensor]] | None,
 ) -> dict[str, Tensor]:
     """Metrics by name; see the module."""
     trained = [inputs[factor] != 0 for _, inputs in pieces]
@@ -38,7 +38,7 @@ def policy_metrics(
     }
     if clipped is not None:
         hits = [
-            clipped(values, inputs["advantages"], config)
+            clipped(values, inputs["advantages"], options(inputs))
             for values, (_, inputs) in zip(log_ratios, pieces, strict=True)
         ]
         metrics["clip_low_fraction:mean"] = chosen([low.float() for low, _ in hits]).mean()

@@ -72,11 +72,21 @@ def sample_output(response: sampling_pb2.SampleResponse) -> sdk_pb2.SampleRespon
     if response.topk_prompt_logprobs:
         output.topk_prompt_logprobs.CopyFrom(_topk(response.topk_prompt_logprobs))
     if response.HasField("target_prompt_logprobs"):
-        scores = to_array(response.target_prompt_logprobs)[1:]  # the SDK has no row for what nothing predicts
-        target = output.target_prompt_logprobs
-        target.dtype, target.dense = sdk_pb2.DATA_TYPE_FLOAT32, scores.astype("<f4").tobytes()
-        target.shape.extend(scores.shape)
+        _fill_targets(output.target_prompt_logprobs, response.target_prompt_logprobs)
     return output
+
+
+def _fill_targets(target: sdk_pb2.Tensor, scores: data_pb2.Tensor) -> None:
+    """In the layout of `scores`, without their first row: the SDK has none for what nothing predicts."""
+    target.dtype = sdk_pb2.DATA_TYPE_FLOAT32
+    target.shape.extend((scores.shape[0] - 1, scores.shape[1]))
+    if scores.WhichOneof("layout") == "dense":
+        target.dense = to_array(scores)[1:].astype("<f4").tobytes()
+        return
+    offsets = np.frombuffer(scores.csr.crow_indices, "<i8")
+    target.csr.values = scores.csr.values[4 * offsets[1] :]
+    target.csr.crow_indices = (offsets[1:] - offsets[1]).tobytes()
+    target.csr.col_indices = scores.csr.col_indices[8 * offsets[1] :]
 
 
 def _kind(entry: training_pb2.LossFnOutput) -> list[tuple[str, int, tuple[int, ...]]]:

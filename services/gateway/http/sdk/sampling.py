@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError, quoted
+from services.core.sampling_limits import NO_TARGET
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.sdk.data import ModelInput, TensorFields
@@ -165,16 +166,22 @@ def _targets(tensor: TensorFields) -> data_pb2.Tensor:
     """The SDK's [prompt length - 1, K], without the first position that nothing predicts, as our [prompt length, K].
 
     Raises:
-        InvalidArgumentError: it is sparse, leaves cells out, or is no such array.
+        InvalidArgumentError: it is no such array.
     """
     field = "target_prompt_logprobs"
-    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
-        raise InvalidArgumentError.must_be(field, "a dense array", "a sparse one")
     shape = tensor.shape or []
+    if tensor.sparse_crow_indices is not None or tensor.sparse_col_indices is not None:
+        if tensor.dtype != "int64" or len(shape) != 2:
+            got = f"{tensor.dtype} of shape {shape}"
+            raise InvalidArgumentError.must_be(field, "int64 of shape [prompt length - 1, K]", got, reason="BAD_SHAPE")
+        csr = data_pb2.SparseCsr(
+            values=np.array(tensor.data, dtype="<i8").tobytes(),
+            crow_indices=np.array([0, *(tensor.sparse_crow_indices or [])], dtype="<i8").tobytes(),
+            col_indices=np.array(tensor.sparse_col_indices or [], dtype="<i8").tobytes(),
+        )
+        return data_pb2.Tensor(dtype=data_pb2.DATA_TYPE_INT64, shape=[shape[0] + 1, shape[1]], csr=csr)
     if tensor.dtype != "int64" or len(shape) != 2 or min(shape) < 0 or shape[0] * shape[1] != len(tensor.data):
         got = f"{tensor.dtype} of shape {shape} with {len(tensor.data)} elements"
         raise InvalidArgumentError.must_be(field, "int64 of shape [prompt length - 1, K]", got, reason="BAD_SHAPE")
     targets = np.array(tensor.data, dtype=np.int64).reshape(shape)
-    if (targets < 0).any():
-        raise InvalidArgumentError.must_be(field, "token ids of the vocabulary", "a negative one")
-    return from_array(np.vstack([np.zeros((1, shape[1]), dtype=np.int64), targets]))
+    return from_array(np.vstack([np.full((1, shape[1]), NO_TARGET), targets]))
