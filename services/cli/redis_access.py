@@ -46,13 +46,13 @@ def with_redis(call: Callable[[RedisConnection, Settings], Awaitable[T]], **flag
     """
     from services.core.config import Settings
     from services.core.environment import load_settings
-    from services.core.queue.connection import RedisConnection
+    from services.core.queue.connection import OPERATOR_ATTEMPTS, RedisConnection
 
     settings = load_settings(Settings, **flags)
     url = settings.redis_url or running_redis_url(settings.data_dir)
 
     async def run() -> T:
-        connection = RedisConnection.open(url)
+        connection = RedisConnection.open(url, OPERATOR_ATTEMPTS)
         try:
             return await call(connection, settings)
         finally:

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ConnectionError, TimeoutError
 
+from services.cli import main
 from services.cli.state_file import announce_redis_url, lock, running_redis_url
+from services.core.config import Settings
 from services.core.errors import UnavailableError
 
 COMMANDS = [
@@ -31,15 +34,31 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [COMMANDS[0], ("gateway", "--grpc-port", "0", "--http-port", "0")], ids=" ".join)
-def test_a_redis_that_does_not_answer_is_named_without_its_password(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_redis_that_does_not_answer_is_named_without_its_password(tmp_path: Path) -> None:
     url = f"unix://user:secret@{tmp_path}/nobody.sock"
-    done = run(*command, "--redis-url", url, "--data-dir", str(tmp_path))
-    assert done.returncode == 1
-    assert done.stdout == "" or command[0] == "gateway"
+    done = run("keys", "list", "--redis-url", url, "--data-dir", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     assert f"Error: Redis does not answer at unix://***@{tmp_path}/nobody.sock: " in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("refused"), ExceptionGroup("", [TimeoutError("no answer")])])
+def test_a_service_that_gives_up_names_its_redis(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def serve(settings: Settings) -> None:
+        raise failure
+
+    monkeypatch.setattr("services.gateway.main.serve", serve)
+    arguments = ["--redis-url", "redis://:secret@here/0", "--data-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["tinker-platform", "gateway", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: Redis does not answer at redis://***@here/0: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

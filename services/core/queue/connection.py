@@ -52,6 +52,12 @@ Write = Sequence[str | bytes | int]
 POOL_TIMEOUT_S = 30.0
 """Maximum wait of a command for a free connection of the pool."""
 
+SERVICE_ATTEMPTS = 40
+"""Attempts of a service's command, over about 15 s: a restart of the server passes unnoticed."""
+
+OPERATOR_ATTEMPTS = 5
+"""Attempts where a person waits at a terminal, over about a second."""
+
 
 @dataclass(frozen=True)
 class RedisConnection:
@@ -66,13 +72,13 @@ class RedisConnection:
     scripts: Mapping[str, AsyncScript]
 
     @classmethod
-    def open(cls, url: str) -> RedisConnection:
-        """Creates the clients; they connect at their first use."""
+    def open(cls, url: str, attempts: int = SERVICE_ATTEMPTS) -> RedisConnection:
+        """Creates the clients; they connect at their first use. A command is tried again `attempts` times."""
         options: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": CONNECT_TIMEOUT_S}
         if not url.startswith("unix:"):
             options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
         pool = aioredis.BlockingConnectionPool.from_url(
-            url, max_connections=256, timeout=POOL_TIMEOUT_S, retry=_retry(attempts=40), **options
+            url, max_connections=256, timeout=POOL_TIMEOUT_S, retry=_retry(attempts), **options
         )
         commands = aioredis.Redis.from_pool(pool)
         blocking = aioredis.Redis.from_url(url, max_connections=64, retry=_retry(attempts=0), **options)
