@@ -23,7 +23,8 @@ from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapters import AdapterLayout, AdapterWeights, peft_config
 from services.model.base import BaseModel
 from services.model.manifest import Manifest
-from services.model.peft_description import describe, matrix_names
+from services.model.peft_description import describe
+from services.model.tensor_names import matrix_names
 
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -50,7 +51,8 @@ def read_adapter(directory: Path, base: BaseModel) -> AdapterWeights:
         base.fingerprint.check(manifest.base_fingerprint, manifest.title)
         config_path, weights_path = (manifest.verified(directory, path.name) for path in (config_path, weights_path))
     tensors = read_tensors(weights_path)
-    config = describe(config_path, tensors.keys(), base, label=str(config_path))
+    names = {name: name for name in tensors}
+    config = describe(config_path, names, base, label=str(config_path))
     layout = AdapterLayout.of(base, config)
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
     fill(weights, tensors, str(weights_path))

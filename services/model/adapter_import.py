@@ -27,10 +27,10 @@ from services.model.adapters import AdapterLayout, AdapterWeights
 from services.model.base import BaseModel
 from services.model.peft_description import describe
 from services.model.tensor_header import TensorInfo, read_header
+from services.model.tensor_names import PREFIX, names_here
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _DTYPE_WORDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
-_PREFIX = "base_model.model."
 
 _HEADER_BYTES_PER_TENSOR = 512
 """A name of up to some hundred characters, dtype, shape and offsets."""
@@ -52,15 +52,17 @@ def check_adapter(config_path: Path, weights_path: Path, base: BaseModel, *, ren
     """
     try:
         header = read_header(weights_path, max_header_bytes(base), WEIGHTS_FILE)
-        config = describe(config_path, header.keys(), base, label=CONFIG_FILE, any_base_model=rename_base_model)
+        names = names_here(header, base.family)
+        config = describe(config_path, names, base, label=CONFIG_FILE, any_base_model=rename_base_model)
     except DataLossError as error:
         raise _refusal(str(error)) from error
     own = matrix_shapes(AdapterLayout.of(base, config))
-    if missing := [name for name in own if name not in header]:
+    if missing := [name for name in own if name not in names.values()]:
         raise _refusal(f"{WEIGHTS_FILE} lacks tensor {missing[0]} ({len(missing)} missing in all)")
     bases = base.module.state_dict(keep_vars=True)
     for name, tensor in header.items():
-        _check_tensor(name, tensor, own[name] if name in own else _shape_of(_bases_weight(name, bases)))
+        here = names[name]
+        _check_tensor(name, tensor, own[here] if here in own else _shape_of(_bases_weight(here, bases)))
     return config
 
 
@@ -73,14 +75,14 @@ def import_adapter(
     weights = AdapterWeights(config, layout, torch.empty(layout.numel))
     matrices, bases = named_matrices(weights), base.module.state_dict(keep_vars=True)
     with safe_open(weights_path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a mapping
+        for name, here in names_here(file.keys(), base.family).items():
             tensor = file.get_tensor(name)
-            if name not in matrices:
-                _check_is_the_bases(name, tensor, bases)
+            if here not in matrices:
+                _check_is_the_bases(name, tensor, _bases_weight(here, bases))
                 continue
             if not torch.isfinite(tensor).all():
                 raise _refusal(f"{WEIGHTS_FILE}: {name} {broken_rule('finite', 'NaN or infinite values')}")
-            matrices[name].copy_(tensor)
+            matrices[here].copy_(tensor)
     return weights
 
 
@@ -103,16 +105,15 @@ def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...] | None) 
 
 def _bases_weight(name: str, bases: Mapping[str, Tensor]) -> Tensor | None:
     """The weight of the base model that PEFT saves under a name."""
-    return bases.get(name.removeprefix(_PREFIX).replace(".base_layer.", ".")) if name.startswith(_PREFIX) else None
+    return bases.get(name.removeprefix(PREFIX).replace(".base_layer.", ".")) if name.startswith(PREFIX) else None
 
 
 def _shape_of(weight: Tensor | None) -> tuple[int, ...] | None:
     return None if weight is None else tuple(weight.shape)
 
 
-def _check_is_the_bases(name: str, tensor: Tensor, bases: Mapping[str, Tensor]) -> None:
+def _check_is_the_bases(name: str, tensor: Tensor, weight: Tensor | None) -> None:
     """Refuses a weight of the base model that is not equal to its own in the narrower of the two dtypes."""
-    weight = _bases_weight(name, bases)
     dtype = tensor.dtype if weight is None else min(weight.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
     if weight is None or not torch.equal(weight.detach().cpu().to(dtype), tensor.to(dtype)):
         rule = "must be the base model's own weight, because adapters that change whole weights are not supported"

@@ -69,6 +69,9 @@ class Family:
     trunk: str = "model"
     """All of the model but the unembedding."""
 
+    other_trunks: tuple[str, ...] = ()
+    """The same in other classes of models with these weights, as adapters that were trained on one name it."""
+
     layers: str = "layers"
     """The list of decoder layers, in the trunk."""
 
@@ -137,7 +140,12 @@ _QWEN3_5 |= {"linear_num_key_heads", "linear_num_value_heads"}
 SUPPORTED_FAMILIES: dict[str, Family] = {
     "llama": Family(("LlamaForCausalLM",), _FULL_ATTENTION, _LLAMA),
     "qwen3": Family(("Qwen3ForCausalLM",), _FULL_ATTENTION, _QWEN3),
-    "qwen3_5": Family(("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"), _HYBRID, _QWEN3_5),
+    "qwen3_5": Family(
+        ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"),
+        _HYBRID,
+        _QWEN3_5,
+        other_trunks=("model.language_model",),
+    ),
     "qwen3_5_text": Family(("Qwen3_5ForCausalLM",), _HYBRID, _QWEN3_5),
 }
 """Rows by `model_type` of config.json. Of qwen3_5, which also sees images, the language model is served."""

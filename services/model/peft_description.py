@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,19 @@ from services.model.adapter_config import AdapterConfig
 from services.model.base import BaseModel
 from services.model.module_patterns import PatternError, Targets, by_pattern, targeted
 from services.model.peft_options import check_options, refusal
+from services.model.tensor_names import linear_of, matrix_names
 
 MAX_ALPHA = 2.0**31
 
 
-def matrix_names(linear: str) -> tuple[str, str]:
-    """The names of a linear's A and B in PEFT's files."""
-    return f"base_model.model.{linear}.lora_A.weight", f"base_model.model.{linear}.lora_B.weight"
-
-
 def describe(
-    path: Path, tensors: Set[str], base: BaseModel, *, label: str, any_base_model: bool = False
+    path: Path, tensors: Mapping[str, str], base: BaseModel, *, label: str, any_base_model: bool = False
 ) -> AdapterConfig:
     """The adapter that an adapter_config.json and a file of tensors describe.
 
     Args:
         path: adapter_config.json.
-        tensors: names of the tensors.
+        tensors: the names that the tensors have here, by their names in the file (services.model.tensor_names).
         base: the base model.
         label: what errors call the configuration.
         any_base_model: take it also where it names another base model.
@@ -49,13 +45,21 @@ def describe(
     if not any_base_model and not base.is_called(str(trained_on)):
         raise refusal(label, "base_model_name_or_path", quoted(base.name), trained_on)
     check_options(content, label)
+    in_file = {here: name for name, here in tensors.items()}
     linears = base.adaptable_linears()
-    adapted = [name for name in linears if not tensors.isdisjoint(matrix_names(name))]
+    adapted = {
+        name: linear_of(in_file[matrix])
+        for name in linears
+        for matrix in reversed(matrix_names(name))
+        if matrix in in_file
+    }
     if not adapted:
-        raise InvalidArgumentError(f"{label}: there is no tensor of a linear of this base model", reason="BAD_ADAPTER")
+        first = f", whose first tensor is {min(tensors)}" if tensors else ""
+        message = f"{label} is of a file without a matrix of a linear of this base model{first}"
+        raise InvalidArgumentError(message, reason="BAD_ADAPTER")
     reader = _Reader(content, base, label)
     try:
-        reader.check_targets(adapted)
+        reader.check_targets(list(adapted.values()))
         return reader.config(adapted, linears)
     except PatternError as error:
         raise refusal(label, error.option, error.rule, error.expression) from error
@@ -84,22 +88,32 @@ class _Reader:
             rule = f"such that {others[0]} is adapted, of which there are tensors ({len(others)} such linears in all)"
             raise refusal(self._label, self._target_option(others[0]), rule, self._content.get("target_modules"))
 
-    def config(self, adapted: Sequence[str], linears: Collection[str]) -> AdapterConfig:
-        """The adapter, with only what differs from rank and alpha in its patterns."""
+    def config(self, adapted: Mapping[str, str], linears: Collection[str]) -> AdapterConfig:
+        """The adapter, with only what differs from rank and alpha in its patterns.
+
+        Args:
+            adapted: what the configuration calls each adapted linear, by its name here.
+            linears: all that can be adapted, by their names here.
+        """
+        names = list(adapted.values())
         rank, alpha = _rank(self._content["r"]), _alpha(self._content["lora_alpha"])
         if rank is None:
             raise refusal(self._label, "r", "a whole number of at least 1", self._content["r"])
         if alpha is None:
             raise refusal(self._label, "lora_alpha", _ALPHA_RULE, self._content["lora_alpha"])
-        ranks = by_pattern("rank_pattern", self._pattern("rank_pattern", _rank, "whole numbers of at least 1"), adapted)
-        alphas = by_pattern("alpha_pattern", self._pattern("alpha_pattern", _alpha, f"each {_ALPHA_RULE}"), adapted)
+        ranks = by_pattern("rank_pattern", self._pattern("rank_pattern", _rank, "whole numbers of at least 1"), names)
+        alphas = by_pattern("alpha_pattern", self._pattern("alpha_pattern", _alpha, f"each {_ALPHA_RULE}"), names)
         return AdapterConfig(
             rank,
             alpha,
             use_rslora=bool(self._content.get("use_rslora")),
             target_modules=_shortened(adapted, linears),
-            rank_pattern={name: int(own) for name, own in ranks.items() if own != rank},
-            alpha_pattern={name: own for name, own in alphas.items() if own != alpha},
+            rank_pattern={
+                name: int(ranks[called]) for name, called in adapted.items() if ranks.get(called, rank) != rank
+            },
+            alpha_pattern={
+                name: alphas[called] for name, called in adapted.items() if alphas.get(called, alpha) != alpha
+            },
         )
 
     def _target_option(self, linear: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from services.core.errors import InvalidArgumentError
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
@@ -23,6 +23,7 @@ from services.model.adapter_files import read_adapter, write_adapter
 from services.model.adapter_import import import_adapter
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.families import SUPPORTED_FAMILIES
 from services.model.peft_options import OPTIONS
 from testing.rows import perturbed_adapter
 
@@ -196,6 +197,52 @@ def test_linears_without_tensors_are_not_adapted(base: BaseModel, write: Callabl
     tensors = load_file(directory / WEIGHTS_FILE)
     save_file({name: tensor for name, tensor in tensors.items() if "layers.1" in name}, directory / WEIGHTS_FILE)
     assert set(read(directory, base).linears) == {Q1, Q1.replace("q_proj", "v_proj")}
+
+
+def test_an_adapter_of_the_class_that_also_sees_images_is_taken(load: Callable[..., BaseModel], tmp_path: Path) -> None:
+    text = load("qwen3_5")
+    served = dataclasses.replace(text, family=SUPPORTED_FAMILIES["qwen3_5"])
+    with torch.device("meta"):
+        config = Qwen3_5Config(text_config=text.config.to_dict())
+        names = {name for name, _ in Qwen3_5ForConditionalGeneration(config).named_modules()}
+    linears = {name: name.replace("model.layers", "model.language_model.layers") for name in text.adaptable_linears()}
+    assert set(linears.values()) <= names, "as transformers calls them"
+    alone, down = "model.layers.1.self_attn.q_proj", "model.layers.2.mlp.down_proj"
+    weights = perturbed_adapter(
+        text,
+        AdapterConfig(
+            4,
+            alpha=8,
+            target_modules=("lm_head", alone, down),
+            rank_pattern={alone: 3},
+            alpha_pattern={down: 0.5},
+            seed=1,
+        ),
+    )
+    write_adapter(tmp_path, weights, text)
+    assert torch.equal(read(tmp_path, served).flat, weights.flat)
+    tensors = load_file(tmp_path / WEIGHTS_FILE)
+    renamed = {
+        name.replace("model.model.layers", "model.model.language_model.layers"): tensors[name] for name in tensors
+    }
+    embedding = "base_model.model.model.language_model.embed_tokens.weight"
+    save_file({**renamed, embedding: text.module.state_dict()["model.embed_tokens.weight"]}, tmp_path / WEIGHTS_FILE)
+    change(
+        tmp_path,
+        target_modules=r"lm_head|model\.language_model\..*(1\.self_attn\.q_proj|2\.mlp\.down_proj)",
+        rank_pattern={linears[alone]: 3},
+        alpha_pattern={r"model\.language_model\..*\.down_proj": 0.5},
+    )
+    found = read(tmp_path, served)
+    assert torch.equal(found.flat, weights.flat)
+    assert found.config.shape(served.family) == weights.config.shape(served.family)
+    elsewhere = {name: tensor for name, tensor in renamed.items() if "lm_head" not in name}
+    save_file(elsewhere, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(InvalidArgumentError, match=f"without a matrix .* tensor is {min(elsewhere)}"):
+        read(tmp_path, text)
+    save_file({name: tensor.clone() for name, tensor in {**tensors, **renamed}.items()}, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(InvalidArgumentError, match=r"names of two classes of models, model and model\.language_model"):
+        read(tmp_path, served)
 
 
 def test_an_adapter_that_was_converted_to_lora_is_taken(
