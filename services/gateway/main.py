@@ -61,7 +61,8 @@ async def serve(settings: GatewaySettings) -> None:
     revoked = await stores.revocations.start()
     server = grpc_server(settings, stores)
     port = await server.start(settings.grpc_port, SERVICES)
-    http = http_server(Backend.open(settings, stores), connection)
+    backend = Backend.open(settings, stores)
+    http = http_server(backend, connection)
     loops = [
         asyncio.create_task(stores.events.run(position)),
         asyncio.create_task(stores.tokens.run()),
@@ -81,6 +82,7 @@ async def serve(settings: GatewaySettings) -> None:
     for task in (stopped, *loops[:-1]):
         task.cancel()
     await asyncio.gather(stopped, *loops, return_exceptions=True)
+    backend.work.close()
     await connection.close()
     if failures:
         raise InternalError("a loop of the gateway ended, and the gateway with it") from failures[0]

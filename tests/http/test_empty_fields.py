@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 from pydantic import Field
 
 from services.core.errors import InvalidArgumentError
-from services.gateway.http.body import Fields, parse_json
+from services.gateway.http.body import Fields
+from services.gateway.http.json_parsing import JsonT, parse
 from services.gateway.http.openai.fields import Chat, Completion
 from services.gateway.http.sdk.sampling import Sample
 
@@ -51,6 +52,10 @@ def ignored(front: str) -> float:
     return REGISTRY.get_sample_value("tinker_ignored_fields_total", {"front": front}) or 0.0
 
 
+def parsed(content: bytes, fields: type[JsonT]) -> JsonT:
+    return parse(content, fields)[0]
+
+
 def sample(**others: str) -> bytes:
     """A body with further fields, each as JSON, in all of its objects."""
     more = "".join(f', "{name}": {value}' for name, value in others.items())
@@ -63,21 +68,16 @@ def sample(**others: str) -> bytes:
 
 @pytest.mark.parametrize("value", EMPTY)
 def test_an_empty_unknown_field_is_ignored_and_counted_at_every_depth(value: str) -> None:
-    before = ignored("sdk")
-    parsed = parse_json(sample(novelty=value), Sample, "sdk")
-    assert parsed == parse_json(sample(), Sample, "sdk")
-    assert ignored("sdk") == before + 4
+    assert parse(sample(novelty=value), Sample) == (parsed(sample(), Sample), 4)
 
 
 @pytest.mark.parametrize("value", TELLING)
 def test_an_unknown_field_that_says_something_is_refused_by_name(value: str) -> None:
-    before = ignored("sdk")
     with pytest.raises(InvalidArgumentError) as refusal:
-        parse_json(sample(novelty=value, quiet="null"), Sample, "sdk")
+        parsed(sample(novelty=value, quiet="null"), Sample)
     violations = {violation.field: violation.description for violation in refusal.value.violations}
     assert violations["novelty"] == "not supported"
     assert not any("quiet" in field for field in violations)
-    assert ignored("sdk") == before
 
 
 @pytest.mark.parametrize(
@@ -90,20 +90,20 @@ def test_an_unknown_field_that_says_something_is_refused_by_name(value: str) -> 
     ids=["fields of another kind", "inside each other", "a field that says the kind"],
 )
 def test_what_is_left_out_does_not_change_which_kind_of_object_it_is(body: dict[str, Any]) -> None:
-    (first, *_) = parse_json(json.dumps(body).encode(), Drawing, "sdk").parts
+    (first, *_) = parsed(json.dumps(body).encode(), Drawing).parts
     assert first in (Circle(type="circle"), Group(members=[Circle(type="circle")]))
 
 
 def test_a_known_field_of_the_right_kind_is_kept() -> None:
     body = {"title": "t", "novelty": None, "parts": [{"type": "square", "side": 0, "rounded": False, "x": None}]}
-    drawing = parse_json(json.dumps(body).encode(), Drawing, "sdk")
+    drawing = parsed(json.dumps(body).encode(), Drawing)
     assert drawing.parts == [Square(type="square", rounded=False)]
 
 
 def test_a_body_with_another_fault_is_refused_for_that_fault_alone() -> None:
     body = {"title": 5, "novelty": None, "parts": [{"type": "circle", "radius": "1", "x": None}]}
     with pytest.raises(InvalidArgumentError) as refusal:
-        parse_json(json.dumps(body).encode(), Drawing, "sdk")
+        parsed(json.dumps(body).encode(), Drawing)
     assert "title: must be a valid string (got 5)" in refusal.value.message
     assert not {"novelty", "parts.0.Circle.x"} & {violation.field for violation in refusal.value.violations}
 
@@ -112,13 +112,13 @@ def test_values_come_through_unchanged() -> None:
     options = {"big": 10**4000, "text": "\u2028\x00é", "float": 0.1 + 0.2, "tiny": 5e-324, "none": None, "zero": 0}
     message = {"role": "user", "content": "x"}
     body = {"model": "m", "messages": [message], "chat_template_kwargs": options, "new": []}
-    assert parse_json(json.dumps(body).encode(), Chat, "openai").chat_template_kwargs == options
+    assert parsed(json.dumps(body).encode(), Chat).chat_template_kwargs == options
 
 
 def test_an_endless_number_of_empty_fields_is_refused() -> None:
     fields = ", ".join(f'"x{i}": null' for i in range(10_001))
     with pytest.raises(InvalidArgumentError, match="not supported"):
-        parse_json(f'{{"model": "m", "prompt": "x", {fields}}}'.encode(), Completion, "openai")
+        parsed(f'{{"model": "m", "prompt": "x", {fields}}}'.encode(), Completion)
 
 
 async def test_the_optimizer_may_have_empty_fields_too(http: httpx.AsyncClient) -> None:
@@ -132,7 +132,9 @@ async def test_the_optimizer_may_have_empty_fields_too(http: httpx.AsyncClient) 
 
 
 async def test_both_fronts_ignore_and_say_so(http: httpx.AsyncClient) -> None:
+    before = ignored("sdk")
     assert (await http.post("create_session", json={"tags": [], "novelty": False})).status_code == 200
+    assert ignored("sdk") == before + 1
     chat = {"model": "nobody/lm", "messages": [{"role": "user", "content": "x"}], "tools": [], "novelty": {}}
     before = ignored("openai")
     answer = await http.post("http://gateway/v1/chat/completions", json=chat)

@@ -14,6 +14,7 @@ from services.gateway.request_budget import RequestBudget
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.transfers import CheckpointFiles
+from services.gateway.work import Work
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Backend:
     submission: Submission
     creation: Creation
     requests: RequestBudget
+    work: Work
 
     @classmethod
     def open(cls, settings: GatewaySettings, stores: Stores) -> Backend:
         """The application functions over one set of stores."""
         submission = Submission(stores, settings)
-        return cls(settings, stores, submission, Creation(stores, submission), RequestBudget.of(settings))
+        return cls(settings, stores, submission, Creation(stores, submission), RequestBudget.of(settings), Work())
 
     @property
     def files(self) -> CheckpointFiles:
@@ -47,7 +49,8 @@ class Backend:
         request.state.call.uses(key)
         tenant = await self.stores.api_keys.tenant_of(key)
         owner = f"{tenant} {request.scope['endpoint'].__qualname__}"
-        request.state.body = BodyBudget(self.requests, owner, self.settings.arrival_seconds, request.state.held)
+        seconds, held = self.settings.arrival_seconds, request.state.held
+        request.state.body = BodyBudget(tenant, self.work, self.requests, owner, seconds, held)
         return tenant
 
 

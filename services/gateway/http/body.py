@@ -5,21 +5,21 @@ Every fault is a typed error with one sentence; nothing of a body is kept beyond
 
 from __future__ import annotations
 
-import json
+import asyncio
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 
-from services.core.errors import InvalidArgumentError, Violation, broken_rule, quoted
+from services.core.errors import InvalidArgumentError, broken_rule, quoted
 from services.core.process.metrics import IGNORED_FIELDS
 from services.gateway.http.body_budget import BodyBudget
 from services.gateway.http.body_start import START_BYTES, start_of
-from services.gateway.http.empty_fields import EMPTY_VALUES, is_ignored, parse_without_empty_fields
+from services.gateway.http.empty_fields import EMPTY_VALUES
+from services.gateway.http.json_parsing import parse, parse_large
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -27,9 +27,10 @@ else:
     from backports import zstd
 
 MAX_JSON_BYTES = 16 << 20
-PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf", "application/octet-stream")
+PARSED_HERE_BYTES = 256 << 10
+"""JSON up to this size is parsed in the gateway's loop: within some hundredths of a second, whatever it says."""
 
-_KINDS: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
+PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf", "application/octet-stream")
 
 JsonT = TypeVar("JsonT", bound=BaseModel)
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
@@ -96,8 +97,7 @@ async def read_json(request: Request, fields: type[JsonT]) -> JsonT:
     Raises:
         InvalidArgumentError: it is too large, of another type, no JSON, or has other fields; names them.
     """
-    front = "openai" if request.url.path.startswith("/v1/") else "sdk"
-    return parse_json(await json_body(request), fields, front)
+    return await parse_json(request, await json_body(request), fields)
 
 
 async def json_body(request: Request) -> bytes:
@@ -108,31 +108,16 @@ async def json_body(request: Request) -> bytes:
     return await read_body(request, MAX_JSON_BYTES) or b"{}"
 
 
-def parse_json(content: bytes, fields: type[JsonT], front: str) -> JsonT:
-    """Reads a JSON object that came to `front`; raises as `read_json`."""
-    try:
-        parsed, ignored = parse_without_empty_fields(content, fields)
-        if ignored:
-            IGNORED_FIELDS.labels(front).inc(ignored)
-        return parsed
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-        faults = [fault for fault in found if not is_ignored(fault)][:10] or found[:10]
-        violations = tuple(Violation(".".join(map(str, fault["loc"]))[:200], _description(fault)) for fault in faults)
-        message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in violations)
-        raise InvalidArgumentError(message, reason="BAD_JSON", violations=violations) from None
-
-
-def _description(fault: ErrorDetails) -> str:
-    """The description of what pydantic found. Of texts and objects the kind alone: they may hold a secret."""
-    if fault["type"] == "missing":
-        return "required"
-    if fault["type"] == "extra_forbidden":
-        return "not supported"
-    value, rule = fault["input"], fault["msg"].removeprefix("Input should be ")
-    if rule == fault["msg"]:
-        return rule
-    return broken_rule(rule, json.dumps(value) if isinstance(value, int | float | None) else _KINDS[type(value)])
+async def parse_json(request: Request, content: bytes, fields: type[JsonT]) -> JsonT:
+    """Reads the JSON body of a request whose caller is known; raises as `read_json`."""
+    if len(content) <= PARSED_HERE_BYTES:
+        parsed, ignored = parse(content, fields)
+    else:
+        body: BodyBudget = request.state.body
+        parsed, ignored = await body.work.in_process(body.tenant, parse_large, content, fields)
+    if ignored:
+        IGNORED_FIELDS.labels("openai" if request.url.path.startswith("/v1/") else "sdk").inc(ignored)
+    return parsed
 
 
 async def read_protobuf(request: Request, message: MessageT, limit: int) -> MessageT:
@@ -184,7 +169,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     async with budget.reserve(int(length) if length.isdecimal() and encoding == "identity" else limit) as reservation:
         content = await _arrived(request, limit, encoding)
         if encoding == "zstd":
-            content = _decompressed(content, limit)
+            content = await asyncio.to_thread(_decompressed, content, limit)
         reservation.shrink(len(content))
         return content
 

@@ -11,12 +11,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import DeadlineExceededError
 from services.gateway.request_budget import RequestBudget, Reservation
+from services.gateway.work import Work
 
 
 @dataclass(frozen=True)
 class BodyBudget:
     """Budget of memory and time for the body of one request of a known caller."""
 
+    tenant: str
+    work: Work
     requests: RequestBudget
     owner: str
     seconds: float

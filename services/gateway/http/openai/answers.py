@@ -29,10 +29,15 @@ def prompt_of(tokens: Sequence[int]) -> data_pb2.ModelInput:
     return data_pb2.ModelInput(chunks=[data_pb2.Chunk(encoded_text=data_pb2.EncodedTextChunk(tokens=tokens))])
 
 
+def generated_tokens(response: sampling_pb2.SampleResponse) -> int:
+    """Tokens of all samples together."""
+    return sum(len(sequence.tokens) for sequence in response.sequences)
+
+
 def usage(prompts: Sequence[Sequence[int]], responses: Sequence[sampling_pb2.SampleResponse]) -> dict[str, Any]:
     """Tokens of a request: each prompt counts once, however many choices it has."""
     read = sum(len(prompt) for prompt in prompts)
-    written = sum(len(sequence.tokens) for response in responses for sequence in response.sequences)
+    written = sum(map(generated_tokens, responses))
     cached = sum(response.prompt_cache_hit_tokens for response in responses)
     return {
         "prompt_tokens": read,

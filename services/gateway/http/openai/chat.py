@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.disconnect import unless_disconnected
-from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
+from services.gateway.http.openai.answers import (
+    FINISH_REASONS,
+    event_stream,
+    generated_tokens,
+    growing,
+    prompt_of,
+    usage,
+)
 from services.gateway.http.openai.fields import Chat
 from services.gateway.http.openai.generations import Generations
 from services.gateway.http.openai.targets import Target, Targets
@@ -60,7 +67,7 @@ class ChatCompletions:
         if prepared.fields.stream:
             return await event_stream(request, self._events(tenant, prepared))
         (response,) = await unless_disconnected(request, self._generations.run(tenant, [prepared.request]))
-        choices = [_choice(prepared, index, sequence) for index, sequence in enumerate(response.sequences)]
+        choices = await self._backend.work.in_thread(tenant, generated_tokens(response), _choices, prepared, response)
         answer = {**prepared.head("chat.completion"), "choices": choices, "usage": usage([prepared.prompt], [response])}
         return JSONResponse(answer)
 
@@ -68,7 +75,13 @@ class ChatCompletions:
         fields.check()
         target = await self._targets.of(tenant, fields.model)
         messages = [message.for_template() for message in fields.messages]
-        prompt = await asyncio.to_thread(target.text.chat_tokens, messages, fields.chat_template_kwargs or {})
+        options = fields.chat_template_kwargs or {}
+        said = sum(len(text) for message in messages for text in message.values())
+        more = len(to_json(options, inf_nan_mode="constants"))
+        target.check_length("messages", said)
+        target.check_length("chat_template_kwargs", more)
+        prompt = await self._backend.work.in_thread(tenant, said + more, target.text.chat_tokens, messages, options)
+        target.check_tokens("messages", prompt)
         request = sampling_pb2.SampleRequest(
             sampling_session_id=target.sampling_session_id,
             prompt=prompt_of(prompt),
@@ -102,6 +115,10 @@ class ChatCompletions:
                 if fields.wants_logprobs:
                     choice["logprobs"] = _logprobs(text, new.tokens, new.logprobs, [])
                 yield {**head, "choices": [choice]}
+
+
+def _choices(prepared: _Prepared, response: sampling_pb2.SampleResponse) -> list[dict[str, Any]]:
+    return [_choice(prepared, index, sequence) for index, sequence in enumerate(response.sequences)]
 
 
 def _choice(prepared: _Prepared, index: int, sequence: sampling_pb2.SampledSequence) -> dict[str, Any]:

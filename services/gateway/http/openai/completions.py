@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -17,7 +16,14 @@ from services.core.errors import InvalidArgumentError
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import read_json, takes
 from services.gateway.http.disconnect import unless_disconnected
-from services.gateway.http.openai.answers import FINISH_REASONS, event_stream, growing, prompt_of, usage
+from services.gateway.http.openai.answers import (
+    FINISH_REASONS,
+    event_stream,
+    generated_tokens,
+    growing,
+    prompt_of,
+    usage,
+)
 from services.gateway.http.openai.fields import Completion
 from services.gateway.http.openai.generations import Generations, NewTokens
 from services.gateway.http.openai.targets import Target, Targets
@@ -60,17 +66,20 @@ class Completions:
         if prepared.fields.stream:
             return await event_stream(request, self._events(tenant, prepared))
         responses = await unless_disconnected(request, self._generations.run(tenant, prepared.requests))
-        choices = [
-            _choice(prepared, index * prepared.fields.n + i, index, response, sequence)
-            for index, response in enumerate(responses)
-            for i, sequence in enumerate(response.sequences)
-        ]
+        size = sum(generated_tokens(response) for response in responses)
+        choices = await self._backend.work.in_thread(tenant, size, _choices, prepared, responses)
         return JSONResponse({**prepared.head(), "choices": choices, "usage": usage(prepared.prompts, responses)})
 
     async def _prepare(self, tenant: str, fields: Completion) -> _Prepared:
         fields.check()
         target = await self._targets.of(tenant, fields.model)
-        prompts = await asyncio.to_thread(_tokens, fields, target.text)
+        for prompt in fields.prompts:
+            if isinstance(prompt, str):
+                target.check_length("prompt", len(prompt))
+            else:
+                target.check_tokens("prompt", prompt)
+        size = sum(len(prompt) for prompt in fields.prompts)
+        prompts = await self._backend.work.in_thread(tenant, size, _tokens, fields, target)
         scored = fields.echo and fields.wants_logprobs
         requests = [
             sampling_pb2.SampleRequest(
@@ -102,14 +111,23 @@ class Completions:
                 yield {**head, "choices": [_piece(fields, text, new, words, finish_reason)]}
 
 
-def _tokens(fields: Completion, text: ModelText) -> list[list[int]]:
-    prompts = [text.tokens(prompt) if isinstance(prompt, str) else list(prompt) for prompt in fields.prompts]
+def _tokens(fields: Completion, target: Target) -> list[list[int]]:
+    prompts = [target.text.tokens(prompt) if isinstance(prompt, str) else list(prompt) for prompt in fields.prompts]
     for prompt in prompts:
+        target.check_tokens("prompt", prompt)
         if not prompt:
             raise InvalidArgumentError.must_be("prompt", "at least one token", "none")
         if any(not -(2**31) <= token < 2**31 for token in prompt):
             raise InvalidArgumentError.must_be("prompt", "token ids of 32 bits")
     return prompts
+
+
+def _choices(prepared: _Prepared, responses: Sequence[sampling_pb2.SampleResponse]) -> list[dict[str, Any]]:
+    return [
+        _choice(prepared, index * prepared.fields.n + i, index, response, sequence)
+        for index, response in enumerate(responses)
+        for i, sequence in enumerate(response.sequences)
+    ]
 
 
 def _choice(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, quoted
@@ -26,6 +27,9 @@ MOST_TARGETS = 1000
 
 MOST_TOKENIZERS = 16
 
+FEWEST_CHARACTERS = 64
+"""That every token may stand for: some tokenizers leave spaces out, or have one token for all they do not know."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -34,6 +38,29 @@ class Target:
     sampling_session_id: str
     base_model: str
     text: ModelText
+    context: int
+    """Tokens that a prompt and its continuation may have together."""
+
+    def check_length(self, field: str, characters: int) -> None:
+        """Refuses a text that could not fit the context if all its tokens were the longest; before it is worked on.
+
+        Raises:
+            InvalidArgumentError: it is longer.
+        """
+        longest = max(self.text.longest_token, FEWEST_CHARACTERS)
+        if characters > self.context * longest:
+            rule = f"at most {self.context * longest} characters, {longest} for each token of the context"
+            raise InvalidArgumentError.must_be(field, rule, characters, reason="BAD_LENGTH")
+
+    def check_tokens(self, field: str, tokens: Sequence[int]) -> None:
+        """Refuses a prompt that leaves no room in the context.
+
+        Raises:
+            InvalidArgumentError: it is too long.
+        """
+        if len(tokens) >= self.context:
+            rule = f"shorter than the context of {self.context} tokens"
+            raise InvalidArgumentError.must_be(field, rule, len(tokens), reason="BAD_LENGTH")
 
 
 @dataclass
@@ -70,7 +97,10 @@ class Targets:
             if sampling is None or not await self._is_open(current, tenant):
                 sampling = await self._open(current, tenant, name)
                 current.samplings[name, version] = sampling
-        return Target(sampling.sampling_session_id, sampling.base_model, await self._text(sampling.base_model))
+        base_model = sampling.base_model
+        limits = await self._backend.stores.workers.limits(base_model, job_pb2.WORKER_KIND_SAMPLER)
+        text = await self._text(base_model)
+        return Target(sampling.sampling_session_id, base_model, text, limits.max_context_length)
 
     async def version(self, tenant: str, name: str) -> str:
         """Where a checkpoint is stored now; "" for a base model. Raises as `of`."""

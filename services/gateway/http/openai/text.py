@@ -36,6 +36,7 @@ class ModelText:
         self._tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._config: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
         template = files.get("chat_template.jinja", b"").decode() or self._config.get("chat_template")
         if isinstance(template, list):
@@ -44,7 +45,7 @@ class ModelText:
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, with what the tokenizer puts around every text."""
-        return list(self._tokenizer.encode(text).ids)
+        return self._encoded(text, add_special_tokens=True)
 
     def chat_tokens(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> list[int]:
         """The tokens of a conversation whose next turn is the model's.
@@ -62,7 +63,12 @@ class ModelText:
             rendered = text.render(**{**special, "messages": messages, "add_generation_prompt": True, **options})
         except (TemplateError, TypeError, ValueError) as error:
             raise InvalidArgumentError.at("messages", f"refused by the chat template: {str(error)[:500]}") from None
-        return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
+        return self._encoded(rendered, add_special_tokens=False)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A text's tokens; other threads run meanwhile, as they do not during `Tokenizer.encode`."""
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

@@ -46,7 +46,7 @@ class RunCalls:
         content = None
         try:
             content = await json_body(request)
-            return parse_json(content, fields, "sdk")
+            return await parse_json(request, content, fields)
         except InvalidArgumentError as refusal:
             await self._enter(request, content, tenant, operation, refusal)
             raise
