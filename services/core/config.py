@@ -148,6 +148,16 @@ class GatewaySettings(CommonSettings):
     max_waiting_bytes: Bytes = Field(default=16 << 30, description="Most bytes of all queued or running requests.")
     max_sessions_per_tenant: Sessions = Field(default=1_000, description="Most live sessions of one tenant.")
     max_sessions: Sessions = Field(default=10_000, description="Most live sessions.")
+    max_sampling_sessions_per_tenant: Sessions = Field(
+        default=100_000, description="Most sampling sessions of one tenant that were used within 30 days."
+    )
+    max_training_runs_per_tenant: Runs = Field(default=10_000, description="Most training runs of one tenant.")
+    max_uploaded_bytes_per_tenant: Mebibytes = Field(
+        default=64 << 30, description="Most bytes of one tenant's uploads, which are kept for a day."
+    )
+    max_merges_per_tenant: Requests = Field(
+        default=100, description="Most merges of one tenant within a day; their files are kept for a day."
+    )
 
 
 class WorkerSettings(CommonSettings):
@@ -189,6 +199,13 @@ class TrainerSettings(WorkerSettings):
     )
     snapshot_share: Annotated[float, Field(gt=0, le=1), Unit("fraction")] = Field(
         default=0.02, description="Largest fraction of a trainer's time spent on snapshots that are due."
+    )
+    max_stored_bytes_per_tenant: Mebibytes = Field(
+        default=1 << 40,
+        description="Most bytes of one tenant's checkpoints, deleted ones that are still used included.",
+    )
+    max_checkpoints_per_tenant: Annotated[int, Field(ge=1), Unit("checkpoints")] = Field(
+        default=100_000, description="Most checkpoints of one tenant."
     )
     max_lora_rank: Rank = Field(default=128, description="Largest LoRA rank of a training run.")
 

@@ -116,13 +116,17 @@ def _allow_many_connections() -> None:
 
 
 async def _sweep(stores: Stores) -> None:
-    """Removes what has had its day: results, uploads, exports, pins of those who are gone."""
+    """Removes what has had its day: results, uploads, exports, pins of those who are gone, old sessions, idle runs."""
     while True:
         try:
             await stores.blobs.sweep("results", KEEP_FINISHED)
             await asyncio.to_thread(stores.uploads.sweep)
             await asyncio.to_thread(stores.exports.sweep)
             await stores.pins.forget_gone()
+            tenants = await stores.api_keys.tenants()
+            await stores.sessions.forget_old(tenants)
+            for run in await stores.catalog.forget_idle_runs(tenants):
+                await asyncio.to_thread(stores.snapshots.remove, run)
         except (PlatformError, *TRANSIENT_ERRORS) as error:
             _log.warning("not everything was swept, trying again in an hour", error=str(error))
         await asyncio.sleep(SWEEP_EVERY.total_seconds())

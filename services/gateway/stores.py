@@ -27,6 +27,7 @@ from services.core.storage.blobs import BlobStore
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.exports import ExportStore
 from services.core.storage.open import open_storage
+from services.core.storage.snapshot_store import SnapshotStore
 from services.core.storage.uploads import UploadStore
 
 
@@ -50,6 +51,7 @@ class Stores:
     run_metrics: RunMetrics
     sample_queues: SampleQueues
     sessions: Sessions
+    snapshots: SnapshotStore
     tokens: TokenStream
     uploads: UploadStore
     workers: WorkerDirectory
@@ -64,7 +66,7 @@ class Stores:
         return cls(
             api_keys=ApiKeys(connection),
             blobs=blobs,
-            catalog=Catalog(connection),
+            catalog=Catalog(connection, settings),
             checkpoints=checkpoints,
             finished=FinishedOperations(connection),
             download_links=DownloadLinks(connection),
@@ -78,7 +80,8 @@ class Stores:
             run_metrics=RunMetrics(connection),
             sample_queues=SampleQueues(connection, payloads),
             sessions=Sessions(connection, settings),
+            snapshots=SnapshotStore(storage),
             tokens=TokenStream(connection),
-            uploads=UploadStore(storage, settings.max_upload_bytes),
+            uploads=UploadStore(storage, settings.max_upload_bytes, settings.max_uploaded_bytes_per_tenant),
             workers=WorkerDirectory(connection),
         )

@@ -131,6 +131,8 @@ class Submission:
         if isinstance(request, sampling_pb2.SampleRequest) and not request.sampling_params.HasField("seed"):
             request.sampling_params.seed = secrets.randbits(62)
         name = OperationName(request.sampling_session_id, request.seq_id)
+        if isinstance(request, sampling_pb2.MergeWeightsRequest):
+            await stores.catalog.count_merge(tenant, str(name))
         job = _job(name, tenant, request)
         job.checkpoint_location = location
         job.streamed = streamed

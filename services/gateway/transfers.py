@@ -20,7 +20,7 @@ from services.core.errors import (
     broken_rule,
     quoted,
 )
-from services.core.names import OperationName
+from services.core.names import OperationName, training_run_id
 from services.core.process.workers import registered
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.gateway.stores import Stores
@@ -105,6 +105,8 @@ class CheckpointFiles:
         limits = await self._stores.workers.serving(request.base_model, job_pb2.WORKER_KIND_TRAINER, "base_model")
         request.base_model = registered(request.base_model, limits)
         await self._check_uploads(tenant, request, limits)
+        run_id = training_run_id(request.session_id, request.training_run_seq_id)
+        await self._stores.catalog.check_run(tenant, run_id)
         return await self._submission.import_checkpoint(tenant, request)
 
     async def _check_uploads(

@@ -15,10 +15,16 @@ from pathlib import Path
 import structlog
 from google.protobuf.message import Message
 
-from services.core.catalog.checkpoints import StoredCheckpoint, checkpoint_writes, pin_write
+from services.core.catalog.checkpoints import StorageLimits, StoredCheckpoint, checkpoint_writes, pin_write
 from services.core.catalog.run_metrics import metrics_write
 from services.core.catalog.runs import Catalog, run_writes
-from services.core.errors import AlreadyExistsError, InternalError, NotFoundError, PlatformError
+from services.core.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    NotFoundError,
+    PlatformError,
+)
 from services.core.names import OperationName
 from services.core.process.device_thread import DeviceThread
 from services.core.process.metrics import PASS_JOBS, PASS_SECONDS, TRAINED_TOKENS
@@ -58,8 +64,10 @@ class JobRunner:
         catalog: Catalog,
         checkpoints: CheckpointStore,
         uploads: UploadStore,
+        limits: StorageLimits,
     ) -> None:
         self._engine = engine
+        self._limits = limits
         self._device = device
         self._catalog = catalog
         self._checkpoints = checkpoints
@@ -165,11 +173,14 @@ class JobRunner:
 
         Raises:
             AlreadyExistsError: the name is taken.
+            FailedPreconditionError: the tenant has as much as it may.
         """
         kind = kind_of(job)
         if kind is None or kind.writes is None:
             return None
         path = TinkerPath(OperationName.parse(job.operation).scope, kind.writes.kind, kind.writes.name(job))
+        replaced = await self._catalog.checkpoints.location_of(path)
+        await self._catalog.checkpoints.check_space(job.tenant, self._limits, replaced=replaced)
         if kind.writes.may_replace(job) or not await self._is_taken(path, job.tenant):
             return path
         message = f"there is a checkpoint {path} already; choose another name"
@@ -206,13 +217,20 @@ class JobRunner:
         return [fingerprint_write(name.scope, self._engine.info.fingerprint.value)] if name.seq_id == 0 else []
 
     async def _entry(self, job: job_pb2.Job, path: TinkerPath, run: training_pb2.TrainingRun) -> Sequence[Write]:
-        """The writes that enter a saved checkpoint into the catalog."""
+        """The writes that enter a saved checkpoint into the catalog; without space for it its files are deleted."""
         location, request = _location(job, path), getattr(job, kind_name(job))
+        size_bytes = await asyncio.to_thread(self._checkpoints.size_bytes, location)
+        replaced = await self._catalog.checkpoints.location_of(path)
+        try:
+            await self._catalog.checkpoints.check_space(job.tenant, self._limits, size_bytes, replaced)
+        except FailedPreconditionError:
+            await asyncio.to_thread(self._checkpoints.delete, location)
+            raise
         checkpoint = checkpoint_pb2.Checkpoint(
             checkpoint_id=path.checkpoint_id,
             checkpoint_type=CHECKPOINT_TYPES[path.kind or CheckpointKind.WEIGHTS],
             tinker_path=str(path),
-            size_bytes=await asyncio.to_thread(self._checkpoints.size_bytes, location),
+            size_bytes=size_bytes,
             training_run_id=path.training_run_id,
             base_model=run.base_model,
             lora_config=run.lora_config,
@@ -222,7 +240,6 @@ class JobRunner:
         checkpoint.time.FromDatetime(now)
         if request.HasField("ttl_seconds"):
             checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
-        replaced = await self._catalog.checkpoints.location_of(path)
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from services.core.base_model_names import parse_worker_model
+from services.core.catalog.checkpoints import StorageLimits
 from services.core.catalog.identity import Identity
 from services.core.catalog.runs import Catalog
 from services.core.catalog.sessions import Sessions
@@ -120,7 +121,14 @@ def assemble(
     return TrainerWorker(
         worker,
         holdings,
-        JobRunner(engine, device, Catalog(connection), CheckpointStore(storage), uploads),
+        JobRunner(
+            engine,
+            device,
+            Catalog(connection),
+            CheckpointStore(storage),
+            uploads,
+            StorageLimits(settings.max_stored_bytes_per_tenant, settings.max_checkpoints_per_tenant),
+        ),
         connection,
         logs,
         OperationStore(connection, payloads),

@@ -28,6 +28,11 @@ def test_scripts_compose_the_keys_that_keyspace_names() -> None:
     before_kind, _ = keyspace.run_checkpoints_of_kind("", "<kind>").split("<kind>")
     named = [
         keyspace.session(""),
+        keyspace.session_runs(""),
+        keyspace.session_samplings(""),
+        keyspace.sampling_session(""),
+        keyspace.tenant_sessions(""),
+        keyspace.tenant_samplings(""),
         keyspace.OPEN_SESSIONS,
         keyspace.open_sessions(""),
         keyspace.KEYLESS_TENANTS,

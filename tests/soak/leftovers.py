@@ -89,7 +89,9 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
         | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
         | dict.fromkeys(["wake", "sampler-room", "sample-vacancy", "base-models"], WORKERS)
         | dict.fromkeys(["load", "open-sessions"], 1 + len(TENANTS))
-        | dict.fromkeys(["api-key", "sessions", "runs", "checkpoints"], len(TENANTS))
+        | dict.fromkeys(
+            ["api-key", "sessions", "runs", "checkpoints", "samplings", "stored-sizes", "merges"], len(TENANTS)
+        )
         | dict.fromkeys(["session", "session-runs", "session-samplings"], sessions)
         | dict.fromkeys(["meta", "own", "run", "log", "skipped", "sources", "metrics", "inflight"], runs)
         | dict.fromkeys(["run-checkpoints", "run-weights", "run-sampler_weights"], runs)

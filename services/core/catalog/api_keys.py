@@ -106,6 +106,11 @@ class ApiKeys:
         if await self._connection.run("revoke_key", keys, [key_id, keyspace.api_key("")]) is None:
             raise NotFoundError(f"there is no key {key_id!r}; `tinker-platform keys list` shows them")
 
+    async def tenants(self) -> set[str]:
+        """All tenants that have a key, or had one."""
+        keyless = await self._commands.smembers(keyspace.KEYLESS_TENANTS)
+        return {key.tenant for key in await self.list()} | {tenant.decode() for tenant in keyless}
+
     async def has_key(self, tenant: str) -> bool:
         """Whether a tenant's last key has not been revoked."""
         return not await self._commands.sismember(keyspace.KEYLESS_TENANTS, tenant)

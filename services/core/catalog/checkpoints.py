@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from services.core.catalog.pages import Page, PageRequest, read_page
-from services.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from services.core.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection, Write
 from tinker_proto.path import CheckpointKind, TinkerPath
@@ -27,6 +27,16 @@ class StoredCheckpoint:
 
     checkpoint: checkpoint_pb2.Checkpoint
     location: str
+
+
+@dataclass(frozen=True)
+class StorageLimits:
+    """What a tenant may have at most."""
+
+    stored_bytes: int
+    """Bytes of checkpoints whose files are there, also of deleted ones that are still used."""
+
+    checkpoints: int
 
 
 class CheckpointCatalog:
@@ -58,6 +68,36 @@ class CheckpointCatalog:
                 "tinker_path", f"unambiguous: {kinds_of_it}", str(path), reason="BAD_TINKER_PATH"
             )
         return _stored(found[0])
+
+    async def check_space(self, tenant: str, limits: StorageLimits, new_bytes: int = 0, replaced: str = "") -> None:
+        """Refuses a checkpoint of `new_bytes` where its tenant would have more than it may.
+
+        Args:
+            tenant: the owner.
+            limits: what it may have.
+            new_bytes: bytes of the new checkpoint's files; 0 if they are not known yet.
+            replaced: location of the checkpoint that it replaces, whose bytes do not count.
+
+        Raises:
+            FailedPreconditionError: names the setting.
+        """
+        pipeline = self._connection.commands.pipeline(transaction=False)
+        pipeline.hgetall(keyspace.stored_sizes(tenant))
+        pipeline.zcard(keyspace.tenant_checkpoints(tenant))
+        sizes, count = await pipeline.execute()
+        used = sum(map(int, sizes.values())) - int(sizes.get(replaced.encode(), 0))
+        if used + max(new_bytes, 1) > limits.stored_bytes:
+            raise FailedPreconditionError(
+                f"tenant {tenant} has {used} bytes of checkpoints, and with this one more than it may "
+                f"(max_stored_bytes_per_tenant: {limits.stored_bytes}); delete checkpoints, or let them expire",
+                reason="STORAGE_QUOTA",
+            )
+        if count >= limits.checkpoints and not replaced:
+            raise FailedPreconditionError(
+                f"tenant {tenant} has {count} checkpoints (max_checkpoints_per_tenant: {limits.checkpoints}); "
+                "delete some, or let them expire",
+                reason="TOO_MANY_CHECKPOINTS",
+            )
 
     async def location_of(self, path: TinkerPath) -> str:
         """Location of the files that a path names, of any tenant and even if expired; "" if there is none."""
@@ -138,6 +178,7 @@ def checkpoint_writes(tenant: str, stored: StoredCheckpoint, replaced: str) -> l
         ("ZADD", keyspace.run_checkpoints(run), when, path),
         ("ZADD", keyspace.run_checkpoints_of_kind(run, kind), when, path),
         ("ZREM", keyspace.EXPIRING, path),
+        ("HSET", keyspace.stored_sizes(tenant), stored.location, checkpoint.size_bytes),
     ]
     if checkpoint.HasField("expires_at"):
         expires = checkpoint.expires_at.ToMilliseconds()

@@ -43,9 +43,12 @@ class Pins:
             await self._commands.zadd(keyspace.UNREFERENCED, {location: look_again_ms}, xx=True)
             return False
         await asyncio.to_thread(self._checkpoints.delete, location)
+        owner = await self._commands.hget(keyspace.training_run(location.partition("/")[0]), "tenant")
         pipeline = self._commands.pipeline(transaction=True)
         pipeline.delete(keyspace.PINS + location)
         pipeline.zrem(keyspace.UNREFERENCED, location)
+        if owner is not None:
+            pipeline.hdel(keyspace.stored_sizes(owner.decode()), location)
         await pipeline.execute()
         return True
 

@@ -184,6 +184,21 @@ def session_samplings(session_id: str) -> str:
     return f"{PREFIX}session-samplings:{session_id}"
 
 
+def tenant_samplings(tenant: str) -> str:
+    """Sorted set of a tenant's sampling sessions, by their last use (ms)."""
+    return f"{PREFIX}samplings:{tenant}"
+
+
+def stored_sizes(tenant: str) -> str:
+    """Hash location → bytes, of a tenant's checkpoints whose files have not been deleted."""
+    return f"{PREFIX}stored-sizes:{tenant}"
+
+
+def merges(tenant: str) -> str:
+    """Sorted set of a tenant's merges whose exports may still be there, by the time when they were queued (ms)."""
+    return f"{PREFIX}merges:{tenant}"
+
+
 def training_run(run: str) -> str:
     """Hash: tenant, record (tinker.v1.TrainingRun)."""
     return f"{PREFIX}run:{run}"

@@ -74,6 +74,11 @@ class SnapshotStore:
             if name.epoch <= epoch and name not in kept:
                 self._storage.delete_directory(stored.key)
 
+    def remove(self, run: str) -> None:
+        """Removes all snapshots of a run that is gone."""
+        for stored in list(self._storage.directories(f"{ROOT}/{run}")):
+            self._storage.delete_directory(stored.key)
+
 
 def _key(run: str, name: SnapshotName) -> str:
     return f"{ROOT}/{run}/{name}"

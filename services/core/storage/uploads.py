@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from services.core.errors import DataLossError, InvalidArgumentError, NotFoundError, quoted
+from services.core.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError, quoted
 from services.core.storage.files import sha256_of
 from services.core.storage.interface import Storage, Stored, in_threads
 from tinker_proto.v1 import checkpoint_pb2
@@ -26,6 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_BLOCK_BYTES = 1 << 20
+MAX_FILES = 10_000
 KEEP = timedelta(days=1)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -35,13 +37,15 @@ _ID = re.compile(r"(?P<day>\d{4}-\d{2}-\d{2})\.(?P<random>[0-9a-f]{32})\.(?P<sha
 class UploadStore:
     """Uploaded files of one storage."""
 
-    def __init__(self, storage: Storage, max_bytes: int = 0) -> None:
+    def __init__(self, storage: Storage, max_bytes: int = 0, max_tenant_bytes: int = sys.maxsize) -> None:
         """
         Args:
             storage: the storage.
             max_bytes: size of the largest adapter_model.safetensors that `receive` takes; 0 for a process that receives
                 none.
+            max_tenant_bytes: bytes of the uploads of one tenant that `receive` keeps at once.
         """
+        self._max_tenant_bytes = max_tenant_bytes
         self._storage = storage
         self._max_bytes = max_bytes
 
@@ -51,8 +55,10 @@ class UploadStore:
         Raises:
             InvalidArgumentError: the name, size or digest is not valid, or the content does not match them.
             ResourceExhaustedError: the storage is full.
+            FailedPreconditionError: the tenant has uploaded too much within a day.
         """
         self._check(file)
+        await asyncio.to_thread(self._check_space, tenant, file.size_bytes)
         upload_id = f"{datetime.now(UTC):%Y-%m-%d}.{uuid.uuid4().hex}.{file.sha256}"
         async with in_threads(self._open_new(_key(tenant, upload_id, file.name))) as target:
             await _receive(file, blocks, target)
@@ -104,6 +110,16 @@ class UploadStore:
         for stored in self.expired():
             self._storage.delete_file(stored.key)
 
+    def _check_space(self, tenant: str, new_bytes: int) -> None:
+        own = [stored for stored in self._storage.files(ROOT) if stored.key.split("/")[-1].startswith(_owner(tenant))]
+        used = sum(stored.size_bytes for stored in own)
+        if used + new_bytes > self._max_tenant_bytes or len(own) >= MAX_FILES:
+            raise FailedPreconditionError(
+                f"tenant {tenant} has {len(own)} uploads of {used} bytes, and with this file more than it may "
+                f"(max_uploaded_bytes_per_tenant: {self._max_tenant_bytes}; {MAX_FILES} files); they go after a day",
+                reason="UPLOAD_QUOTA",
+            )
+
     @contextmanager
     def _open_new(self, key: str) -> Iterator[BinaryIO]:
         with self._storage.write_file(key) as path, open(path, "wb") as target:
@@ -140,5 +156,8 @@ async def _receive(file: checkpoint_pb2.File, blocks: AsyncIterator[bytes], targ
 
 def _key(tenant: str, upload_id: str, name: str) -> str:
     day, _, rest = upload_id.partition(".")
-    owner = hashlib.sha256(tenant.encode()).hexdigest()[:32]
-    return f"{ROOT}/{day}/{owner}.{rest}.{name}"
+    return f"{ROOT}/{day}/{_owner(tenant)}.{rest}.{name}"
+
+
+def _owner(tenant: str) -> str:
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]

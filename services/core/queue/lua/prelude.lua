@@ -23,6 +23,24 @@ local function mark_seen(prefix, session_id, tenant, now)
   redis.call('ZADD', prefix .. 'open-sessions:' .. tenant, now, session_id)
 end
 
+local function forget_sampling(prefix, name, tenant)
+  local session_id = string.match(name, '^[^:]+')
+  redis.call('DEL', prefix .. 'sampling:' .. name)
+  redis.call('ZREM', prefix .. 'session-samplings:' .. session_id, name)
+  redis.call('ZREM', prefix .. 'samplings:' .. tenant, name)
+end
+
+-- Removes a session with its sampling sessions; its training runs stay.
+local function forget_session(prefix, session_id, tenant)
+  for _, name in ipairs(redis.call('ZRANGE', prefix .. 'session-samplings:' .. session_id, 0, -1)) do
+    forget_sampling(prefix, name, tenant)
+  end
+  redis.call('DEL', prefix .. 'session:' .. session_id, prefix .. 'session-runs:' .. session_id)
+  redis.call('ZREM', prefix .. 'sessions:' .. tenant, session_id)
+  redis.call('ZREM', prefix .. 'open-sessions', session_id)
+  redis.call('ZREM', prefix .. 'open-sessions:' .. tenant, session_id)
+end
+
 local function add_load(prefix, tenant, kind, number, bytes)
   for _, load in ipairs({prefix .. 'load', prefix .. 'load:' .. tenant}) do
     redis.call('HINCRBY', load, kind, number)
