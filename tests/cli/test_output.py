@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from services.cli import output
+from tinker_client.types import LoraConfig
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -29,6 +30,28 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 )
 def test_ages(seconds: float, text: str) -> None:
     assert output.age(NOW - timedelta(seconds=seconds), NOW) == text
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (LoraConfig(4), "rank 4, alpha 32, on attention, MLP, unembedding"),
+        (LoraConfig(4, train_mlp=False, use_rslora=True), "rank 4, alpha 32, rsLoRA, on attention, unembedding"),
+        (LoraConfig(4, alpha=5.66, target_modules=["q_proj", "v_proj"]), "rank 4, alpha 5.66, on q_proj, v_proj"),
+        (
+            LoraConfig(
+                4,
+                alpha=1 << 20,
+                target_modules=["a.0.q_proj", "a.1.q_proj", "a.1.v_proj"],
+                rank_pattern={"a.0.q_proj": 8, "a.1.q_proj": 2},
+                alpha_pattern={"a.1.v_proj": 0.5},
+            ),
+            "rank 4 (2, 8 in 2 linears), alpha 1048576 (0.5 in 1 linear), on q_proj, v_proj of 3 linears",
+        ),
+    ],
+)
+def test_an_adapter_is_one_line(config: LoraConfig, text: str) -> None:
+    assert output.adapter(config) == text
 
 
 def test_a_moment_is_shown_in_utc_whatever_its_zone() -> None:

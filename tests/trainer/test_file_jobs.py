@@ -41,6 +41,10 @@ class SlowFiles(LocalTrainerEngine):
         self._wait()
         super().check_import(config, weights, rename_base_model=rename_base_model)
 
+    def read_import(self, *args: object, **options: object) -> LocalRunExport:
+        self._wait()
+        return super().read_import(*args, **options)  # type: ignore[arg-type]
+
     def read_checkpoint(self, directory: Path) -> LocalRunExport:
         self._wait()
         return super().read_checkpoint(directory)
@@ -94,6 +98,8 @@ async def test_another_tenants_steps_go_on_while_an_adapter_is_imported(
         for name in imports:
             assert not (await queue.result(name, "t")).HasField("error")
         assert loss_of(await queue.result(await queue.forward_backward(THEIRS, "t"), "t"))
+        assert len(slow.reading) == 4, "each is checked, then read"
+        assert not slow.device & set(slow.reading)
 
 
 async def test_a_header_that_no_adapter_needs_is_refused_before_its_content_is_read(
