@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError
+from services.gateway.http.openai.chat_template import ChatTemplate
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -41,7 +39,7 @@ class ModelText:
         template = files.get("chat_template.jinja", b"").decode() or self._config.get("chat_template")
         if isinstance(template, list):
             template = next((item["template"] for item in template if item["name"] == "default"), None)
-        self._template: str | None = template
+        self._template = ChatTemplate(template, self._config) if template else None
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, with what the tokenizer puts around every text."""
@@ -53,16 +51,10 @@ class ModelText:
         Raises:
             InvalidArgumentError: the base model has no chat template, or its template refuses the messages.
         """
-        if not self._template:
+        if self._template is None:
             message = "not supported: the base model has no chat template; use /v1/completions"
             raise InvalidArgumentError.at("messages", message, reason="NO_CHAT_TEMPLATE")
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        special = {name: _content(self._config.get(name)) for name in names}
-        try:
-            text = _environment().from_string(self._template)
-            rendered = text.render(**{**special, "messages": messages, "add_generation_prompt": True, **options})
-        except (TemplateError, TypeError, ValueError) as error:
-            raise InvalidArgumentError.at("messages", f"refused by the chat template: {str(error)[:500]}") from None
+        rendered = self._template.render(messages, options)
         return self._encoded(rendered, add_special_tokens=False)
 
     def _encoded(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -130,26 +122,3 @@ def _held_back(text: str, stops: Sequence[str]) -> int:
         if any(stop.startswith(text[-length:]) for stop in stops):
             return length
     return 0
-
-
-def _content(token: Any) -> str:
-    """A special token, which configurations hold as a string or as an object."""
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates are written for."""
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def as_json(value: Any, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = as_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
