@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from services.core.errors import DataLossError, InvalidArgumentError, broken_rule
+from services.core.errors import DataLossError, InvalidArgumentError, broken_rule, quoted
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import matrix_shapes, named_matrices
@@ -93,7 +93,7 @@ def max_header_bytes(base: BaseModel) -> int:
 
 def _check_tensor(name: str, tensor: TensorInfo, shape: tuple[int, ...] | None) -> None:
     if shape is None:
-        raise _refusal(f"{WEIGHTS_FILE} has the unexpected tensor {name}")
+        raise _refusal(f"{WEIGHTS_FILE} has the unexpected tensor {quoted(name)}")
     if tensor.dtype not in _DTYPES:
         letters = tensor.dtype.rstrip("0123456789")
         got = _DTYPE_WORDS.get(letters, letters) + tensor.dtype.removeprefix(letters)

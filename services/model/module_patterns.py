@@ -60,8 +60,8 @@ def targeted(targets: Targets, names: Sequence[str], unembedding: str) -> set[st
         return {name for name in names if name != unembedding} - excluded
     found = _named("target_modules", targets.target_modules, names)
     if targets.layer_numbers and not isinstance(targets.target_modules, str):
-        numbers = _layer_numbers(targets.layer_lists, names)
-        found = {name for name in found if name in targets.target_modules or numbers.get(name) in targets.layer_numbers}
+        numbers, in_full = _layer_numbers(targets.layer_lists, names), frozenset(targets.target_modules)
+        found = {name for name in found if name in in_full or numbers.get(name) in targets.layer_numbers}
     return found - excluded
 
 

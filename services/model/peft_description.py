@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from services.model.peft_options import check_options, refusal
 from services.model.tensor_names import linear_of, matrix_names
 
 MAX_ALPHA = 2.0**31
+_BARE_NAME = re.compile(r"\w+", re.ASCII)
 
 
 def describe(
@@ -54,7 +56,7 @@ def describe(
         if matrix in in_file
     }
     if not adapted:
-        first = f", whose first tensor is {min(tensors)}" if tensors else ""
+        first = f", whose first tensor is {quoted(min(tensors))}" if tensors else ""
         message = f"{label} is of a file without a matrix of a linear of this base model{first}"
         raise InvalidArgumentError(message, reason="BAD_ADAPTER")
     reader = _Reader(content, base, label)
@@ -78,7 +80,7 @@ class _Reader:
     def check_targets(self, adapted: Sequence[str]) -> None:
         """Refuses tensors of linears that PEFT would not adapt, and whose tensors it would leave out."""
         targets = Targets(
-            self._modules("target_modules") or self._default_targets(),
+            self._target_modules(),
             self._modules("exclude_modules"),
             self._layers(),
             self._strings("layers_pattern"),
@@ -129,6 +131,11 @@ class _Reader:
     def _modules(self, option: str) -> str | Sequence[str]:
         value = self._content.get(option)
         return value if isinstance(value, str) else self._strings(option)
+
+    def _target_modules(self) -> str | Sequence[str]:
+        modules = self._modules("target_modules") or self._default_targets()
+        # As an expression, a name without a dot would match no linear in a layer; it means a list of one.
+        return [modules] if isinstance(modules, str) and _BARE_NAME.fullmatch(modules) else modules
 
     def _strings(self, option: str) -> Sequence[str]:
         value = self._content.get(option) or []

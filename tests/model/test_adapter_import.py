@@ -101,6 +101,6 @@ def test_a_tensor_of_no_linear_is_refused_by_name(base: BaseModel, adapter: Path
         check(adapter, base)
     many_tensors(adapter, 500)
     with pytest.raises(
-        InvalidArgumentError, match="without a matrix of a linear of this base model, whose first tensor is a0"
+        InvalidArgumentError, match="without a matrix of a linear of this base model, whose first tensor is 'a0'"
     ):
         check(adapter, base)
