@@ -206,8 +206,8 @@ class NativeSamplerEngine:
     def _end_sequence(self, sequence: RunningSequence) -> None:
         """Keeps the completion of an ended sequence, and gives its slot to the group's next one or back."""
         group = sequence.group
-        self._starts.note_end()
         group.running.remove(sequence)
+        self._starts.note_end()
         if sequence.generates:
             group.sampled[sequence.index] = sequence.sampled()
         if group.started < group.num_sequences and not self._starts.are_due_elsewhere(group):

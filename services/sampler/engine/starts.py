@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from services.model.adapters import AdapterWeights
@@ -10,7 +10,7 @@ from services.sampler.engine.residency import Residency
 from services.sampler.engine.sequence import RunningSequence, SequenceGroup
 from services.sampler.engine.slot_allocator import Allocation, SlotAllocator
 from services.sampler.engine.stop import StopMatcher
-from services.sampler.engine.turns import Turns
+from services.sampler.engine.turns import Turns, running_of
 from services.sampler.request import GenerationRequest
 
 
@@ -48,6 +48,9 @@ class Starts:
         self._in_vain: dict[str, int] = {}
         """For a request that found no space, also where others could be paused: `_ends` at that time."""
 
+        self._counted: Counter[str] | None = None
+        """Running sequences of each tenant; None after a change."""
+
     def start_requests(self) -> list[tuple[SequenceGroup, Exception]]:
         """Starts sequences by turns while there are places; returns the requests that cannot start."""
         failed: list[tuple[SequenceGroup, Exception]] = []
@@ -56,7 +59,7 @@ class Starts:
             if group.can_run_more:
                 waiting[group.request.tenant].append(group)
         while waiting:
-            tenant = self._turns.next_tenant(waiting, self._groups.values())
+            tenant = self._turns.next_tenant(waiting, self._running)
             started = False
             for group in self._next_of(waiting[tenant]):
                 try:
@@ -79,14 +82,14 @@ class Starts:
         """Starts a group's next sequence, or lets one go on; False if it has to wait."""
         if self._in_vain.get(group.request.name) == self._ends:
             return False
-        victim = None if self._has_free_sequence else self._turns.victim(group, self._groups.values())
+        victim = None if self._has_free_sequence else self._turns.victim(group, self._groups.values(), self._running)
         if (victim is None and not self._has_free_sequence) or not self._load_adapter(group):
             return False
         if victim is not None and not self._has_free_sequence:
             self._pause(victim)
         sequence = group.preempted[0] if group.preempted else None
         while (allocation := self._slots.resume(sequence) if sequence else self._slots.start(group)) is None:
-            victim = self._turns.victim(group, self._groups.values())
+            victim = self._turns.victim(group, self._groups.values(), self._running)
             if victim is None:
                 self._in_vain[group.request.name] = self._ends
                 return False
@@ -97,6 +100,7 @@ class Starts:
             sequence.slot, sequence.computed = allocation.slot, allocation.computed
             sequence.drawn_at_start = len(sequence.logprobs)
             group.running.append(group.preempted.pop(0))
+            self._counted = None
         self._turns.note_start(group.request.tenant)
         return True
 
@@ -105,7 +109,7 @@ class Starts:
         if group.resident or group.request.adapter is None:
             return True
         while (adapter := self._residency.acquire(group.request.adapter)) is None:
-            users = self._turns.adapter_users(group, self._groups.values())
+            users = self._turns.adapter_users(group, self._groups.values(), self._running)
             if not users:
                 return False
             for user in users:
@@ -125,6 +129,7 @@ class Starts:
     def _pause(self, sequence: RunningSequence) -> None:
         """Takes a sequence's slot away until its tenant has a turn again; what it has computed stays cached."""
         self.preemptions += 1
+        self._counted = None
         self._slots.end(sequence)
         sequence.group.running.remove(sequence)
         sequence.group.preempted.insert(0, sequence)
@@ -132,6 +137,7 @@ class Starts:
     def preempt(self, sequence: RunningSequence) -> None:
         """Takes a sequence's slot away until there is space for it again."""
         self.preemptions += 1
+        self._counted = None
         self._slots.release(sequence)
         sequence.group.running.remove(sequence)
         sequence.group.preempted.append(sequence)
@@ -147,22 +153,31 @@ class Starts:
             sequence.drawn_at_start = 1
         group.running.append(sequence)
         group.started += 1
+        self._counted = None
 
     def are_due_elsewhere(self, group: SequenceGroup) -> bool:
         """Whether another tenant has a turn where a group's sequence has ended, which does not run any more."""
-        return self._turns.is_due_elsewhere(group, self._groups.values())
+        return self._turns.is_due_elsewhere(group, self._groups.values(), self._running)
 
     def note_end(self) -> None:
-        """Records that a sequence has ended, so that those that found no space look again."""
+        """Records that a sequence has ended and does not run any more, so that those that found no space look again."""
         self._ends += 1
+        self._counted = None
 
     def forget(self, group: SequenceGroup) -> None:
         """Forgets a request that the engine has dropped."""
         self._ends += 1
+        self._counted = None
         self._in_vain.pop(group.request.name, None)
         if all(other.request.tenant != group.request.tenant for other in self._groups.values()):
             self._turns.forget(group.request.tenant)
 
     @property
+    def _running(self) -> Counter[str]:
+        if self._counted is None:
+            self._counted = running_of(self._groups.values())
+        return self._counted
+
+    @property
     def _has_free_sequence(self) -> bool:
-        return sum(len(group.running) for group in self._groups.values()) < self._max_sequences
+        return self._running.total() < self._max_sequences

@@ -33,9 +33,8 @@ class Turns:
 
         self._starts = 0
 
-    def next_tenant(self, tenants: Collection[str], groups: Collection[SequenceGroup]) -> str:
-        """The tenant, out of at least one, that has the next turn."""
-        running = running_of(groups)
+    def next_tenant(self, tenants: Collection[str], running: Counter[str]) -> str:
+        """The tenant, out of at least one, that has the next turn; `running` as `running_of` counts."""
         return min(tenants, key=lambda tenant: (running[tenant], self._last_start.get(tenant, -1)))
 
     def note_start(self, tenant: str) -> None:
@@ -47,9 +46,11 @@ class Turns:
         """Forgets a tenant without unfinished requests."""
         self._last_start.pop(tenant, None)
 
-    def victim(self, group: SequenceGroup, groups: Collection[SequenceGroup]) -> RunningSequence | None:
+    def victim(
+        self, group: SequenceGroup, groups: Collection[SequenceGroup], running: Counter[str]
+    ) -> RunningSequence | None:
         """The sequence that is paused so that one of `group` can run; None if the group has to wait."""
-        tenant, running = group.request.tenant, running_of(groups)
+        tenant = group.request.tenant
         others = [other for other in running if other != tenant]
         most = max(others, key=running.__getitem__, default=tenant)
         if running[most] - running[tenant] >= 2:
@@ -62,7 +63,9 @@ class Turns:
             return _youngest(other for other in own if len(other.running) > self._most_of_request)
         return None
 
-    def adapter_users(self, group: SequenceGroup, groups: Collection[SequenceGroup]) -> list[SequenceGroup]:
+    def adapter_users(
+        self, group: SequenceGroup, groups: Collection[SequenceGroup], running: Counter[str]
+    ) -> list[SequenceGroup]:
         """The users of one adapter that give it up so that the one of `group` finds a place; none if it has to wait.
 
         They run nothing; or they belong to tenants that use at least two adapters more; or the tenant of `group` runs
@@ -74,7 +77,7 @@ class Turns:
             if user.resident:
                 adapters[user.request.tenant] += user.request.adapter not in users
                 users[user.request.adapter].append(user)
-        tenant, running = group.request.tenant, running_of(groups)
+        tenant = group.request.tenant
 
         def may_stop(user: SequenceGroup) -> bool:
             if not user.running or adapters[user.request.tenant] - adapters[tenant] >= 2:
@@ -84,9 +87,9 @@ class Turns:
         able = [found for found in users.values() if all(map(may_stop, found))]
         return min(able, key=lambda found: sum(len(user.running) for user in found), default=[])
 
-    def is_due_elsewhere(self, group: SequenceGroup, groups: Collection[SequenceGroup]) -> bool:
+    def is_due_elsewhere(self, group: SequenceGroup, groups: Collection[SequenceGroup], running: Counter[str]) -> bool:
         """Whether another tenant has a turn where a group's sequence has ended, which does not run any more."""
-        tenant, running = group.request.tenant, running_of(groups)
+        tenant = group.request.tenant
         waiting = {other.request.tenant for other in groups if other.waiting_sequences} - {tenant}
         return any(running[other] <= running[tenant] for other in waiting)
 
