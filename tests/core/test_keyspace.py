@@ -65,8 +65,6 @@ async def test_an_enqueued_operation_writes_no_key_that_keyspace_does_not_name(q
         keyspace.run_meta(RUN),
         keyspace.waiting_runs(BASE),
         keyspace.session(session_id),
-        keyspace.OPEN_SESSIONS,
-        keyspace.open_sessions("alice"),
         keyspace.LOAD,
         keyspace.load("alice"),
     }

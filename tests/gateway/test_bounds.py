@@ -95,6 +95,20 @@ async def test_old_sessions_go_with_their_sampling_sessions_and_runs_stay(
     assert (await catalog.run(run.training_run_id, "mallory")).training_run_id == run.training_run_id
 
 
+async def test_a_request_on_a_run_does_not_bring_its_forgotten_session_back(
+    sessions: Sessions, connection: RedisConnection, data_dir: Path
+) -> None:
+    forgotten = (await sessions.create("alice", {})).session_id
+    await connection.commands.delete(keyspace.session(forgotten))
+    await connection.commands.delete(keyspace.OPEN_SESSIONS, keyspace.open_sessions("alice"))
+    await open_queues(connection, data_dir).enqueue(0, run=f"{forgotten}:train:0")
+    assert await sessions.is_alive(forgotten), "its run stays in the trainer's memory"
+    with pytest.raises(NotFoundError):
+        await sessions.get(forgotten, "alice")
+    assert await connection.commands.ttl(keyspace.session(forgotten)) > 0
+    assert await connection.commands.zcard(keyspace.open_sessions("alice")) == 0
+
+
 async def test_sampling_sessions_have_a_bound_that_ended_sessions_do_not_use_up(
     sessions: Sessions, catalog: Catalog, connection: RedisConnection
 ) -> None:

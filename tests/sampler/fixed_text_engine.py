@@ -20,6 +20,9 @@ ENDLESS = 99
 BROKEN = 98
 """A prompt that begins with this token fails."""
 
+UNPRINTABLE = 97
+"""A prompt that begins with this token has a result that no message can hold."""
+
 
 class FixedTextEngine:
     """Answers `ANSWER` to every prompt."""
@@ -101,6 +104,8 @@ class FixedTextEngine:
     def _result(self, request: GenerationRequest) -> GenerationResult | InternalError:
         if request.prompt[0] == BROKEN:
             return InternalError("broken", reason="BROKEN")
+        if request.prompt[0] == UNPRINTABLE:
+            return GenerationResult((SampledTokens((2**40,), (LOGPROB,), "stop"),))
         sampled = SampledTokens(ANSWER, (LOGPROB,) * len(ANSWER), "stop")
         scores = (float("nan"), *[LOGPROB] * (len(request.prompt) - 1)) if request.include_prompt_logprobs else None
         return GenerationResult((sampled,) * request.num_samples, scores)

@@ -27,7 +27,7 @@ from services.sampler.engine.interface import SamplerEngine
 from services.sampler.stores import SamplerStores
 from services.sampler.worker import SamplerWorker
 from tests.core.queue_parts import BASE, LIMITS, SAMPLING
-from tests.sampler.fixed_text_engine import ANSWER, BROKEN, ENDLESS, LOGPROB, FixedTextEngine
+from tests.sampler.fixed_text_engine import ANSWER, BROKEN, ENDLESS, LOGPROB, UNPRINTABLE, FixedTextEngine
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import data_pb2, operation_pb2, sampling_pb2
 
@@ -201,6 +201,13 @@ async def test_a_failure_of_the_engine_is_the_operations_error(site: Site) -> No
     with counted("sample", "BROKEN"):
         operation = await site.result(await site.sample(first=BROKEN))
     assert (operation.error.message, operation.error.reason) == ("broken", "BROKEN")
+
+
+async def test_a_result_that_cannot_be_sent_is_its_operations_error_alone(site: Site) -> None:
+    names = [await site.sample(first=UNPRINTABLE), await site.sample()]
+    bad, good = [await site.result(name) for name in names]
+    assert bad.error.reason == "RESULT_TOO_LARGE"
+    assert good.state == operation_pb2.OPERATION_STATE_SUCCEEDED
 
 
 async def test_what_the_engine_refuses_fails_by_field_and_the_next_succeeds(site: Site) -> None:

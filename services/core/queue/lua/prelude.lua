@@ -14,10 +14,15 @@ local function prefix_of(operation, name)
   return string.sub(operation, 1, #operation - #name - #'operation:')
 end
 
--- Records that a session was seen; an ended one does not open again.
+-- Records that a session was seen; an ended one does not open again. One that was forgotten keeps that mark for an hour:
+-- its runs are in use.
 local function mark_seen(prefix, session_id, tenant, now)
   local session = prefix .. 'session:' .. session_id
   redis.call('HSET', session, 'seen', now / 1000)
+  if redis.call('HEXISTS', session, 'tenant') == 0 then
+    redis.call('EXPIRE', session, 3600)
+    return
+  end
   if redis.call('HEXISTS', session, 'ended') == 1 then return end
   redis.call('ZADD', prefix .. 'open-sessions', now, session_id)
   redis.call('ZADD', prefix .. 'open-sessions:' .. tenant, now, session_id)
