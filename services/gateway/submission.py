@@ -25,6 +25,7 @@ from services.gateway.validation.fields import check_seq_id
 from services.gateway.validation.result_size import check_result_size, most_tokens
 from services.gateway.validation.sampling import check_compute_logprobs, check_merge_weights, check_sample
 from services.gateway.validation.training import RunRequest, check_run_request, training_path
+from services.gateway.work import Work
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2, training_pb2
@@ -42,6 +43,7 @@ class Submission:
     """Accepts operations."""
 
     def __init__(self, stores: Stores, settings: GatewaySettings) -> None:
+        self.work = Work()
         self._stores = stores
         self._limits = LoadLimits.of(settings)
         self._max_result_bytes = settings.max_result_bytes
@@ -127,7 +129,8 @@ class Submission:
         check_seq_id("seq_id", request.seq_id, 0)
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
-        _check_sampling(request, location, limits, self._max_result_bytes)
+        size = request.ByteSize()
+        await self.work.on(tenant, size, _check_sampling, request, location, limits, self._max_result_bytes)
         if isinstance(request, sampling_pb2.SampleRequest) and not request.sampling_params.HasField("seed"):
             request.sampling_params.seed = secrets.randbits(62)
         name = OperationName(request.sampling_session_id, request.seq_id)
@@ -169,7 +172,7 @@ class Submission:
         limits = await self._stores.workers.limits(base_model, job_pb2.WORKER_KIND_TRAINER)
         if refusal is None:
             try:
-                check_run_request(request, limits)
+                await self.work.on(tenant, request.ByteSize(), check_run_request, request, limits)
                 await self._complete(tenant, request)
             except (InvalidArgumentError, NotFoundError) as error:
                 refusal = error

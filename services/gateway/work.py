@@ -27,6 +27,9 @@ AT_ONCE = 2
 SMALL = 1 << 16
 """Characters or tokens whose work takes no turn: it is over in some hundredths of a second."""
 
+MESSAGE_BYTES = 256 << 10
+"""Messages up to this size are worked on in the loop: within some hundredths of a second, whatever is in them."""
+
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
@@ -52,6 +55,12 @@ class Work:
             return await asyncio.to_thread(function, *args)
         async with self._threads.reserve(tenant, 1):
             return await _whole(asyncio.create_task(asyncio.to_thread(function, *args)))
+
+    async def on(self, tenant: str, size_bytes: int, function: Callable[..., T], *args: object) -> T:
+        """What a function returns or raises about a message: called here, or for a large one as `in_thread` says."""
+        if size_bytes <= MESSAGE_BYTES:
+            return function(*args)
+        return await self.in_thread(tenant, size_bytes, function, *args)
 
     async def in_process(self, tenant: str, function: Callable[..., T], *args: object) -> T:
         """What a function of a module returns or raises, in another process once it is the tenant's turn.

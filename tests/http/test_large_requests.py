@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
 from tokenizers import Tokenizer, models
 
+from services.gateway import submission
 from services.gateway.http import json_parsing
 from services.gateway.http.body import PARSED_HERE_BYTES
 from services.gateway.http.openai.fields import Completion
 from services.gateway.http.openai.text import ModelText
+from services.gateway.http.sdk import training
 from services.gateway.stores import Stores
 from services.gateway.work import SMALL, Work
-from tests.http.test_futures import create, loss, submit
+from tests.gateway.caller import BASE
+from tests.http.test_futures import PROTOBUF, create, loss, sample, sampling_session, submit
+from tinker_proto.sdk.v1 import sdk_pb2
 
 
 def slow_body() -> bytes:
@@ -78,3 +85,41 @@ async def test_the_loop_goes_on_while_a_text_is_tokenized() -> None:
         turns += 1
     assert len(await tokenizing) == (1 << 20) // 16
     assert turns > 1000
+
+
+@pytest.mark.parametrize("step", [(training, "fill_loss"), (submission, "check_run_request")], ids=lambda step: step[1])
+async def test_others_are_answered_while_a_tenants_many_data_are_worked_on(
+    http: httpx.AsyncClient, stores: Stores, monkeypatch: pytest.MonkeyPatch, step: tuple[ModuleType, str]
+) -> None:
+    module, name = step
+    real, answered = getattr(module, name), threading.Event()
+
+    def slow(request: Any, *others: Any) -> None:
+        if len(request.data) != 1 and len(getattr(others[0], "data", [])) != 1:
+            assert answered.wait(10), "the loop stands still"
+        real(request, *others)
+
+    monkeypatch.setattr(module, name, slow)
+    key, _ = await stores.api_keys.create("mallory")
+    theirs = {"x-api-key": key}
+    session = (await http.post("create_session", json={}, headers=theirs)).json()["session_id"]
+    fields = {"session_id": session, "model_seq_id": 0, "base_model": BASE, "lora_config": {"rank": 4}}
+    run = (await http.post("create_model", json=fields, headers=theirs)).json()["model_id"]
+    request = sdk_pb2.ForwardBackwardRequest.FromString(loss(run, 1))
+    request.data.extend([request.data[0]] * ((1 << 19) // request.data[0].ByteSize()))
+    content, headers = request.SerializeToString(), {**theirs, **PROTOBUF}
+    large = asyncio.create_task(http.post("forward_backward", content=content, headers=headers))
+    ours = await create(http)
+    for seq_id in (1, 2):
+        assert (await submit(http, loss(ours, seq_id))).status_code == 200
+        assert (await http.get("healthz")).status_code == 200
+    answered.set()
+    assert (await large).json()["request_id"] == f"{run}:1"
+
+
+async def test_more_chunks_than_tokens_fit_the_context_are_refused(http: httpx.AsyncClient) -> None:
+    sampling = await sampling_session(http)
+    chunks = [{"tokens": [5]}] + [{"tokens": []}] * 32
+    answer = await sample(http, sampling, 0, prompt={"chunks": chunks})
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("prompt.chunks: must be at most 32 chunks")

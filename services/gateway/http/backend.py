@@ -26,13 +26,17 @@ class Backend:
     submission: Submission
     creation: Creation
     requests: RequestBudget
-    work: Work
 
     @classmethod
     def open(cls, settings: GatewaySettings, stores: Stores) -> Backend:
         """The application functions over one set of stores."""
         submission = Submission(stores, settings)
-        return cls(settings, stores, submission, Creation(stores, submission), RequestBudget.of(settings), Work())
+        return cls(settings, stores, submission, Creation(stores, submission), RequestBudget.of(settings))
+
+    @property
+    def work(self) -> Work:
+        """Work on requests that takes long."""
+        return self.submission.work
 
     @property
     def files(self) -> CheckpointFiles:

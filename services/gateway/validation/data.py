@@ -45,6 +45,9 @@ def check_data(
 
 def check_model_input(field: str, model_input: data_pb2.ModelInput, limits: job_pb2.WorkerStatus) -> int:
     """Refuses images, tokens outside the vocabulary and over-long input; returns the length in tokens."""
+    if len(model_input.chunks) > limits.max_context_length:
+        rule = f"at most {limits.max_context_length} chunks, the context of {limits.base_model!r} in tokens"
+        raise InvalidArgumentError.must_be(f"{field}.chunks", rule, len(model_input.chunks), reason="BAD_LENGTH")
     length = 0
     for i, chunk in enumerate(model_input.chunks):
         check_text(f"{field}.chunks[{i}]", chunk)

@@ -20,6 +20,7 @@ from tinker_proto.sdk.v1 import sdk_pb2
 from tinker_proto.v1 import data_pb2, training_pb2
 
 _TOKEN = np.dtype("<i4")
+_TOKENS_AT_ONCE = 1 << 16
 _ITEM_BYTES = {
     sdk_pb2.DATA_TYPE_FLOAT32: 4,
     sdk_pb2.DATA_TYPE_INT64: 8,
@@ -62,7 +63,9 @@ def _fill_chunk(chunk: data_pb2.Chunk, sdk_chunk: sdk_pb2.Chunk, field: str) -> 
                 rule = f"{_TOKEN.itemsize} bytes for each token"
                 got = f"{len(content)} bytes"
                 raise InvalidArgumentError.must_be(f"{field}.tokens", rule, got, reason="BAD_TENSOR")
-            chunk.encoded_text.tokens.extend(np.frombuffer(content, _TOKEN).tolist())
+            tokens = np.frombuffer(content, _TOKEN)
+            for at in range(0, len(tokens), _TOKENS_AT_ONCE):  # between which other threads run
+                chunk.encoded_text.tokens.extend(tokens[at : at + _TOKENS_AT_ONCE].tolist())
         case "image":
             chunk.image.data, chunk.image.format = sdk_chunk.image.data, sdk_chunk.image.format
             if sdk_chunk.image.HasField("expected_tokens"):

@@ -89,7 +89,7 @@ class Training:
         )
         message.training_run_id, message.seq_id = sdk_request.model_id, sdk_request.seq_id
         try:
-            fill_loss(message, sdk_request)
+            await self._backend.work.on(tenant, sdk_request.ByteSize(), fill_loss, message, sdk_request)
         except InvalidArgumentError as refusal:
             return await self._enter(tenant, message, refusal)
         return await self._enter(tenant, message)
