@@ -3,7 +3,9 @@
 Start at ServiceClient. Importing this package imports neither torch nor transformers, and starts nothing.
 """
 
-from tinker_client import types
+import tinker_client._fork  # noqa: F401 - first, because it loads gRPC
+from tinker_client import types  # isort: split
+
 from tinker_client.errors import (
     APIConnectionError,
     APIStatusError,
@@ -13,6 +15,7 @@ from tinker_client.errors import (
     CodedError,
     ConflictError,
     FieldViolation,
+    ForkedClientError,
     InternalServerError,
     NotFoundError,
     PermissionDeniedError,
@@ -38,6 +41,7 @@ __all__ = [
     "CodedError",
     "ConflictError",
     "FieldViolation",
+    "ForkedClientError",
     "InternalServerError",
     "NotFoundError",
     "PermissionDeniedError",

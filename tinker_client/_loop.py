@@ -3,6 +3,9 @@
 Nothing that runs on it may block; callers wait in their own thread, or await in their own loop, whatever that is: a
 script, a notebook, a server. The loop starts with the first client and stops at interpreter exit, after what
 `at_exit` was given has had its bounded time.
+
+The process may fork at any moment. The loop's thread stands still meanwhile, so that it holds no lock which the child
+would wait for. In the child the loop is left alone for ever, and every use of it is a ForkedClientError.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from tinker_client._fork import ForkSafeLock, at_fork, keep_for_ever
 from tinker_client._waiting import wait_for
-from tinker_client.errors import TinkerError
+from tinker_client.errors import TinkerError, used_after_fork
 
 T = TypeVar("T")
 
 EXIT_SECONDS = 5.0
+_STANDSTILL_S = 1.0
 
 
 class BackgroundLoop:
@@ -32,15 +37,16 @@ class BackgroundLoop:
         self._closers: set[Callable[[], Coroutine[Any, Any, None]]] = set()
         self._process = os.getpid()
         self._stopped = False
+        self._standstills: dict[int, threading.Event] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="tinker-client", daemon=True)
         self._thread.start()
         atexit.register(self._stop)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine on the loop and returns its future, which cannot be cancelled; callable from any thread."""
-        if os.getpid() != self._process:
+        if self.is_forked:
             coroutine.close()
-            raise RuntimeError("this client was made before a fork: make a new ServiceClient in the child process")
+            raise used_after_fork("this client")
         if self._stopped:
             coroutine.close()
             raise RuntimeError("the interpreter is exiting: the client has been closed")
@@ -56,12 +62,57 @@ class BackgroundLoop:
 
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Calls a function on the loop soon; callable from any thread."""
+        self.refuse_fork()
         self._loop.call_soon_threadsafe(callback)
 
     def refuse_own_thread(self) -> None:
         """Raises RuntimeError when called on the loop's thread, where waiting would never end."""
         if threading.current_thread() is self._thread:
             raise RuntimeError("a callback of a future must not wait for the client: await, or use another thread")
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the loop's."""
+        return os.getpid() != self._process
+
+    def refuse_fork(self) -> None:
+        """Raises ForkedClientError in a forked child."""
+        if self.is_forked:
+            raise used_after_fork("this client")
+
+    def refuse_waiting(self, future: Future[Any]) -> None:
+        """Raises where waiting for a future of this loop would never end.
+
+        Raises:
+            RuntimeError: this is the loop's thread.
+            ForkedClientError: this is a forked child, and the future was not done at the fork.
+        """
+        self.refuse_own_thread()
+        self.refuse_lost(future)
+
+    def refuse_lost(self, future: Future[Any]) -> None:
+        """Raises ForkedClientError if a future of this loop can never be done, in a forked child."""
+        if self.is_forked and not future.done():
+            raise used_after_fork("this future")
+
+    def stand_still(self) -> None:
+        """Holds the loop's thread until `go_on`, in the same thread as this; gives up if it is busy for long."""
+        if self.is_forked or self._stopped or threading.current_thread() is self._thread:
+            return
+        reached, go_on = threading.Event(), threading.Event()
+
+        def stand() -> None:
+            reached.set()
+            go_on.wait()
+
+        self._standstills[threading.get_ident()] = go_on
+        self._loop.call_soon_threadsafe(stand)
+        reached.wait(_STANDSTILL_S)
+
+    def go_on(self) -> None:
+        """Undoes `stand_still`."""
+        if (go_on := self._standstills.pop(threading.get_ident(), None)) is not None:
+            go_on.set()
 
     def at_exit(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Has a coroutine function run at interpreter exit; all of them together get EXIT_SECONDS."""
@@ -86,7 +137,7 @@ class BackgroundLoop:
             future.set_result(task.result())
 
     def _stop(self) -> None:
-        if os.getpid() != self._process:
+        if self.is_forked:
             return
         self._stopped = True
         asyncio.run_coroutine_threadsafe(self._close_everything(), self._loop)
@@ -99,14 +150,39 @@ class BackgroundLoop:
         self._loop.stop()
 
 
-_lock = threading.Lock()
-_loops: dict[int, BackgroundLoop] = {}
+class _OfProcess:
+    """The loop of this process, or the one that it inherited by a fork."""
+
+    def __init__(self) -> None:
+        self.lock = ForkSafeLock()
+        self.loop: BackgroundLoop | None = None
+        at_fork(before=self._before, in_parent=self._in_parent, in_child=self._in_child)
+
+    def _before(self) -> None:
+        if self.loop is not None:
+            self.loop.stand_still()
+
+    def _in_parent(self) -> None:
+        if self.loop is not None:
+            self.loop.go_on()
+
+    def _in_child(self) -> None:
+        if self.loop is not None:
+            keep_for_ever(self.loop)
+
+
+_of_process = _OfProcess()
 
 
 def background_loop() -> BackgroundLoop:
-    """The process' loop, started on first use; a forked child gets its own."""
-    with _lock:
-        process = os.getpid()
-        if process not in _loops:
-            _loops[process] = BackgroundLoop()
-        return _loops[process]
+    """The process' loop, started on first use.
+
+    Raises:
+        ForkedClientError: this process was forked from one that had a loop.
+    """
+    with _of_process.lock:
+        if _of_process.loop is None:
+            _of_process.loop = BackgroundLoop()
+        elif _of_process.loop.is_forked:
+            raise used_after_fork("tinker_client")
+        return _of_process.loop

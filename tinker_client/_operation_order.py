@@ -57,6 +57,7 @@ class OperationOrder:
         `carry_out` must give each of the seq_ids to `operation`, whatever happens.
         """
         cancelled = asyncio.Event()
+        self.loop.refuse_fork()
         with self._lock:
             seq_ids = range(self._next_seq_id, self._next_seq_id + count)
             self._next_seq_id += count

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +18,14 @@ import grpc
 
 from tinker_client._connection import Connection
 from tinker_client._file_name import check_file_name
+from tinker_client._fork import ForkSafeLock
 from tinker_proto.v1 import capability_pb2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _loaded: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def get_tokenizer(connection: Connection, base_model: str) -> PreTrainedTokenizerBase:

@@ -3,6 +3,7 @@
     TinkerError                       any failure of the platform, or on the way to it
     ├── APIConnectionError            the platform cannot be reached
     │   └── APITimeoutError           it was reached, and did not answer in time
+    ├── ForkedClientError             a client is used in a process that was forked from the client's
     └── CodedError                    the platform answered with an error: code, reason, field_violations
         ├── APIStatusError            a call was refused; the class follows the code
         │   ├── BadRequestError       INVALID_ARGUMENT, OUT_OF_RANGE, FAILED_PRECONDITION
@@ -66,6 +67,13 @@ class APIConnectionError(TinkerError):
 
 class APITimeoutError(APIConnectionError):
     """The platform was reached but did not answer in time."""
+
+
+class ForkedClientError(TinkerError, RuntimeError):
+    """A client, or a future of one, was used in a forked child, or made there after its parent had made one.
+
+    gRPC does not work in the child of a process that uses it. The child may do everything else.
+    """
 
 
 class CodedError(TinkerError):
@@ -158,6 +166,16 @@ _BY_CODE: dict[grpc.StatusCode, type[APIStatusError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: RateLimitError,
 }
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def used_after_fork(what: str) -> ForkedClientError:
+    """The exception for `what`, used in a process that was forked from the one of the client."""
+    return ForkedClientError(
+        f"{what} cannot be used in this process: it was forked from one that had made a client, and gRPC does not "
+        "survive a fork. Use multiprocessing's start method spawn or forkserver (DataLoader: "
+        "multiprocessing_context='spawn') and make a new ServiceClient in the child process, or fork before the first "
+        "client is made"
+    )
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> APIStatusError:

@@ -48,6 +48,7 @@ class APIFuture(Generic[T]):
         self._future = loop.start(coroutine)
 
     def __await__(self) -> Generator[Any, None, T]:
+        self._loop.refuse_lost(self._future)
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self, timeout: float | None = None) -> T:
@@ -63,13 +64,15 @@ class APIFuture(Generic[T]):
             TinkerError: the operation was refused or failed.
             TimeoutError: it has not finished yet; it goes on, and the result can be asked for again.
             RuntimeError: called in a callback of a future, where waiting would never end.
+            ForkedClientError: called in a forked child, and it was not done at the fork.
         """
-        self._loop.refuse_own_thread()
+        self._loop.refuse_waiting(self._future)
         state = self._state
         return wait_for(self._future, timeout, (lambda: self._loop.start(state())) if state is not None else None)
 
     async def result_async(self, timeout: float | None = None) -> T:
         """Like `result`, for use in an event loop."""
+        self._loop.refuse_lost(self._future)
         async with asyncio.timeout(timeout):
             return await asyncio.wrap_future(self._future)
 
@@ -82,8 +85,9 @@ class APIFuture(Generic[T]):
         Raises:
             TimeoutError: it has not finished yet.
             RuntimeError: called in a callback of a future, where waiting would never end.
+            ForkedClientError: called in a forked child, and it was not done at the fork.
         """
-        self._loop.refuse_own_thread()
+        self._loop.refuse_waiting(self._future)
         return self._future.exception(timeout)
 
     def done(self) -> bool:
@@ -115,5 +119,9 @@ class APIFuture(Generic[T]):
         """Returns the result as a `concurrent.futures.Future`.
 
         Its callbacks run on the client's own thread: they must return soon, and must not wait for the client.
+
+        Raises:
+            ForkedClientError: called in a forked child, and it was not done at the fork.
         """
+        self._loop.refuse_lost(self._future)
         return self._future

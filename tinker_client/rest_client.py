@@ -413,7 +413,7 @@ class RestClient:
 
     def close(self) -> None:
         """Closes the connection, unless a ServiceClient shares it."""
-        if not self._shares:
+        if not self._shares and not self._connection.loop.is_forked:
             self._connection.loop.run(self._connection.close())
 
     async def _download(self, tinker_path: str, directory: Path, progress: ReportBytes | None) -> Path:

@@ -270,13 +270,16 @@ class ServiceClient:
     def close(self) -> None:
         """Ends the session and closes the connection, in a few seconds at most.
 
-        Outstanding futures fail with TinkerError; the platform still carries their operations out.
+        Outstanding futures fail with TinkerError; the platform still carries their operations out. In a forked child
+        nothing happens: the session and the connection are the parent's.
         """
-        self._run(self._connection.close())
+        if not self._connection.loop.is_forked:
+            self._run(self._connection.close())
 
     async def close_async(self) -> None:
         """Like `close` in an event loop; awaiting it gives the value."""
-        await self._start(self._connection.close())
+        if not self._connection.loop.is_forked:
+            await self._start(self._connection.close())
 
     def __enter__(self) -> Self:
         return self

@@ -158,20 +158,3 @@ def test_one_service_client_can_be_closed_while_another_works(platform: Loopback
         sampler = second.create_sampling_client(base_model=MODEL)
         first.close()
         assert sampler.compute_logprobs(types.ModelInput.from_ints([1])).result(10)
-
-
-def test_a_forked_child_is_told_to_make_its_own_client(platform: LoopbackPlatform) -> None:
-    done = run_python(
-        "import os, tinker_client as tinker\n"
-        "service = tinker.ServiceClient()\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    try:\n"
-        "        service.create_rest_client().list_training_runs()\n"
-        "    except RuntimeError as error:\n"
-        "        print(error, flush=True)\n"
-        "    os._exit(0)\n"
-        "os.waitpid(child, 0)",
-        platform.url,
-    )
-    assert "make a new ServiceClient in the child process" in done.stdout
