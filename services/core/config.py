@@ -59,6 +59,13 @@ Fingerprints = Annotated[
 ]
 
 
+Origins = Annotated[
+    str,
+    Field(pattern=r"^(\*|(https?://[A-Za-z0-9.:\[\]-]+(,|$))*)$"),
+    Rule("origins such as https://lab.example, with commas between them, or * for all"),
+]
+
+
 class CommonSettings(BaseSettings):
     """Settings that every service reads. The field `name` is also the variable TINKER_NAME."""
 
@@ -113,6 +120,9 @@ class GatewaySettings(CommonSettings):
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API.")
     http_port: Port = Field(
         default=8000, description="Port of the HTTP API of the official SDK and of OpenAI, /healthz and /metrics."
+    )
+    cors_origins: Origins = Field(
+        default="", description="Origins of web pages that may call the HTTP port from a browser. Empty: none."
     )
     max_upload_bytes: Mebibytes = Field(
         default=8 << 30, description="Largest adapter_model.safetensors that can be imported."

@@ -167,6 +167,34 @@ def test_a_chat_stream_is_the_answer_in_pieces(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_token_ids_come_with_the_text_if_they_are_asked_for(
+    client: openai.OpenAI, tokenizer: PreTrainedTokenizerBase, stream: bool
+) -> None:
+    prompt = tokenizer.encode("The lamp was lit")
+    body: dict[str, Any] = {"return_token_ids": True}
+    asked: Any = {"model": BASE_MODEL, "max_tokens": 12, "seed": 4, "n": 2, "stream": stream, "extra_body": body}
+    completion: Any = client.completions.create(prompt=prompt, **asked)
+    chat: Any = client.chat.completions.create(messages=MESSAGES, **asked)
+    for answer in (completion, chat):
+        events = list(answer) if stream else [answer]
+        choices = [choice for event in events for choice in event.choices]
+        for index in range(2):
+            own = [choice for choice in choices if choice.index == index]
+            tokens = [token for choice in own for token in getattr(choice, "token_ids", None) or []]
+            assert 1 <= len(tokens) <= 12
+            text = "".join(
+                (choice.text if answer is completion else (choice.delta if stream else choice.message).content) or ""
+                for choice in own
+            )
+            assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+            if answer is completion:
+                assert [choice.prompt_token_ids for choice in own if hasattr(choice, "prompt_token_ids")] == [prompt]
+        if answer is chat:
+            (given,) = [event.prompt_token_ids for event in events if hasattr(event, "prompt_token_ids")]
+            assert tokenizer.decode(given).endswith("<assistant>")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client: openai.OpenAI, stream: bool) -> None:
     asked: Any = {"model": BASE_MODEL, "prompt": "Once", "max_tokens": 60, "seed": 4}
     text = client.completions.create(**asked).choices[0].text

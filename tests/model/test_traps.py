@@ -39,7 +39,8 @@ def test_use_cache_is_off_though_the_base_model_asks_for_it(load: Callable[..., 
     for backward in (True, False):
         run_alone(engine, work("run", random_data("cross_entropy", (5, 3)), backward=backward))
     assert base.config.use_cache
-    assert seen == [(False, None)] * 2
+    assert len(seen) >= 2
+    assert set(seen) == {(False, None)}
 
 
 class Router(nn.Module):

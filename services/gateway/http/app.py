@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.core.config import GatewaySettings
 from services.core.process.metrics import HTTP_REQUESTS
 from services.core.queue.connection import RedisConnection
 from services.gateway.http import monitoring
@@ -54,10 +56,20 @@ def http_app(backend: Backend, connection: RedisConnection) -> Starlette:
     routes = [*monitoring.routes(connection, backend.stores.workers), *sdk_routes(backend), *openai_routes(backend)]
     middleware = [
         Middleware(_CountAnswers),
+        *_cross_origin(backend.settings),
         Middleware(EndWithTheKey, backend.stores.revocations),
         Middleware(ReleaseWhenAnswered),
     ]
     return Starlette(routes=described(routes), exception_handlers=exception_handlers(), middleware=middleware)
+
+
+def _cross_origin(settings: GatewaySettings) -> list[Middleware]:
+    """Answers the questions of browsers, for pages of the origins that are allowed; keys are headers, never cookies."""
+    origins = [origin for origin in settings.cors_origins.split(",") if origin]
+    if not origins:
+        return []
+    methods = ["GET", "POST", "DELETE"]
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"])]
 
 
 def http_server(backend: Backend, connection: RedisConnection) -> uvicorn.Server:

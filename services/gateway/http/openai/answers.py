@@ -7,16 +7,20 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from services.core.errors import PlatformError, UnavailableError
+from services.core.errors import InternalError, PlatformError, UnavailableError
 from services.core.queue.connection import TRANSIENT_ERRORS
 from services.gateway.http.disconnect import unless_disconnected
+from services.gateway.http.openai.continuation import TextStream
 from services.gateway.http.openai.errors import content_of
 from services.gateway.http.openai.generations import NewTokens
-from services.gateway.http.openai.text import ModelText, TextStream
+from services.gateway.http.openai.text import ModelText
 from tinker_proto.v1 import data_pb2, sampling_pb2
+
+_log = structlog.get_logger(__name__)
 
 FINISH_REASONS: Mapping[int, str] = {
     sampling_pb2.STOP_REASON_STOP: "stop",
@@ -50,8 +54,8 @@ def usage(prompts: Sequence[Sequence[int]], responses: Sequence[sampling_pb2.Sam
 class GrowingChoice:
     """One choice of a stream: takes its tokens in order, whether they came alone or with the response."""
 
-    def __init__(self, text: ModelText, stops: Sequence[str]) -> None:
-        self._text: TextStream = text.stream(stops)
+    def __init__(self, text: TextStream) -> None:
+        self._text = text
         self._known = 0
         self._ended = False
 
@@ -73,19 +77,24 @@ class GrowingChoice:
 
 
 async def growing(
-    stream: AsyncGenerator[Any, None], text: ModelText, stops: Sequence[str]
+    stream: AsyncGenerator[Any, None], text: ModelText, prompts: Sequence[Sequence[int]], stops: Sequence[str]
 ) -> AsyncGenerator[tuple[NewTokens, str, str | None] | list[sampling_pb2.SampleResponse], None]:
     """New tokens with their text and finish reason, gaps filled from the responses; the responses come last."""
     choices: dict[tuple[int, int], GrowingChoice] = {}
+
+    def choice_of(prompt: int, sequence: int) -> GrowingChoice:
+        if (prompt, sequence) not in choices:
+            choices[prompt, sequence] = GrowingChoice(text.stream(prompts[prompt], stops))
+        return choices[prompt, sequence]
+
     async with aclosing(stream):
         async for item in stream:
             if isinstance(item, NewTokens):
-                choice = choices.setdefault((item.prompt, item.sequence), GrowingChoice(text, stops))
-                yield item, *choice.take(item)
+                yield item, *choice_of(item.prompt, item.sequence).take(item)
                 continue
             for prompt, response in enumerate(item):
                 for index, sequence in enumerate(response.sequences):
-                    choice = choices.setdefault((prompt, index), GrowingChoice(text, stops))
+                    choice = choice_of(prompt, index)
                     if (rest := choice.rest(prompt, index, sequence)) is not None:
                         yield rest, *choice.take(rest)
             yield item
@@ -115,6 +124,11 @@ async def event_stream(request: Request, contents: AsyncGenerator[dict[str, Any]
             return
         except TRANSIENT_ERRORS:
             yield _event(content_of(UnavailableError("the queue was lost on the way; send the request again")))
+            return
+        except Exception as error:  # without an event the caller would see a connection that breaks off
+            known = InternalError.of_request()
+            _log.error("stream failed", incident=known.incident, path=request.url.path, exc_info=error)
+            yield _event(content_of(known))
             return
         yield "data: [DONE]\n\n"
 

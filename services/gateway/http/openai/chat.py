@@ -23,10 +23,11 @@ from services.gateway.http.openai.answers import (
     prompt_of,
     usage,
 )
+from services.gateway.http.openai.continuation import before_stop
 from services.gateway.http.openai.fields import Chat
 from services.gateway.http.openai.generations import Generations
 from services.gateway.http.openai.targets import Target, Targets
-from services.gateway.http.openai.text import ModelText, before_stop, utf8_bytes
+from services.gateway.http.openai.text import ModelText, utf8_bytes
 from tinker_proto.v1 import sampling_pb2
 
 ROLE = "assistant"
@@ -69,6 +70,8 @@ class ChatCompletions:
         (response,) = await unless_disconnected(request, self._generations.run(tenant, [prepared.request]))
         choices = await self._backend.work.in_thread(tenant, generated_tokens(response), _choices, prepared, response)
         answer = {**prepared.head("chat.completion"), "choices": choices, "usage": usage([prepared.prompt], [response])}
+        if prepared.fields.return_token_ids:
+            answer["prompt_token_ids"] = list(prepared.prompt)
         return JSONResponse(answer)
 
     async def _prepare(self, tenant: str, fields: Chat) -> _Prepared:
@@ -94,8 +97,9 @@ class ChatCompletions:
 
     async def _events(self, tenant: str, prepared: _Prepared) -> AsyncGenerator[dict[str, Any], None]:
         fields, text = prepared.fields, prepared.target.text
-        head, greeted = None, set()
-        async with aclosing(growing(self._generations.stream(tenant, [prepared.request]), text, fields.stops)) as items:
+        head, greeted, told = None, set(), False
+        stream = self._generations.stream(tenant, [prepared.request])
+        async with aclosing(growing(stream, text, [prepared.prompt], fields.stops)) as items:
             async for item in items:
                 head = head or prepared.head("chat.completion.chunk")
                 if isinstance(item, list):
@@ -106,7 +110,9 @@ class ChatCompletions:
                 if new.sequence not in greeted:
                     greeted.add(new.sequence)
                     delta = {"role": ROLE, "content": ""}
-                    yield {**head, "choices": [{"index": new.sequence, "delta": delta, "finish_reason": None}]}
+                    first = {"prompt_token_ids": list(prepared.prompt)} if fields.return_token_ids and not told else {}
+                    told = True
+                    yield {**head, **first, "choices": [{"index": new.sequence, "delta": delta, "finish_reason": None}]}
                 choice: dict[str, Any] = {
                     "index": new.sequence,
                     "delta": {"content": words} if words else {},
@@ -114,6 +120,8 @@ class ChatCompletions:
                 }
                 if fields.wants_logprobs:
                     choice["logprobs"] = _logprobs(text, new.tokens, new.logprobs, [])
+                if fields.return_token_ids:
+                    choice["token_ids"] = list(new.tokens)
                 yield {**head, "choices": [choice]}
 
 
@@ -122,14 +130,16 @@ def _choices(prepared: _Prepared, response: sampling_pb2.SampleResponse) -> list
 
 
 def _choice(prepared: _Prepared, index: int, sequence: sampling_pb2.SampledSequence) -> dict[str, Any]:
-    text = prepared.target.text
+    text, fields = prepared.target.text, prepared.fields
     logprobs = _logprobs(text, sequence.tokens, sequence.raw_logprobs, sequence.topk_logprobs)
-    return {
+    content = before_stop(text.added(prepared.prompt, sequence.tokens), fields.stops)
+    choice = {
         "index": index,
-        "message": {"role": ROLE, "content": before_stop(text.text(sequence.tokens), prepared.fields.stops)},
+        "message": {"role": ROLE, "content": content},
         "finish_reason": FINISH_REASONS[sequence.stop_reason],
-        "logprobs": logprobs if prepared.fields.wants_logprobs else None,
+        "logprobs": logprobs if fields.wants_logprobs else None,
     }
+    return choice | ({"token_ids": list(sequence.tokens)} if fields.return_token_ids else {})
 
 
 def _logprobs(

@@ -24,10 +24,11 @@ from services.gateway.http.openai.answers import (
     prompt_of,
     usage,
 )
+from services.gateway.http.openai.continuation import before_stop
 from services.gateway.http.openai.fields import Completion
 from services.gateway.http.openai.generations import Generations, NewTokens
 from services.gateway.http.openai.targets import Target, Targets
-from services.gateway.http.openai.text import ModelText, before_stop
+from services.gateway.http.openai.text import ModelText
 from tinker_proto.v1 import sampling_pb2
 
 
@@ -99,8 +100,8 @@ class Completions:
     async def _events(self, tenant: str, prepared: _Prepared) -> AsyncGenerator[dict[str, Any], None]:
         fields, text = prepared.fields, prepared.target.text
         stream = self._generations.stream(tenant, prepared.requests)
-        head = None
-        async with aclosing(growing(stream, text, fields.stops)) as items:
+        head, told = None, set()
+        async with aclosing(growing(stream, text, prepared.prompts, fields.stops)) as items:
             async for item in items:
                 head = head or prepared.head()
                 if isinstance(item, list):
@@ -108,7 +109,11 @@ class Completions:
                         yield {**head, "choices": [], "usage": usage(prepared.prompts, item)}
                     continue
                 new, words, finish_reason = item
-                yield {**head, "choices": [_piece(fields, text, new, words, finish_reason)]}
+                piece = _piece(fields, text, new, words, finish_reason)
+                if fields.return_token_ids and piece["index"] not in told:
+                    told.add(piece["index"])
+                    piece["prompt_token_ids"] = list(prepared.prompts[new.prompt])
+                yield {**head, "choices": [piece]}
 
 
 def _tokens(fields: Completion, target: Target) -> list[list[int]]:
@@ -139,13 +144,14 @@ def _choice(
 ) -> dict[str, Any]:
     fields, text = prepared.fields, prepared.target.text
     kept = len(sequence.tokens) if fields.max_tokens else 0
-    words = before_stop(text.text(sequence.tokens[:kept]), fields.stops)
-    tokens = list(sequence.tokens[:kept])
+    prompt, tokens = prepared.prompts[index], list(sequence.tokens[:kept])
+    words = before_stop(text.added(prompt, tokens), fields.stops)
+    token_ids = {"prompt_token_ids": list(prompt), "token_ids": tokens} if fields.return_token_ids else {}
     logprobs: list[float | None] = list(sequence.raw_logprobs[:kept])
     top = list(sequence.topk_logprobs[:kept])
     if fields.echo:
-        words = text.text(prepared.prompts[index]) + words
-        tokens = [*prepared.prompts[index], *tokens]
+        words = text.text(prompt) + words
+        tokens = [*prompt, *tokens]
         logprobs = [*(None if math.isnan(value) else value for value in response.prompt_logprobs), *logprobs]
         top = [*response.topk_prompt_logprobs, *top]
     return {
@@ -153,6 +159,7 @@ def _choice(
         "text": words,
         "finish_reason": FINISH_REASONS[sequence.stop_reason] if kept else "length",
         "logprobs": _logprobs(text, tokens, logprobs, top) if fields.wants_logprobs else None,
+        **token_ids,
     }
 
 
@@ -161,7 +168,8 @@ def _piece(
 ) -> dict[str, Any]:
     logprobs = _logprobs(text, list(new.tokens), list(new.logprobs), []) if fields.wants_logprobs else None
     index = new.prompt * fields.n + new.sequence
-    return {"index": index, "text": words, "finish_reason": finish_reason, "logprobs": logprobs}
+    piece: dict[str, Any] = {"index": index, "text": words, "finish_reason": finish_reason, "logprobs": logprobs}
+    return piece | ({"token_ids": list(new.tokens)} if fields.return_token_ids else {})
 
 
 def _logprobs(

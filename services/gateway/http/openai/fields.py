@@ -1,14 +1,15 @@
 """Bodies of /v1/completions and /v1/chat/completions. What is not here is refused by name, never ignored.
 
-Some parameters are known for one value alone, the one that changes nothing, because client libraries send it.
+Some parameters are known for the values alone that change nothing, because client libraries send them. null says what
+an absent field says.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from services.core.errors import InvalidArgumentError, quoted
 from services.core.sampling_limits import MAX_TOPK_LOGPROBS
@@ -22,10 +23,18 @@ MAX_CHOICES = 128
 DEFAULT_COMPLETION_TOKENS = 16
 
 
+ValueT = TypeVar("ValueT", int, bool, str)
+
+
+def _null_means(default: ValueT) -> BeforeValidator:
+    """null in the place of a value that has a default."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
 class StreamOptions(Fields):
     """What a stream ends with."""
 
-    include_usage: bool = False
+    include_usage: Annotated[bool, _null_means(False)] = False
 
 
 class ResponseFormat(Fields):
@@ -38,18 +47,26 @@ class GenerationFields(Fields, ABC):
     """What both endpoints take."""
 
     model: str = Field(min_length=1, max_length=1000)
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    n: Annotated[int, _null_means(1)] = Field(default=1, ge=1, le=MAX_CHOICES)
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = None
     top_k: int | None = Field(default=None, ge=-1, lt=2**31)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: Annotated[bool, _null_means(False)] = False
     stream_options: StreamOptions | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    return_token_ids: bool | None = None
     logit_bias: dict[str, float] | None = Field(default=None, max_length=0)
     user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    repetition_penalty: Literal[1] | None = None
+    length_penalty: Literal[1] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -81,8 +98,8 @@ class GenerationFields(Fields, ABC):
         Raises:
             InvalidArgumentError: names the parameter.
         """
-        if self.stream_options is not None and not self.stream:
-            raise InvalidArgumentError.at("stream_options", "requires stream=true")
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
+            raise InvalidArgumentError.at("stream_options.include_usage", "requires stream=true")
         if not self.stream:
             return
         if self.top_logprobs_count:
@@ -97,9 +114,11 @@ class Completion(GenerationFields):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0, lt=2**31)
+    max_tokens: Annotated[int, _null_means(DEFAULT_COMPLETION_TOKENS)] = Field(
+        default=DEFAULT_COMPLETION_TOKENS, ge=0, lt=2**31
+    )
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TOPK_LOGPROBS)
-    echo: bool = False
+    echo: Annotated[bool, _null_means(False)] = False
     best_of: int | None = None
     suffix: Literal[""] | None = None
 
@@ -157,7 +176,7 @@ class Message(Fields):
     """One turn."""
 
     role: str = Field(min_length=1, max_length=100)
-    content: str | list[TextPart]
+    content: Annotated[str | list[TextPart], _null_means("")]
     name: str | None = None
 
     def for_template(self) -> dict[str, str]:
@@ -176,6 +195,9 @@ class Chat(GenerationFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOPK_LOGPROBS)
     response_format: ResponseFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
@@ -200,7 +222,7 @@ class Chat(GenerationFields):
             InvalidArgumentError: names the parameter.
         """
         self.check_stream()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidArgumentError.at("top_logprobs", "requires logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             rule = f"equal to max_completion_tokens, {self.max_completion_tokens}, if both are set"

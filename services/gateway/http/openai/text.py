@@ -1,8 +1,4 @@
-"""Text and tokens of one base model, from the tokenizer files that its workers have announced.
-
-Decoding leaves special tokens out, as people expect of an answer. Piece by piece it never splits a character, and holds
-back what could become a stop string, which is not part of an answer.
-"""
+"""Text and tokens of one base model, from the tokenizer files that its workers have announced."""
 
 from __future__ import annotations
 
@@ -11,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from services.core.errors import FailedPreconditionError, InvalidArgumentError
 from services.gateway.http.openai.chat_template import ChatTemplate
-
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+from services.gateway.http.openai.continuation import UNFINISHED, Decoding, TextStream
 
 
 class ModelText:
@@ -34,6 +28,7 @@ class ModelText:
         self._tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._decoding = Decoding(self._tokenizer)
         self.longest_token = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._config: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
         template = files.get("chat_template.jinja", b"").decode() or self._config.get("chat_template")
@@ -64,61 +59,21 @@ class ModelText:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(tokens)))
+        return self._decoding.decode(tokens)
+
+    def added(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """The text that tokens add to their prompt's."""
+        return self._decoding.added(prompt, tokens)
 
     def token_text(self, token: int) -> str:
         """What one token stands for, special ones by their names."""
         return str(self._tokenizer.decode([token], skip_special_tokens=False))
 
-    def stream(self, stops: Sequence[str]) -> TextStream:
+    def stream(self, prompt: Sequence[int], stops: Sequence[str]) -> TextStream:
         """Decodes one generation piece by piece."""
-        return TextStream(self._tokenizer, stops)
-
-
-class TextStream:
-    """The text of a generation that grows."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stops = stops
-        self._decoder = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._decoded = ""
-        self._sent = 0
-
-    def add(self, tokens: Sequence[int]) -> str:
-        """The text that further tokens make certain."""
-        self._tokens += tokens
-        for token in tokens:
-            self._decoded += self._decoder.step(self._tokenizer, token) or ""
-        return self._up_to(len(self._decoded) - _held_back(self._decoded, self._stops))
-
-    def end(self) -> str:
-        """The rest of the text, up to the stop string if one ended it."""
-        self._decoded = str(self._tokenizer.decode(self._tokens))
-        return self._up_to(len(before_stop(self._decoded, self._stops)))
-
-    def _up_to(self, end: int) -> str:
-        end = min(end, len(before_stop(self._decoded, self._stops)))
-        new = self._decoded[self._sent : end]
-        self._sent = max(self._sent, end)
-        return new
-
-
-def before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+        return TextStream(self._decoding, prompt, stops)
 
 
 def utf8_bytes(text: str) -> list[int] | None:
     """The bytes of a token's text; None for a token that is a part of a character."""
-    return None if _UNFINISHED in text else list(text.encode())
-
-
-def _held_back(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that is the beginning of a stop string."""
-    longest = max((len(stop) - 1 for stop in stops), default=0)
-    for length in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops):
-            return length
-    return 0
+    return None if UNFINISHED in text else list(text.encode())
