@@ -181,4 +181,4 @@ def _stop(stop: sampling_pb2.Stop, eos_token_ids: Collection[int]) -> StopRule:
 
 
 def _topk(row: TopkRow) -> sampling_pb2.TopkLogprobs:
-    return sampling_pb2.TopkLogprobs(token_ids=[token for token, _ in row], logprobs=[logprob for _, logprob in row])
+    return sampling_pb2.TopkLogprobs(token_ids=row.token_ids, logprobs=row.logprobs)

@@ -10,7 +10,7 @@ import pytest
 from services.core.errors import InvalidArgumentError
 from services.gateway.validation.result_size import check_result_size, prompt_bytes, sample_bytes
 from services.sampler.convert import to_sample_response
-from services.sampler.request import GenerationResult, SampledTokens
+from services.sampler.request import GenerationResult, SampledTokens, TopkRow
 from tests.gateway.caller import tokens
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import from_array
@@ -33,18 +33,19 @@ def request(prompt: int, samples: int, max_tokens: int | None, targets: int = 0,
 def largest_result(asked: Any, targets: int) -> int:
     """Bytes of the result that has as many and as large numbers as the request allows."""
     prompt, count = len(asked.prompt.chunks[0].encoded_text.tokens), asked.sampling_params.max_tokens
-    row = ((LARGEST, -1.0),)
+    counts = (asked.topk_prompt_logprobs, asked.topk_sample_logprobs)
+    prompt_row, row = (TopkRow([LARGEST] * k, [-1.0] * k) for k in counts)
     sampled = SampledTokens(
         (LARGEST,) * count,
         (-1.0,) * count,
         "length",
-        (row * asked.topk_sample_logprobs,) * count if asked.topk_sample_logprobs else None,
+        (row,) * count if asked.topk_sample_logprobs else None,
         (-1.0,) * count if asked.include_raw_logprobs else None,
     )
     result = GenerationResult(
         (sampled,) * asked.num_samples,
         (-1.0,) * prompt if asked.include_prompt_logprobs else None,
-        (row * asked.topk_prompt_logprobs,) * prompt if asked.topk_prompt_logprobs else None,
+        (prompt_row,) * prompt if asked.topk_prompt_logprobs else None,
         ((-1.0,) * targets,) * prompt if targets else None,
     )
     return to_sample_response(result).ByteSize()

@@ -13,7 +13,14 @@ import pytest
 from services.core.errors import InvalidArgumentError
 from services.gateway.http.sdk.results import sample_output
 from services.sampler.convert import to_logprobs_response, to_request, to_sample_response
-from services.sampler.request import GenerationRequest, GenerationResult, SampledTokens, SamplingParams, StopRule
+from services.sampler.request import (
+    GenerationRequest,
+    GenerationResult,
+    SampledTokens,
+    SamplingParams,
+    StopRule,
+    TopkRow,
+)
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.tensor import to_array
 from tinker_proto.v1 import data_pb2, sampling_pb2
@@ -128,7 +135,7 @@ def test_responses_carry_every_value() -> None:
     result = GenerationResult(
         sequences=(SampledTokens((4, 2), (-0.5, -1.5), "stop"), SampledTokens((9,), (-2.0,), "length")),
         prompt_logprobs=(float("nan"), -3.0),
-        topk_prompt_logprobs=((), ((8, -0.25), (1, -4.0))),
+        topk_prompt_logprobs=(TopkRow(), TopkRow([8, 1], [-0.25, -4.0])),
     )
     response = to_sample_response(result)
     assert [list(sequence.tokens) for sequence in response.sequences] == [[4, 2], [9]]

@@ -168,5 +168,4 @@ def _likeliest(logits_NV: Tensor, total_N1: Tensor, count: int) -> list[TopkRow]
     if count == 0:
         return []
     best = logits_NV.topk(min(count, logits_NV.shape[1]))
-    pairs = zip(best.indices.tolist(), (best.values - total_N1).tolist(), strict=True)
-    return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]
+    return [TopkRow(*row) for row in zip(best.indices.tolist(), (best.values - total_N1).tolist(), strict=True)]

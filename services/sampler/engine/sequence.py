@@ -142,7 +142,7 @@ class SequenceGroup:
         return GenerationResult(
             tuple(self.sampled[index] for index in sorted(self.sampled)),
             (*[_NAN] * skipped, *scores.logprobs) if request.include_prompt_logprobs else None,
-            (*[()] * skipped, *scores.topk_rows) if request.topk_prompt_logprobs else None,
+            (*[TopkRow()] * skipped, *scores.topk_rows) if request.topk_prompt_logprobs else None,
             (*[(_NAN,) * len(targets[0])] * skipped, *scores.target_rows) if targets is not None else None,
             self.cache_hit_tokens,
         )
