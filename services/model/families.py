@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from typing import TYPE_CHECKING, Any, Literal
 
 from services.core.errors import InvalidArgumentError, quoted
 from services.core.linears import ATTENTION_LINEARS, MLP_LINEARS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Keeps = Literal["keys and values", "state"]
 """Memory of a mixer of the tokens before: keys and values of each, or one state that every token changes."""
@@ -171,8 +172,25 @@ def kv_shape(config: PreTrainedConfig) -> KVShape:
 
 
 def check_architecture(config: dict[str, Any], name: str) -> None:
-    """Refuses what would be computed wrongly: other families, kinds of layers or fields, quantized weights, moving
-    rotary frequencies.
+    """Refuses what would be computed wrongly: what `check_layout` refuses, and fields that are not understood here.
+
+    Args:
+        config: content of the model's config.json.
+        name: the model's name, for the error.
+
+    Raises:
+        InvalidArgumentError: names what is not supported.
+    """
+    family = check_layout(config, name)
+    language = config.get("text_config") or config
+    if fields := _other_fields(language, language.get("model_type", config["model_type"]), family):
+        described = ", ".join(f"{field} = {quoted(language[field])}" for field in fields)
+        raise _refusal(name, f"with {described}", ", without options that are not understood here")
+
+
+def check_layout(config: dict[str, Any], name: str) -> Family:
+    """The row of a model's family; needs no transformers. Refuses other families and kinds of layers, quantized weights
+    and moving rotary frequencies.
 
     Args:
         config: content of the model's config.json.
@@ -204,9 +222,7 @@ def check_architecture(config: dict[str, Any], name: str) -> None:
         raise _refusal(name, f"with rope_type {rope_type!r}", rule)
     if config.get("quantization_config"):
         raise _refusal(name, "with quantized weights")
-    if fields := _other_fields(language, language.get("model_type", model_type), family):
-        described = ", ".join(f"{field} = {quoted(language[field])}" for field in fields)
-        raise _refusal(name, f"with {described}", ", without options that are not understood here")
+    return family
 
 
 def _refusal(name: str, got: str, rule: str = "") -> InvalidArgumentError:
@@ -226,6 +242,8 @@ def _other_fields(language: dict[str, Any], model_type: str, family: Family) -> 
 
     Fields that transformers does not declare for the family change nothing there either.
     """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
     if model_type not in CONFIG_MAPPING:
         return []
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
@@ -47,6 +48,9 @@ def load_weights(source: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     except OSError as error:
         raise unreadable("a directory or a Hugging Face name with weights", source, str(error)) from None
+    except SafetensorError as error:
+        fault = f"{_damaged_file(source)}: {error}"
+        raise unreadable("a model with whole files of weights", source, fault) from None
     if faults := _faults(report):
         raise unreadable("a model with the tensors of its configuration", source, "; ".join(faults))
     return module
@@ -117,6 +121,17 @@ def unreadable(rule: str, source: str, fault: str) -> InvalidArgumentError:
     return InvalidArgumentError.at(
         "base_model", f"{broken_rule(rule, source)}: {fault}", reason="UNREADABLE_BASE_MODEL"
     )
+
+
+def _damaged_file(source: str) -> str:
+    """Name of the first file of weights that cannot be opened."""
+    for path in sorted(model_directory(source).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            return path.name
+    return "a file of weights"
 
 
 def _faults(report: dict[str, Any]) -> list[str]:

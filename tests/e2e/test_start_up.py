@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +30,7 @@ def test_a_base_model_that_is_not_there(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "must be a directory with a config.json" in failed.stderr
     assert "nowhere)" in failed.stderr
+    assert "starting" not in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -37,6 +40,21 @@ def test_a_family_that_is_not_supported(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "'gpt2'" in failed.stderr
     assert "qwen3" in failed.stderr
+    assert "starting" not in failed.stderr
+
+
+def test_a_model_that_never_loads_ends_up_with_what_its_worker_said_last(tmp_path: Path, model_dir: Path) -> None:
+    shutil.copytree(model_dir, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    failed = up(tmp_path, f"x={tmp_path / 'cut'}", free_port(), "--drain-seconds", "1")
+    assert failed.returncode == 1
+    assert "export TINKER_API_KEY=tml-" in failed.stdout
+    last = failed.stderr.splitlines()[-1]
+    assert re.match(r"Error: (trainer|sampler) x cannot start \(exit code 2\): base_model: must be ", last)
+    assert "model.safetensors: " in last
+    assert "restarting" not in failed.stderr
+    assert "/logs/" in last
 
 
 def test_two_models_of_one_name(tmp_path: Path) -> None:

@@ -110,3 +110,9 @@ def worker_name(kind: str) -> str:
 def _served(status: job_pb2.WorkerStatus) -> str:
     """What a worker serves, for messages."""
     return f"{' alias '.join(map(repr, names_of(status)))} with fingerprint {status.base_fingerprint or 'unknown'}"
+
+
+def host_and_pid(worker: str) -> tuple[str, int]:
+    """Host and process id of the worker with a name that `worker_name` has made."""
+    kind_and_host, pid, _ = worker.rsplit("-", 2)
+    return kind_and_host.partition("-")[2], int(pid)

@@ -70,6 +70,12 @@ class WorkerDirectory:
                 return other
         return None
 
+    async def names(self) -> list[str]:
+        """Names of the workers seen in the last `EXPIRY_S`."""
+        return [
+            name.decode() for name in await self._commands.zrangebyscore(keyspace.WORKERS_EXPIRY, time.time(), "inf")
+        ]
+
     async def serving(self, base_model: str, kind: job_pb2.WorkerKind.ValueType, field: str) -> job_pb2.WorkerStatus:
         """A live worker of `kind` for a base model.
 
