@@ -69,6 +69,8 @@ async def test_sessions_opened_and_ended_without_end_do_not_pile_up(
     assert await keys_of(connection, keyspace.sampling_session("")) <= 2 * 3
     for session in (kept, open_one):
         assert await sessions.is_alive(session.session_id)
+    for key in await connection.commands.keys(f"{keyspace.session('')}*"):
+        assert 0 < await connection.commands.ttl(key) <= KEEP_SESSIONS.total_seconds()
     with pytest.raises(NotFoundError):
         await sessions.get(ended[0], "mallory")
     assert (await sessions.get(ended[-1], "mallory")).user_metadata == LABELS

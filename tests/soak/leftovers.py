@@ -34,7 +34,10 @@ PATIENCE_MS = 10_000
 KEPT_BY_SESSIONS = 10 * len(TENANTS)
 """Deleted checkpoints that the last sessions may keep: those that the HTTP port opens for its callers end later."""
 
-HAVE_LIFETIMES = ("operation", "adapter-holder", "reserved-sampler", "sampler-room", "sample-vacancy", "wake")
+HAVE_LIFETIMES = (
+    *("operation", "session", "sampling", "merges", "adapter-holder", "reserved-sampler"),
+    *("sampler-room", "sample-vacancy", "wake"),
+)
 """Prefixes whose keys go by themselves; of the operations, those that are finished."""
 
 

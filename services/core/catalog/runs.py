@@ -137,7 +137,7 @@ class Catalog:
             keyspace.tenant_samplings(tenant),
         ]
         arguments: list[str | bytes | int] = [keyspace.PREFIX, name, tenant, location, sampling.SerializeToString()]
-        arguments += [follows, KEEP_SESSIONS // timedelta(milliseconds=1), most]
+        arguments += [follows, most]
         if await self._connection.run("open_sampling", keys, arguments) == b"full":
             message = (
                 f"tenant {tenant} has {most} sampling sessions of the last {KEEP_SESSIONS.days} days "
@@ -154,7 +154,8 @@ class Catalog:
         pipeline = self._commands.pipeline(transaction=False)
         pipeline.hgetall(keyspace.sampling_session(sampling_session_id))
         pipeline.zadd(keyspace.tenant_samplings(tenant), {sampling_session_id: int(time.time() * 1000)}, xx=True)
-        record, _ = await pipeline.execute()
+        pipeline.pexpire(keyspace.sampling_session(sampling_session_id), KEEP_SESSIONS)
+        record, *_ = await pipeline.execute()
         if record.get(b"tenant") != tenant.encode():
             message = f"there is no sampling session {sampling_session_id[:200]!r}"
             raise NotFoundError(message, reason="SAMPLING_SESSION_NOT_FOUND")

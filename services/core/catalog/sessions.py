@@ -1,8 +1,8 @@
 """Sessions: one per client process, alive while its client is seen.
 
 The runs of a session that has ended, or was silent for `GRACE`, need not stay in a trainer's memory. They are not lost:
-a run is rebuilt from its snapshot and log at its next operation. A session's record goes `KEEP_SESSIONS` after its end
-or its last sign of life, or when its tenant has made as many others as may be open.
+a run is rebuilt from its snapshot and log at its next operation. A session's record goes `KEEP_SESSIONS` (retention.py)
+after its end or its last sign of life, or when its tenant has made as many others as may be open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from services.core.errors import FailedPreconditionError, NotFoundError, Resourc
 from services.core.names import new_session_id
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
-from services.core.retention import KEEP_SESSIONS
 from tinker_proto.v1 import session_pb2
 
 GRACE = timedelta(minutes=10)
@@ -117,13 +116,12 @@ class Sessions:
 
     async def forget_old(self, tenants: Iterable[str]) -> None:
         """Removes sessions of these tenants that ended, or were last seen, long ago; their runs stay."""
-        keep_ms = KEEP_SESSIONS // timedelta(milliseconds=1)
         for tenant in tenants:
             key = keyspace.tenant_sessions(tenant)
             names = [name.decode() for name in await self._commands.zrange(key, 0, -1)]
             for start in range(0, len(names), _AT_ONCE):
                 some = names[start : start + _AT_ONCE]
-                await self._connection.run("forget_sessions", [key], [keyspace.PREFIX, tenant, keep_ms, *some])
+                await self._connection.run("forget_sessions", [key], [keyspace.PREFIX, tenant, *some])
 
     async def is_alive(self, session_id: str) -> bool:
         """Whether the session has not ended and was seen within `GRACE`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import resources
 from typing import Any
 
@@ -28,6 +29,7 @@ from redis.exceptions import (
 )
 
 from services.core.queue import keyspace
+from services.core.retention import KEEP_SESSIONS
 
 TRANSIENT_ERRORS = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OutOfMemoryError)
 
@@ -85,7 +87,9 @@ class RedisConnection:
         sources = {
             source.name: source.read_text() for source in (resources.files("services.core.queue") / "lua").iterdir()
         }
-        prelude = f"local EVENTS_KEPT = {keyspace.EVENTS_KEPT}\n" + sources.pop("prelude.lua")
+        keep_sessions_ms = KEEP_SESSIONS // timedelta(milliseconds=1)
+        constants = f"local EVENTS_KEPT = {keyspace.EVENTS_KEPT}\nlocal KEEP_SESSIONS_MS = {keep_sessions_ms}\n"
+        prelude = constants + sources.pop("prelude.lua")
         scripts = {
             name.removesuffix(".lua"): commands.register_script(prelude + source) for name, source in sources.items()
         }

@@ -2,6 +2,7 @@
 -- KEYS  1 session  2 open sessions in all  3 open sessions of the tenant
 -- ARGV  1 session_id
 redis.call('HSETNX', KEYS[1], 'ended', now_ms() / 1000)
+redis.call('PEXPIRE', KEYS[1], KEEP_SESSIONS_MS)
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 return 1

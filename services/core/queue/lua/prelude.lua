@@ -1,4 +1,4 @@
--- Functions that several scripts share; put before each of them, behind `local EVENTS_KEPT = ...` (keyspace.py).
+-- Functions that several scripts share; put before each of them, behind `local EVENTS_KEPT = ...` and KEEP_SESSIONS_MS (connection.py).
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -19,6 +19,7 @@ end
 local function mark_seen(prefix, session_id, tenant, now)
   local session = prefix .. 'session:' .. session_id
   redis.call('HSET', session, 'seen', now / 1000)
+  redis.call('PEXPIRE', session, KEEP_SESSIONS_MS)
   if redis.call('HEXISTS', session, 'tenant') == 0 then
     redis.call('EXPIRE', session, 3600)
     return
