@@ -17,6 +17,7 @@ from services.core.queue.run_log import RunLogs
 from services.core.storage.blobs import BlobStore
 from services.core.storage.local import LocalStorage
 from services.core.storage.uploads import CONFIG_FILE, MAX_BLOCK_BYTES, WEIGHTS_FILE, UploadStore
+from services.core.unnamed_weights import weights_name
 from services.model.base import BaseModel
 from testing.training_data import random_data
 from testing.waiting import until_true
@@ -66,6 +67,12 @@ class Queue:
         """Queues a save_state."""
         request = training_pb2.SaveStateRequest(training_run_id=run, name=name, overwrite=overwrite)
         return await self._enqueue(run, tenant, save_state=request)
+
+    async def save_unnamed(self, run: str, tenant: str) -> str:
+        """Queues a save of unnamed weights for a sampling session."""
+        name = weights_name(self.next_seq_ids.get(run, 0))
+        request = training_pb2.SaveWeightsForSamplerRequest(training_run_id=run, name=name, for_sampling_session=True)
+        return await self._enqueue(run, tenant, save_weights_for_sampler=request)
 
     async def load_state(self, run: str, tenant: str, path: str) -> str:
         """Queues a load_state with the optimizer's state."""

@@ -255,15 +255,15 @@ class TrainingClient:
         with _convert.naming("name"):
             request = training_pb2.SaveWeightsForSamplerRequest(name=name)
         _convert.set_lifetime_and_labels(request, ttl_seconds, user_metadata)
-        return self._operation(
-            SAVE_WEIGHTS_FOR_SAMPLER, request, lambda reply: types.SaveWeightsForSamplerResponse(reply.path)
-        )
+        return self._save_for_sampler(request)
 
     def save_weights_and_get_sampling_client(self, name: str | None = None) -> SamplingClient:
         """Saves a sampler checkpoint, waits for it, and returns a client that samples from it.
 
         Args:
-            name: as in `save_weights_for_sampler`; None: `seq-<seq_id>` of this operation.
+            name: as in `save_weights_for_sampler`; None: the weights are for this client alone and no checkpoint. They
+                are removed ten minutes after their last use, except the newest four of the run while this session
+                lives.
 
         Returns:
             A SamplingClient of the saved weights; later training does not change them.
@@ -357,8 +357,17 @@ class TrainingClient:
             request = training_pb2.LoadStateRequest(path=path, restore_optimizer=restore_optimizer)
         return self._operation(LOAD_STATE, request, lambda reply: types.LoadWeightsResponse(reply.path))
 
+    def _save_for_sampler(
+        self, request: training_pb2.SaveWeightsForSamplerRequest
+    ) -> APIFuture[types.SaveWeightsForSamplerResponse]:
+        return self._operation(
+            SAVE_WEIGHTS_FOR_SAMPLER, request, lambda reply: types.SaveWeightsForSamplerResponse(reply.path)
+        )
+
     def _sampling_client(self, name: str | None) -> APIFuture[SamplingClient]:
-        saved = self.save_weights_for_sampler(name or "")
+        with _convert.naming("name"):
+            request = training_pb2.SaveWeightsForSamplerRequest(name=name or "", for_sampling_session=not name)
+        saved = self._save_for_sampler(request)
 
         async def open_session() -> SamplingClient:
             return await SamplingClient.open(self._connection, model_path=(await saved).path)

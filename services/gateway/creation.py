@@ -13,6 +13,7 @@ from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.errors import InvalidArgumentError, NotFoundError
 from services.core.names import OperationName, sampling_session_id, training_run_id
 from services.core.process.workers import registered
+from services.core.unnamed_weights import location_of_name
 from services.gateway.stores import Stores
 from services.gateway.submission import CreateRequest, Submission
 from services.gateway.validation.fields import check_metadata, check_seq_id, parse_path
@@ -88,7 +89,7 @@ class Creation:
         )
         location, field = "", "base_model"
         if request.WhichOneof("source") == "model_path":
-            stored, field = await self._pinned(request.model_path, tenant, request.session_id), "model_path"
+            stored, field = await self._kept(request.model_path, tenant, request.session_id), "model_path"
             sampling.base_model = stored.checkpoint.base_model
             sampling.model_path = stored.checkpoint.tinker_path
             location = stored.location
@@ -104,12 +105,32 @@ class Creation:
         await catalog.add_sampling_session(tenant, sampling, location, run)
         return (await catalog.sampling_session(sampling.sampling_session_id, tenant))[0]
 
-    async def _pinned(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
-        """The checkpoint of a path, its files kept for a session.
+    async def _kept(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
+        """The checkpoint or the unnamed weights of a path, the files kept for a session."""
+        parsed = parse_path("model_path", path)
+        try:
+            return await self._pinned(parsed, tenant, session_id)
+        except NotFoundError as missing:
+            location = location_of_name(parsed.training_run_id, parsed.name)
+            if not location or parsed.kind is CheckpointKind.WEIGHTS:
+                raise
+            if not await self._owns(tenant, parsed.training_run_id):
+                raise missing from None
+        return await self._stores.catalog.unnamed_weights.use(location, tenant)
+
+    async def _owns(self, tenant: str, run: str) -> bool:
+        try:
+            await self._stores.catalog.run_record(run, tenant)
+        except NotFoundError:
+            return False
+        return True
+
+    async def _pinned(self, parsed: TinkerPath, tenant: str, session_id: str) -> StoredCheckpoint:
+        """The checkpoint of a path, its files pinned.
 
         The two-part form means a sampler checkpoint if there is one of that name, else a training checkpoint.
         """
-        parsed, checkpoints = parse_path("model_path", path), self._stores.catalog.checkpoints
+        checkpoints = self._stores.catalog.checkpoints
         if parsed.kind is not None:
             return await checkpoints.pin(parsed, tenant, session_id)
         sampler, training = (

@@ -133,10 +133,11 @@ async def _sweep(stores: Stores) -> None:
 
 
 async def remove_expired(stores: Stores) -> None:
-    """Removes checkpoints that have expired, and files that no path names and nobody pins any more."""
+    """Removes expired checkpoints, unneeded unnamed weights, and files that no path names and nobody pins any more."""
     while True:
         try:
             await stores.catalog.checkpoints.remove_expired()
+            await stores.catalog.unnamed_weights.remove_unneeded()
             await stores.pins.remove_unpinned()
         except (PlatformError, *TRANSIENT_ERRORS) as error:
             _log.warning("expired checkpoints stay for now", error=str(error))

@@ -18,6 +18,7 @@ from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
+from services.core.unnamed_weights import weights_name
 from services.gateway.responses import whole_bytes
 from services.gateway.stores import Stores
 from services.gateway.validation.abilities import SamplingRequest, check_abilities
@@ -186,7 +187,7 @@ class Submission:
             await self._check_may_load(path, tenant)
             request.path = str(path)
         elif isinstance(request, training_pb2.SaveWeightsForSamplerRequest):
-            request.name = request.name or unnamed(request.seq_id)
+            request.name = request.name or weights_name(request.seq_id)
 
     async def _check_may_load(self, path: TinkerPath, tenant: str) -> None:
         """Refuses a checkpoint that cannot be there for this tenant when its turn comes.
@@ -215,11 +216,6 @@ class Submission:
             refusal=refusal,
         )
         return accepted or await self._stores.operations.get(job.operation, job.tenant, whole_bytes=self._whole_bytes)
-
-
-def unnamed(seq_id: int) -> str:
-    """The name of sampler weights that were saved without one."""
-    return f"seq-{seq_id}"
 
 
 def _check_sampling(

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from services.core.catalog.checkpoints import StorageLimits, StoredCheckpoint, checkpoint_writes, pin_write
 from services.core.catalog.run_metrics import metrics_write
 from services.core.catalog.runs import Catalog, run_writes
+from services.core.catalog.unnamed_weights import unnamed_writes
 from services.core.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
@@ -33,6 +34,7 @@ from services.core.queue.recovery_state import fingerprint_write, source_write
 from services.core.queue.run_log import FencedError
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
+from services.core.unnamed_weights import location_of_name, weights_location
 from services.trainer.engine.interface import TrainerEngine
 from services.trainer.execute import Executed, execute, execute_together, prepared
 from services.trainer.executors import Execution, Locations
@@ -180,7 +182,8 @@ class JobRunner:
             return None
         path = TinkerPath(OperationName.parse(job.operation).scope, kind.writes.kind, kind.writes.name(job))
         replaced = await self._catalog.checkpoints.location_of(path)
-        await self._catalog.checkpoints.check_space(job.tenant, self._limits, replaced=replaced)
+        is_listed = not _is_unnamed(job)
+        await self._catalog.checkpoints.check_space(job.tenant, self._limits, replaced=replaced, is_listed=is_listed)
         if kind.writes.may_replace(job) or not await self._is_taken(path, job.tenant):
             return path
         message = f"there is a checkpoint {path} already; choose another name"
@@ -192,7 +195,9 @@ class JobRunner:
         try:
             await self._catalog.checkpoints.get(path, tenant)
         except NotFoundError:
-            return False
+            location = location_of_name(path.training_run_id, path.name)
+            is_sampler = path.kind is CheckpointKind.SAMPLER_WEIGHTS
+            return is_sampler and bool(location) and await self._catalog.unnamed_weights.are_there(location)
         return True
 
     async def _writes(
@@ -222,7 +227,10 @@ class JobRunner:
         size_bytes = await asyncio.to_thread(self._checkpoints.size_bytes, location)
         replaced = await self._catalog.checkpoints.location_of(path)
         try:
-            await self._catalog.checkpoints.check_space(job.tenant, self._limits, size_bytes, replaced)
+            is_listed = not _is_unnamed(job)
+            await self._catalog.checkpoints.check_space(
+                job.tenant, self._limits, size_bytes, replaced, is_listed=is_listed
+            )
         except FailedPreconditionError:
             await asyncio.to_thread(self._checkpoints.delete, location)
             raise
@@ -238,6 +246,9 @@ class JobRunner:
         )
         now = datetime.now(UTC)
         checkpoint.time.FromDatetime(now)
+        if _is_unnamed(job):
+            seq_id = OperationName.parse(job.operation).seq_id
+            return unnamed_writes(job.tenant, StoredCheckpoint(checkpoint, location), seq_id)
         if request.HasField("ttl_seconds"):
             checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
@@ -264,4 +275,11 @@ def _failure(job: job_pb2.Job, error: Exception) -> PlatformError:
 
 def _location(job: job_pb2.Job, path: TinkerPath) -> str:
     """The location of a save's files; see services.core.storage.checkpoint_store."""
-    return f"{path.training_run_id}/{path.checkpoint_id}/{OperationName.parse(job.operation).seq_id}"
+    seq_id = OperationName.parse(job.operation).seq_id
+    if _is_unnamed(job):
+        return weights_location(path.training_run_id, seq_id)
+    return f"{path.training_run_id}/{path.checkpoint_id}/{seq_id}"
+
+
+def _is_unnamed(job: job_pb2.Job) -> bool:
+    return job.save_weights_for_sampler.for_sampling_session

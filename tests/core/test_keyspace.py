@@ -41,6 +41,9 @@ def test_scripts_compose_the_keys_that_keyspace_names() -> None:
         keyspace.checkpoint(""),
         keyspace.tenant_checkpoints(""),
         keyspace.run_checkpoints(""),
+        keyspace.unnamed_weights(""),
+        keyspace.run_unnamed_weights(""),
+        keyspace.inflight_weights(""),
         before_kind,
     ]
     assert composed == {_without_prefix(key) for key in named}

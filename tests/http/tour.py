@@ -264,8 +264,9 @@ class Tour:
         run = rest.get_training_run(self.training.model_id).result()
         assert run.last_checkpoint.tinker_path == self.saved
         names = [found.checkpoint_id for found in rest.list_checkpoints(run.training_run_id).result().checkpoints]
-        assert "weights/tour" in names
-        assert rest.list_user_checkpoints(limit=1).result().cursor.total_count >= 2
+        assert names == ["weights/tour"], "weights saved for a sampling client are no checkpoints"
+        assert run.last_sampler_checkpoint is None
+        assert rest.list_user_checkpoints(limit=1).result().cursor.total_count >= 1
         info = rest.get_weights_info_by_tinker_path(self.saved).result()
         assert (info.base_model, info.lora_rank) == (BASE_MODEL, 4)
         sessions = rest.list_sessions().result().sessions

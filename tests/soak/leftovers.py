@@ -88,6 +88,7 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     sessions, runs = len(by_prefix.get("session", ())), len(by_prefix.get("meta", ()))
     most = (
         dict.fromkeys(["events", "dead", "cancelled", "workers", "workers-expiry", "api-keys", "expiring", "doomed"], 1)
+        | dict.fromkeys(["unnamed-due"], 1)
         | dict.fromkeys(["download-secret", "identity", "place", "sample", "sample-bell", "sample-pace"], 1)
         | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
         | dict.fromkeys(["wake", "sampler-room", "sample-vacancy", "base-models"], WORKERS)
@@ -97,9 +98,17 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
         )
         | dict.fromkeys(["session", "session-runs", "session-samplings"], sessions)
         | dict.fromkeys(["meta", "own", "run", "log", "skipped", "sources", "metrics", "inflight"], runs)
-        | dict.fromkeys(["run-checkpoints", "run-weights", "run-sampler_weights"], runs)
+        | dict.fromkeys(["run-checkpoints", "run-weights", "run-sampler_weights", "run-unnamed"], runs)
     )
-    kept = ("sampling", "operation", "reserved-sampler", "adapter-holder", "checkpoint", "pins")  # judged elsewhere
+    kept = (
+        "sampling",
+        "operation",
+        "reserved-sampler",
+        "adapter-holder",
+        "checkpoint",
+        "unnamed",
+        "pins",
+    )  # judged elsewhere
     unknown = sorted(by_prefix.keys() - most.keys() - set(kept))
     counts = [(prefix, len(keys), most[prefix]) for prefix, keys in by_prefix.items() if prefix in most]
     return [f"keys of an unknown prefix: {prefix}" for prefix in unknown] + [

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from services.core.catalog.pins import Pins
 from services.core.catalog.runs import Catalog
+from services.core.names import OperationName
 from services.core.queue.connection import RedisConnection
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.core.storage.local import LocalStorage
+from services.core.unnamed_weights import weights_location
 from services.model.base import BaseModel
 from testing.served_trainer import serving
 from testing.training_queue import Queue, loss_of, open_queue
@@ -71,5 +73,12 @@ async def test_the_number_of_checkpoints_has_a_bound(
         saves = [await queue.save_state(HEAVY, "t", name) for name in ("a", "b")]
         ends = [(await queue.result(name, "t")).error.reason for name in saves]
         replaced = await queue.result(await queue.save_state(HEAVY, "t", "a", overwrite=True), "t")
+        unnamed = [await queue.save_unnamed(HEAVY, "t") for _ in range(2)]
+        saved = [await queue.result(name, "t") for name in unnamed]
+    assert not any(operation.HasField("error") for operation in saved), "unnamed weights are no checkpoints"
+    location = weights_location(HEAVY, OperationName.parse(unnamed[1]).seq_id)
+    weights = await Catalog(connection).unnamed_weights.use(location, "t")
+    store = CheckpointStore(LocalStorage(data_dir))
+    assert weights.checkpoint.size_bytes == store.size_bytes(location) > 0
     assert ends == ["", "TOO_MANY_CHECKPOINTS"]
     assert not replaced.HasField("error")

@@ -69,7 +69,9 @@ class CheckpointCatalog:
             )
         return _stored(found[0])
 
-    async def check_space(self, tenant: str, limits: StorageLimits, new_bytes: int = 0, replaced: str = "") -> None:
+    async def check_space(
+        self, tenant: str, limits: StorageLimits, new_bytes: int = 0, replaced: str = "", *, is_listed: bool = True
+    ) -> None:
         """Refuses a checkpoint of `new_bytes` where its tenant would have more than it may.
 
         Args:
@@ -77,6 +79,7 @@ class CheckpointCatalog:
             limits: what it may have.
             new_bytes: bytes of the new checkpoint's files; 0 if they are not known yet.
             replaced: location of the checkpoint that it replaces, whose bytes do not count.
+            is_listed: whether it counts as a checkpoint; unnamed weights do not.
 
         Raises:
             FailedPreconditionError: names the setting.
@@ -92,7 +95,7 @@ class CheckpointCatalog:
                 f"(max_stored_bytes_per_tenant: {limits.stored_bytes}); delete checkpoints, or let them expire",
                 reason="STORAGE_QUOTA",
             )
-        if count >= limits.checkpoints and not replaced:
+        if is_listed and count >= limits.checkpoints and not replaced:
             raise FailedPreconditionError(
                 f"tenant {tenant} has {count} checkpoints (max_checkpoints_per_tenant: {limits.checkpoints}); "
                 "delete some, or let them expire",

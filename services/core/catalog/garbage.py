@@ -72,8 +72,9 @@ class GarbageCollector:
         await self._identity.check()
         if delete_all_checkpoints:
             return
-        async for _ in self._keys("checkpoint:*"):
-            return
+        for known in ("checkpoint:*", "unnamed:*"):
+            async for _ in self._keys(known):
+                return
         if await asyncio.to_thread(lambda: next(self._checkpoints.all(), None)) is not None:
             raise FailedPreconditionError(
                 "the catalog has no checkpoint, but the storage has some, and all of those without a pin would be "

@@ -67,13 +67,14 @@ class Pins:
         return False
 
     async def is_known(self, location: str) -> bool:
-        """Whether a path names a location, or its deletion is pending; files at any other location are garbage."""
+        """Whether it is a checkpoint's or of unnamed weights, or its deletion is pending; other files are garbage."""
         path = f"tinker://{location.rpartition('/')[0]}"
         pipeline = self._commands.pipeline(transaction=False)
         pipeline.hget(keyspace.checkpoint(path), "location")
         pipeline.zscore(keyspace.UNREFERENCED, location)
-        named, unreferenced = await pipeline.execute()
-        return named == location.encode() or unreferenced is not None
+        pipeline.exists(keyspace.unnamed_weights(location))
+        named, unreferenced, is_unnamed = await pipeline.execute()
+        return named == location.encode() or unreferenced is not None or bool(is_unnamed)
 
     async def _needs(self, pinned_by: str) -> bool:
         if ":" in pinned_by:

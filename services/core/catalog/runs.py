@@ -13,6 +13,7 @@ from typing import Any
 
 from services.core.catalog.checkpoints import CheckpointCatalog
 from services.core.catalog.pages import Page, PageRequest, read_page
+from services.core.catalog.unnamed_weights import UnnamedWeights
 from services.core.config import GatewaySettings
 from services.core.errors import FailedPreconditionError, NotFoundError
 from services.core.names import session_of
@@ -36,6 +37,7 @@ class Catalog:
         self._commands = connection.commands
         self._settings = settings
         self.checkpoints = CheckpointCatalog(connection)
+        self.unnamed_weights = UnnamedWeights(connection)
 
     async def add_run(self, tenant: str, run: training_pb2.TrainingRun) -> None:
         """Adds a run; adding it again keeps the first record.

@@ -38,6 +38,9 @@ Their files are deleted once no pin is left.
 PINS = PREFIX + "pins:"
 """With a location after it: set of its pins, session ids and names of operations that have loaded the files."""
 
+UNNAMED_WEIGHTS_DUE = PREFIX + "unnamed-due"
+"""Sorted set of the locations of unnamed weights, by the time (ms) of the next look whether somebody needs them."""
+
 DOWNLOAD_SECRET = PREFIX + "download-secret"
 """Secret that signs download links."""
 
@@ -222,6 +225,16 @@ def reserved_sampler(operation: str) -> str:
 def inflight_weights(run: str) -> str:
     """Sorted set by seq_id of `<location> <tinker path>`: the weights of the run's inflight sampling sessions."""
     return f"{PREFIX}inflight:{run}"
+
+
+def unnamed_weights(location: str) -> str:
+    """Hash: tenant, record (tinker.v1.Checkpoint), run, used (ms), and operations: those queued or under way."""
+    return f"{PREFIX}unnamed:{location}"
+
+
+def run_unnamed_weights(run: str) -> str:
+    """Sorted set of the locations of a run's unnamed weights, by the seq_id of their save."""
+    return f"{PREFIX}run-unnamed:{run}"
 
 
 def checkpoint(tinker_path: str) -> str:

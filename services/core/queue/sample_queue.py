@@ -20,6 +20,7 @@ from services.core.queue.operations import Result, accepted_operation
 from services.core.queue.payloads import Payloads
 from services.core.queue.streams import StreamEntry
 from services.core.retention import KEEP_FINISHED_MS
+from services.core.unnamed_weights import weights_gone_error
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import operation_pb2
 
@@ -64,6 +65,7 @@ class SampleQueues:
 
         Raises:
             AlreadyExistsError: its seq_id was used for a different request.
+            NotFoundError: the unnamed weights that it samples from are gone.
             ResourceExhaustedError: a limit of `limits` is reached.
         """
         content = job.SerializeToString()
@@ -81,6 +83,8 @@ class SampleQueues:
         if reply[0] == b"accepted":
             return accepted_operation(job.operation, method, reply[1], reply[2])
         await self._payloads.discard(packed)
+        if reply[0] == b"gone":
+            raise weights_gone_error(job.checkpoint_location)
         raise_if_refused(reply, job.operation)
         return None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from services.core.errors import DataLossError, NotFoundError
 from services.core.storage.interface import Storage, Stored
+from services.core.unnamed_weights import is_unnamed, weights_gone_error
 from tinker_proto.v1 import checkpoint_pb2
 
 ROOT = "checkpoints"
@@ -130,4 +131,6 @@ def _key(location: str) -> str:
 
 
 def _gone(location: str) -> NotFoundError:
+    if is_unnamed(location):
+        return weights_gone_error(location)
     return NotFoundError(f"the files of checkpoint {location} are gone", reason="CHECKPOINT_NOT_FOUND")

@@ -46,6 +46,7 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
             if request.name:
                 check_checkpoint_name("name", request.name)
             _check_labels(request)
+            _check_unnamed(request)
         case training_pb2.LoadStateRequest():
             training_path("path", request.path)
         case _:
@@ -55,6 +56,16 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
 def _check_labels(request: training_pb2.SaveStateRequest | training_pb2.SaveWeightsForSamplerRequest) -> None:
     check_ttl("ttl_seconds", request)
     check_metadata("user_metadata", request.user_metadata)
+
+
+def _check_unnamed(request: training_pb2.SaveWeightsForSamplerRequest) -> None:
+    if not request.for_sampling_session:
+        return
+    if request.name:
+        raise InvalidArgumentError.must_be("name", "empty if for_sampling_session is set", quoted(request.name))
+    if request.HasField("ttl_seconds"):
+        rule = "absent if for_sampling_session is set"
+        raise InvalidArgumentError.must_be("ttl_seconds", rule, request.ttl_seconds)
 
 
 def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:

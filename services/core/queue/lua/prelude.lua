@@ -76,14 +76,26 @@ local function overload(prefix, tenant, kind, bytes, limits)
   return nil
 end
 
+-- The record of the unnamed weights at a location; nil if the location is one of a checkpoint or empty.
+local function unnamed_weights(prefix, location)
+  if not string.find(location or '', '/unnamed/', 1, true) then return nil end
+  return prefix .. 'unnamed:' .. location
+end
+
 -- Ends an operation with its one result.
 local function finish(operation, events, name, state, field, content, keep_ms)
-  local record = redis.call('HMGET', operation, 'tenant', 'kind', 'bytes')
+  local record = redis.call('HMGET', operation, 'tenant', 'kind', 'bytes', 'location')
   redis.call('HSET', operation, 'state', state, field, content)
   redis.call('PEXPIRE', operation, keep_ms)
   if record[2] then
     redis.call('HDEL', operation, 'kind', 'bytes')
-    add_load(prefix_of(operation, name), record[1], record[2], -1, -record[3])
+    local prefix = prefix_of(operation, name)
+    add_load(prefix, record[1], record[2], -1, -record[3])
+    local weights = unnamed_weights(prefix, record[4] or '')
+    if weights and redis.call('EXISTS', weights) == 1 then
+      redis.call('HINCRBY', weights, 'operations', -1)
+      redis.call('HSET', weights, 'used', now_ms())
+    end
   end
   announce(events, name)
 end

@@ -19,6 +19,7 @@ from services.core.catalog.reserved_samplers import ReservedSampler
 from services.core.errors import InvalidArgumentError, NotFoundError, PlatformError, UnavailableError
 from services.core.names import OperationName, sampling_session_id, session_of
 from services.core.queue.operations import LARGE_BYTES
+from services.core.unnamed_weights import weights_name
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
@@ -26,7 +27,6 @@ from services.gateway.http.held_response import LargeAnswers
 from services.gateway.http.sdk import results
 from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
-from services.gateway.submission import unnamed
 from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
@@ -166,7 +166,7 @@ class Futures:
             rule = "an operation that the SDK has a result for"
             raise InvalidArgumentError.must_be("request_id", rule, f"a {operation.method}") from None
         reserved = await self._stores.reserved_samplers.of(str(name))
-        if reserved is None or not content.get("path", "").endswith(f"/{unnamed(name.seq_id)}"):
+        if reserved is None or not content.get("path", "").endswith(f"/{weights_name(name.seq_id)}"):
             return content
         sampling = await self._sampling_session(name, reserved, content["path"], tenant)
         return {"sampling_session_id": sampling}

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from services.core.errors import InvalidArgumentError, quoted
 from services.core.sampling_limits import NO_TARGET
+from services.core.unnamed_weights import is_unnamed
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.sdk.data import ModelInput, TensorFields
@@ -141,9 +142,10 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     async def get(request: Request) -> Response:
         """What a sampling session samples from."""
         tenant = await backend.tenant(request)
-        sampling, _ = await catalog.sampling_session(request.path_params["sampler"], tenant)
+        sampling, location = await catalog.sampling_session(request.path_params["sampler"], tenant)
         content = {"sampler_id": sampling.sampling_session_id, "base_model": sampling.base_model}
-        return JSONResponse({**content, "model_path": sampling.model_path or None})
+        path = None if is_unnamed(location) else sampling.model_path or None
+        return JSONResponse({**content, "model_path": path})
 
     @takes(Sample)
     async def sample(request: Request) -> Response:

@@ -27,9 +27,6 @@ from services.gateway.validation.training import RunRequest, training_path
 from tinker_proto.sdk.v1 import sdk_pb2
 from tinker_proto.v1 import operation_pb2, training_pb2
 
-UNNAMED_TTL_S = 24 * 3600
-"""How long weights without a name stay in the catalog; their sampling session keeps the files as long as it lives."""
-
 
 def routes(backend: Backend) -> Sequence[BaseRoute]:
     """The routes of this group."""
@@ -110,12 +107,12 @@ class Training:
 
     @takes(SaveWeightsForSampler)
     async def save_weights_for_sampler(self, request: Request) -> Response:
-        """A sampler checkpoint; an unnamed one gets a sampling session."""
+        """A sampler checkpoint, or unnamed weights for a sampling session."""
         tenant = await self._backend.tenant(request)
         fields = await self._calls.read_json(
             request, SaveWeightsForSampler, tenant, training_pb2.SaveWeightsForSamplerRequest
         )
-        message, refusal = fields.message(UNNAMED_TTL_S), fields.refusal()
+        message, refusal = fields.message(), fields.refusal()
         if fields.sampling_session_seq_id is not None and refusal is None:
             await self._backend.stores.catalog.run_record(fields.model_id, tenant)
             operation = f"{fields.model_id}:{fields.seq_id}"

@@ -130,15 +130,15 @@ class SaveWeightsForSampler(SdkFields):
     ttl_seconds: Int64 | None = None
     user_metadata: Metadata = None
 
-    def message(self, unnamed_ttl_s: int) -> training_pb2.SaveWeightsForSamplerRequest:
-        """The message; weights without a name live for `unnamed_ttl_s` unless the request says otherwise."""
-        ttl = unnamed_ttl_s if self.path is None and self.ttl_seconds is None else self.ttl_seconds
+    def message(self) -> training_pb2.SaveWeightsForSamplerRequest:
+        """The message; weights with neither a name nor a time to live belong to their sampling session."""
         return training_pb2.SaveWeightsForSamplerRequest(
             training_run_id=self.model_id,
             seq_id=self.seq_id,
             name=self.path or "",
-            ttl_seconds=ttl,
+            ttl_seconds=self.ttl_seconds,
             user_metadata=self.user_metadata or {},
+            for_sampling_session=self.path is None and self.ttl_seconds is None,
         )
 
     def refusal(self) -> InvalidArgumentError | None:
