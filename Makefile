@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test quick chaos soak fuzz cookbook lint types protos released-protos bench clean
+.PHONY: help demo up test quick chaos soak fuzz sdk-versions cookbook lint types protos released-protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ soak: $(STAMP)  ## run a mixed load and look for growth that nothing needs: make
 REQUESTS ?= 10000
 fuzz: $(STAMP)  ## send hostile bytes to every gRPC method while another tenant trains: make fuzz REQUESTS=10000 SEED=1
 	$(BIN)/python -m tests.fuzz --requests $(REQUESTS) --seed $(SEED)
+
+sdk-versions: $(STAMP)  ## run the last of every minor release of the official SDK, from 0.22 to the newest on the index
+	SDK_VERSIONS=all $(BIN)/python -m tests.http.sdk_versions
+	SDK_VERSIONS=all $(BIN)/pytest tests/http/test_sdk_versions.py
 
 COOKBOOK := $(VENV)/cookbook
 $(COOKBOOK)/.installed: tests/cookbook/requirements.txt tests/cookbook/cookbook.txt | $(STAMP)

@@ -14,6 +14,10 @@ from services.core.errors import InvalidArgumentError, quoted
 
 _OPERATION = re.compile(r"(?P<scope>[a-z0-9-]{1,64}:(?P<kind>train|sample):\d{1,19}):(?P<seq_id>\d{1,19})", re.ASCII)
 MAX_SEQ_ID = 2**53 - 1
+"""Of an operation on a run: scripts in Redis count with it."""
+
+MAX_SAMPLE_SEQ_ID = 2**63 - 1
+"""Of a request on a sampling session: a part of its name and no more."""
 
 
 @dataclass(frozen=True)

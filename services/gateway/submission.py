@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from services.core import chunks
 from services.core.config import GatewaySettings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
-from services.core.names import MAX_SEQ_ID, OperationName, training_run_id
+from services.core.names import MAX_SAMPLE_SEQ_ID, MAX_SEQ_ID, OperationName, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
 from services.core.unnamed_weights import weights_name
@@ -127,7 +127,7 @@ class Submission:
         sampling, location = await stores.catalog.sampling_session(request.sampling_session_id, tenant)
         if not request.HasField("seq_id"):
             request.seq_id = secrets.randbelow(MAX_SEQ_ID)
-        check_seq_id("seq_id", request.seq_id, 0)
+        check_seq_id("seq_id", request.seq_id, 0, MAX_SAMPLE_SEQ_ID)
         limits = await stores.workers.limits(sampling.base_model, job_pb2.WORKER_KIND_SAMPLER)
         digest = request_digest(request)
         size = request.ByteSize()

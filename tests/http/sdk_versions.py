@@ -1,4 +1,6 @@
-"""The releases of the official SDK that are tested: the newest in this environment, and the one before beside it.
+"""The releases of the official SDK that are tested: the newest in this environment, the others beside it.
+
+`make test` runs the newest, the one before and the oldest; `make sdk-versions` the last of every minor release.
 
 python -m tests.http.sdk_versions    fetches what is missing
 """
@@ -12,9 +14,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NEWEST = "0.38.0"
-PREVIOUS = "0.36.0"
-VERSIONS = (NEWEST, PREVIOUS)
+RELEASES = (
+    "0.38.0",
+    "0.36.0",
+    "0.35.0",
+    "0.34.0",
+    "0.33.1",
+    "0.32.0",
+    "0.31.0",
+    "0.30.4",
+    "0.29.1",
+    "0.28.1",
+    "0.27.2",
+    "0.26.2",
+    "0.25.0",
+    "0.24.1",
+    "0.23.4",
+    "0.22.7",
+)
+"""The last of every minor release since the first that can send losses as protobuf."""
+
+NEWEST, PREVIOUS, OLDEST = RELEASES[0], RELEASES[1], RELEASES[-1]
+ALL = os.environ.get("SDK_VERSIONS") == "all"
+VERSIONS = RELEASES if ALL else (NEWEST, PREVIOUS, OLDEST)
 TOUR = Path(__file__).with_name("tour.py")
 
 
@@ -27,6 +49,19 @@ def directory_of(version: str) -> Path | None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
         subprocess.run([*command, f"tinker=={version}"], check=True)
     return target
+
+
+def published() -> list[str]:
+    """The last of every minor release on the package index since the oldest that is tested, newest first."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "tinker", "--disable-pip-version-check"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = next(line for line in listed.splitlines() if line.startswith("Available versions: "))
+    numbers = [tuple(map(int, version.split("."))) for version in line.partition(": ")[2].split(", ")]
+    last: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for number in sorted(numbers):
+        last[number[:2]] = number
+    oldest = tuple(map(int, OLDEST.split(".")))[:2]
+    return [".".join(map(str, last[minor])) for minor in sorted(last, reverse=True) if minor >= oldest]
 
 
 def run_program(program: Path, version: str, url: str, key: str, *arguments: str) -> list[dict[str, Any]]:

@@ -324,3 +324,12 @@ async def test_clients_of_one_sampling_session_get_numbers_of_their_own(http: ht
     fields = {"sampling_session_id": await sampling_session(http)}
     counters = [(await http.post("join_sampling_session", json=fields)).json()["client_counter"] for _ in range(3)]
     assert counters == [1, 2, 3]
+
+
+async def test_a_sample_may_have_any_seq_id_of_64_bits(http: httpx.AsyncClient) -> None:
+    """Copies of sampling clients of releases up to 0.31 number their requests from up to 10^18."""
+    sampling = await sampling_session(http)
+    for seq_id in (10**18, 2**63 - 1):
+        assert (await sample(http, sampling, seq_id)).json()["request_id"] == f"{sampling}:{seq_id}"
+    refused = await sample(http, sampling, 2**63)
+    assert refused.json()["violations"][0]["field"] == "seq_id"

@@ -1,4 +1,4 @@
-"""The official SDK, unmodified, in its two newest releases: every feature, and the same numbers as over gRPC."""
+"""The official SDK, unmodified, in old and new releases: every feature, and the same numbers as over gRPC."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 
 import tinker_client
 from testing.platform import API_KEY, BASE_MODEL, Platform
-from tests.http.sdk_versions import NEWEST, TOUR, VERSIONS, run_program
+from tests.http.sdk_versions import ALL, NEWEST, RELEASES, TOUR, VERSIONS, published, run_program
 from tinker_client import types
 from tinker_proto.sdk.v1 import sdk_pb2
 
 TABLE = Path(__file__).parents[2] / "docs" / "official-sdk.md"
-NOT_IN_THE_SDK = {("0.36.0", "inflight_follows"), ("0.36.0", "custom_loss_handle")}
+FAULTS_OF_THE_SDK = {("0.22.7", "data_of_different_shapes"), ("0.23.4", "data_of_different_shapes")}
+"""These releases give all outputs of one answer the shape of the first."""
 
 Outcomes = Mapping[str, Mapping[str, Any]]
 
@@ -34,19 +35,22 @@ def tours(sdk_platform: Platform) -> Mapping[str, Outcomes]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_feature_works_with_the_unmodified_sdk(tours: Mapping[str, Outcomes], version: str) -> None:
-    failed = {
-        feature: outcome["error"]
-        for feature, outcome in tours[version].items()
-        if "error" in outcome and (version, feature) not in NOT_IN_THE_SDK
-    }
-    assert not failed, "\n".join(failed.values())
-    assert len(tours[version]) > 20
+    failed = {feature: outcome["error"] for feature, outcome in tours[version].items() if "error" in outcome}
+    assert {(version, feature) for feature in failed} <= FAULTS_OF_THE_SDK, "\n".join(failed.values())
+    absent = [feature for feature, outcome in tours[version].items() if "absent" in outcome]
+    assert len(tours[version]) - len(absent) > 20
+    assert version != NEWEST or not absent
 
 
-def test_both_releases_get_the_same_numbers(tours: Mapping[str, Outcomes]) -> None:
-    newest, previous = (tours[version] for version in VERSIONS)
-    for feature in ("forward_backward_and_optim_step", "forward", "every_loss", "compute_logprobs"):
-        assert newest[feature]["value"] == previous[feature]["value"]
+def test_all_releases_get_the_same_numbers(tours: Mapping[str, Outcomes]) -> None:
+    for version in VERSIONS[1:]:
+        for feature in ("forward_backward_and_optim_step", "forward", "every_loss", "compute_logprobs"):
+            assert tours[NEWEST][feature]["value"] == tours[version][feature]["value"], (version, feature)
+
+
+@pytest.mark.skipif(not ALL, reason="make sdk-versions asks the package index")
+def test_the_last_of_every_minor_release_is_tested() -> None:
+    assert list(RELEASES) == published()
 
 
 def test_grpc_gives_the_same_numbers(tours: Mapping[str, Outcomes], sdk_platform: Platform) -> None:
@@ -83,21 +87,33 @@ def test_grpc_gives_the_same_numbers(tours: Mapping[str, Outcomes], sdk_platform
 
 
 def test_the_table_of_the_documentation_is_what_the_tours_have_shown(tours: Mapping[str, Outcomes]) -> None:
-    """WRITE_TABLES=1 writes it."""
-    rows = [f"| feature | {' | '.join(VERSIONS)} |", f"|---|{'---|' * len(VERSIONS)}"]
-    for feature in tours[NEWEST]:
-        cells = []
-        for version in VERSIONS:
-            absent = (version, feature) in NOT_IN_THE_SDK
-            cells.append("not in the SDK" if absent else "no" if "error" in tours[version][feature] else "yes")
-        rows.append(f"| {feature.replace('_', ' ')} | {' | '.join(cells)} |")
-    table, text = "\n".join(rows), TABLE.read_text()
+    """`WRITE_TABLES=1 make sdk-versions` writes it."""
+    text = TABLE.read_text()
     before, _, rest = text.partition("<!-- table -->\n")
-    _, _, after = rest.partition("\n<!-- end of table -->")
-    written = f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}"
-    if os.environ.get("WRITE_TABLES"):
-        TABLE.write_text(written)
-    assert TABLE.read_text() == written
+    table, _, after = rest.partition("\n<!-- end of table -->")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    columns = dict(zip(cells[0], zip(*cells[2:], strict=True), strict=True))
+    columns["feature"] = tuple(feature.replace("_", " ") for feature in tours[NEWEST])
+    for version in VERSIONS:
+        columns[version] = tuple(_cell(version, feature, tours[version][feature]) for feature in tours[NEWEST])
+    if os.environ.get("WRITE_TABLES") and ALL:
+        names = ("feature", *RELEASES)
+        rows = [names, ["---"] * len(names), *zip(*(columns[name] for name in names), strict=True)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        TABLE.write_text(f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}")
+        return
+    assert tuple(cells[0]) == ("feature", *RELEASES)
+    written = dict(zip(cells[0], zip(*cells[2:], strict=True), strict=True))
+    for name in ("feature", *VERSIONS):
+        assert written[name] == columns[name], name
+
+
+def _cell(version: str, feature: str, outcome: Mapping[str, Any]) -> str:
+    if "absent" in outcome:
+        return "-"
+    if (version, feature) in FAULTS_OF_THE_SDK:
+        return "SDK"
+    return "no" if "error" in outcome else "yes"
 
 
 def test_our_messages_have_the_fields_of_the_sdks() -> None:

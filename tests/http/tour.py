@@ -5,6 +5,7 @@ Every feature is tried on its own: one that fails is printed with its error, and
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import sys
@@ -59,6 +60,21 @@ def refused_call(call: Callable[[], Any]) -> str:
     except tinker.APIStatusError as error:
         return f"{error.status_code} {error.body['reason']}"  # type: ignore[index,call-overload]
     raise AssertionError("it was accepted")
+
+
+class AbsentError(Exception):
+    """This release of the SDK does not have the feature."""
+
+
+def accepts(call: Callable[..., Any], *names: str) -> bool:
+    """Whether a function of the SDK has these parameters."""
+    return set(names) <= inspect.signature(call).parameters.keys()
+
+
+def needs(present: bool) -> None:
+    """Ends the trial of a feature that this release does not have."""
+    if not present:
+        raise AbsentError
 
 
 class Tour:
@@ -184,6 +200,7 @@ class Tour:
         return self.sampler.compute_logprobs(PROMPT).result()
 
     def target_prompt_logprobs(self) -> Any:
+        needs(accepts(tinker.SamplingClient.sample, "target_prompt_logprobs"))
         targets = types.TensorData.from_numpy(np.array([[6, 1, 2], [7, 3, 4]], dtype=np.int64))
         params = types.SamplingParams(max_tokens=1)
         response = self.sampler.sample(PROMPT, 1, params, True, 0, 0, targets).result()
@@ -193,6 +210,7 @@ class Tour:
         return scored.tolist()
 
     def targets_that_leave_cells_out(self) -> Any:
+        needs(accepts(tinker.SamplingClient.sample, "target_prompt_logprobs"))
         params = types.SamplingParams(max_tokens=1)
 
         def score(targets: Any) -> Any:
@@ -219,6 +237,7 @@ class Tour:
         return True
 
     def inflight_follows(self) -> Any:
+        needs(accepts(tinker.TrainingClient.save_weights_and_get_sampling_client, "kind"))
         first = self._inflight()
         before = first.compute_logprobs(PROMPT).result()
         self.training.forward_backward([weighted()], "cross_entropy")
@@ -239,7 +258,9 @@ class Tour:
         return sampler.sample(PROMPT, 1, params).result().sequences[0].stop_reason in ("length", "stop")
 
     def save_and_resume(self) -> Any:
-        self.saved = self.training.save_state("tour", ttl_seconds=7200, user_metadata={"a": "b"}).result().path
+        options = {"ttl_seconds": 7200, "user_metadata": {"a": "b"}}
+        known = {name: value for name, value in options.items() if accepts(self.training.save_state, name)}
+        self.saved = self.training.save_state("tour", **known).result().path
         made = self.service.create_training_client_from_state_with_optimizer(self.saved)
         resumed = made.result() if hasattr(made, "result") else made
         losses = []
@@ -255,6 +276,7 @@ class Tour:
 
     def name_in_use(self) -> Any:
         assert "weights/tour" in refusal_of(self.training.save_state("tour"))
+        needs(accepts(self.training.save_state, "overwrite"))
         return self.training.save_state("tour", overwrite=True, ttl_seconds=7200).result().path
 
     def listings(self) -> Any:
@@ -281,7 +303,8 @@ class Tour:
     def sampler_handles(self) -> Any:
         """Clients of other processes: of a pickled one, and of a handle that is a text."""
         clones = [pickle.loads(pickle.dumps(self.sampler))]
-        clones.append(tinker.SamplingClient.from_sampler_handle(self.sampler.get_sampler_handle()))
+        if hasattr(tinker.SamplingClient, "from_sampler_handle"):
+            clones.append(tinker.SamplingClient.from_sampler_handle(self.sampler.get_sampler_handle()))
         params = types.SamplingParams(max_tokens=4, seed=3, stop=[])
         futures = [client.sample(PROMPT, 2, params) for client in (self.sampler, *clones) for _ in range(3)]
         answers = [[sequence.tokens for sequence in future.result().sequences] for future in futures]
@@ -304,6 +327,7 @@ class Tour:
     def download(self) -> Any:
         import urllib.request
 
+        needs(hasattr(self.training, "save_weights_external"))
         path = self.training.save_weights_external("adapter", ttl_seconds=3600).result().path
         urls = self.service.create_rest_client().get_external_weights_urls(path).result().urls
         sizes = {name: len(urllib.request.urlopen(url).read()) for name, url in urls.items()}
@@ -311,6 +335,8 @@ class Tour:
         return sorted(sizes)
 
     def custom_loss_handle(self) -> Any:
+        needs(hasattr(self.service, "create_custom_loss"))
+
         def squares(logprobs: Any, target_tokens: Any) -> Any:
             loss = (logprobs**2).sum()
             return loss, {"custom/squares:sum": loss}
@@ -322,6 +348,7 @@ class Tour:
 
     def billing_is_quiet(self) -> Any:
         admin = tinker.AdminClient() if hasattr(tinker, "AdminClient") else self.service.create_rest_client()
+        needs(hasattr(admin, "get_current_checkpoint_storage_usage"))
         assert list(admin.get_billing_usage("2026-01-01", "2026-01-31").result().data) == []
         assert list(admin.get_current_checkpoint_storage_usage().result().data) == []
         return list(admin.get_audit_log().result().entries)
@@ -329,15 +356,23 @@ class Tour:
     def projects_are_refused(self) -> Any:
         rest = self.service.create_rest_client()
         session = self.training.get_info().model_id.partition(":")[0]
-        calls: list[Callable[[], Any]] = [
-            lambda: rest.copy_weights(self.saved, "project"),
-            lambda: rest.assign_session_project(session, "project"),
-            lambda: rest.search_sessions(types.SessionSearchRequest(owner=types.AccessibleSearchOwner())),
-            lambda: rest.export_session_trace(session),
-        ]
-        refusals = [refused_call(call) for call in calls]
+        calls: dict[str, Callable[[], Any]] = {
+            "copy_weights": lambda: rest.copy_weights(self.saved, "project"),
+            "assign_session_project": lambda: rest.assign_session_project(session, "project"),
+            "search_sessions": lambda: rest.search_sessions(
+                types.SessionSearchRequest(owner=types.AccessibleSearchOwner())
+            ),
+            "export_session_trace": lambda: rest.export_session_trace(session),
+        }
+        known = [call for name, call in calls.items() if hasattr(rest, name)]
+        needs(bool(known))
+        refusals = [refused_call(call) for call in known]
         assert set(refusals) <= {"404 NO_ROUTE", "405 NO_ROUTE"}, refusals
         return refusals
+
+    def close(self) -> Any:
+        needs(hasattr(self.service, "close"))
+        return self.service.close("success").result()
 
 
 FEATURES = [
@@ -349,6 +384,8 @@ def attempt(name: str, call: Callable[[], Any]) -> None:
     began = time.monotonic()
     try:
         outcome = {"value": call()}
+    except AbsentError:
+        outcome = {"absent": True}
     except Exception:
         outcome = {"error": traceback.format_exc()}
     print(json.dumps({"feature": name, **outcome, "seconds": time.monotonic() - began}), flush=True)
@@ -358,4 +395,3 @@ if __name__ == "__main__":
     tour = Tour()
     for feature in FEATURES:
         attempt(feature, getattr(tour, feature))
-    attempt("close", lambda: tour.service.close("success").result())

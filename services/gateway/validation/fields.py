@@ -37,10 +37,10 @@ def check_finite(field: str, value: float) -> None:
         raise InvalidArgumentError.must_be(field, "finite", value)
 
 
-def check_seq_id(field: str, seq_id: int, low: int) -> None:
-    """Refuses a seq_id outside [low, 2^53)."""
-    if not low <= seq_id <= MAX_SEQ_ID:
-        raise InvalidArgumentError.must_be(field, f"from {low} to {MAX_SEQ_ID}", seq_id)
+def check_seq_id(field: str, seq_id: int, low: int, high: int = MAX_SEQ_ID) -> None:
+    """Refuses a seq_id outside [low, high]."""
+    if not low <= seq_id <= high:
+        raise InvalidArgumentError.must_be(field, f"from {low} to {high}", seq_id)
 
 
 def check_ttl(field: str, request: RequestWithTtl) -> None:

@@ -16,13 +16,17 @@ MAX_TELEMETRY_BYTES = 4 << 20
 
 FLAGS = {
     "create_model_via_load_weights": True,
+    "fwd_via_fwdbwd": True,
     "parallel_fwdbwd_chunks": True,
     "pjwt_auth_enabled": False,
     "proto_compress_fwdbwd": True,
+    "proto_write_fwdbwd": True,
     "sample_join_sampling_session": True,
     "sample_use_retrieve_futures": True,
 }
-"""One request waits for all samples of a client, instead of one connection a sample."""
+"""One request waits for all samples of a client, instead of one connection a sample. Releases before 0.25 send losses
+as JSON unless they are told to write protobuf.
+"""
 
 DYNAMIC_FLAGS = {"refresh_interval_sec": 300, "sample_cancel_enabled": True, "sample_cancel_max_batch_size": 64}
 

@@ -15,7 +15,7 @@ from services.core.unnamed_weights import is_unnamed
 from services.gateway.http.backend import Backend
 from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.sdk.data import ModelInput, TensorFields
-from services.gateway.http.sdk.fields import Int32, Int64, SdkFields, SeqId
+from services.gateway.http.sdk.fields import Int32, Int64, SampleSeqId, SdkFields, SeqId
 from tinker_proto.tensor import from_array
 from tinker_proto.v1 import data_pb2, sampling_pb2
 
@@ -47,7 +47,7 @@ class Sample(SdkFields):
     """POST asample."""
 
     sampling_session_id: str
-    seq_id: SeqId
+    seq_id: SampleSeqId
     num_samples: Int32 = 1
     prompt: ModelInput
     sampling_params: SamplingParamsFields
