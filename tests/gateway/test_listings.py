@@ -94,3 +94,19 @@ async def test_a_runs_history_is_bounded(
     assert 100 <= kept < 300
     page = await alice.training.ListTrainingMetrics(training_pb2.ListTrainingMetricsRequest(training_run_id=run))
     assert page.training_metrics[-1].seq_id == 400
+
+
+async def test_a_page_of_large_entries_has_as_many_as_fit_a_message(alice: Caller) -> None:
+    labels = {f"{number:02d}": "v" * 1024 for number in range(64)}
+    request = session_pb2.CreateSessionRequest(user_metadata=labels)
+    made = [(await alice.sessions.CreateSession(request)).session_id for _ in range(30)]
+    listed: list[str] = []
+    sizes, token = [], ""
+    while token or not sizes:
+        page = await alice.sessions.ListSessions(session_pb2.ListSessionsRequest(page_size=1000, page_token=token))
+        listed += [session.session_id for session in page.sessions]
+        token = page.next_page_token
+        sizes.append(page.ByteSize())
+    assert listed == made[::-1]
+    assert len(sizes) > 1
+    assert max(sizes) < 1 << 20, "the smallest limit of a message"

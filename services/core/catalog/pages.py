@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from services.core.errors import InvalidArgumentError
 from services.core.queue.connection import RedisConnection
@@ -66,6 +66,12 @@ class Page:
     names: Sequence[str]
     next_page_token: str
     total_size: int
+    scores: Mapping[str, str] = field(default_factory=dict)
+    """Of each name."""
+
+    def token_after(self, name: str) -> str:
+        """The token of the page that goes on behind `name`, an entry of this one."""
+        return Cursor(self.scores[name], name).token
 
 
 async def read_page(connection: RedisConnection, index: str, wanted: PageRequest) -> Page:
@@ -74,4 +80,4 @@ async def read_page(connection: RedisConnection, index: str, wanted: PageRequest
     total, more, *found = await connection.run("list_page", [index], [wanted.size, score, member, wanted.skip])
     names = [name.decode() for name in found[::2]]
     token = Cursor(found[-1].decode(), names[-1]).token if names and more else ""
-    return Page(names, token, total)
+    return Page(names, token, total, dict(zip(names, (score.decode() for score in found[1::2]), strict=True)))

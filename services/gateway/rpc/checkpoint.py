@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from services.core.catalog.checkpoints import StoredCheckpoint
 from services.core.process.server import Context
 from services.gateway.rpc.auth import Authenticator
-from services.gateway.rpc.paging import page_request
+from services.gateway.rpc.paging import fitting, page_request
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.transfers import CheckpointFiles
@@ -39,8 +39,9 @@ class CheckpointServicer(checkpoint_pb2_grpc.CheckpointServiceServicer):
         tenant = await self._auth.tenant(context)
         requested = page_request(request.page_size, request.page_token, DEFAULT_CHECKPOINTS_PER_PAGE)
         found, page = await self._stores.catalog.checkpoint_page(tenant, request.training_run_id, requested)
+        checkpoints, token = fitting(found, page, lambda checkpoint: checkpoint.tinker_path)
         return checkpoint_pb2.ListCheckpointsResponse(
-            checkpoints=found, next_page_token=page.next_page_token, total_size=page.total_size
+            checkpoints=checkpoints, next_page_token=token, total_size=page.total_size
         )
 
     async def PublishCheckpoint(

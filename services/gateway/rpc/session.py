@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.core.process.server import Context
 from services.gateway.rpc.auth import Authenticator
-from services.gateway.rpc.paging import page_request
+from services.gateway.rpc.paging import fitting, page_request
 from services.gateway.stores import Stores
 from services.gateway.validation.fields import check_metadata
 from tinker_proto.v1 import session_pb2, session_pb2_grpc
@@ -36,10 +36,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """The tenant's sessions, newest first."""
         tenant = await self._auth.tenant(context)
         requested = page_request(request.page_size, request.page_token, DEFAULT_SESSIONS_PER_PAGE)
-        sessions, page = await self._sessions.page(tenant, requested)
-        return session_pb2.ListSessionsResponse(
-            sessions=sessions, next_page_token=page.next_page_token, total_size=page.total_size
-        )
+        found, page = await self._sessions.page(tenant, requested)
+        sessions, token = fitting(found, page, lambda session: session.session_id)
+        return session_pb2.ListSessionsResponse(sessions=sessions, next_page_token=token, total_size=page.total_size)
 
     async def HeartbeatSession(
         self, request: session_pb2.HeartbeatSessionRequest, context: Context

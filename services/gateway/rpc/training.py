@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.core.process.server import Context
 from services.gateway.creation import Creation
 from services.gateway.rpc.auth import Authenticator
-from services.gateway.rpc.paging import page_request, page_size, seq_id_of
+from services.gateway.rpc.paging import fitting, page_request, page_size, seq_id_of
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.validation.training import RunRequest
@@ -49,9 +49,10 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         """The tenant's runs, newest first."""
         tenant = await self._auth.tenant(context)
         requested = page_request(request.page_size, request.page_token, DEFAULT_RUNS_PER_PAGE)
-        runs, page = await self._stores.catalog.run_page(tenant, requested)
+        found, page = await self._stores.catalog.run_page(tenant, requested)
+        runs, token = fitting(found, page, lambda run: run.training_run_id)
         return training_pb2.ListTrainingRunsResponse(
-            training_runs=runs, next_page_token=page.next_page_token, total_size=page.total_size
+            training_runs=runs, next_page_token=token, total_size=page.total_size
         )
 
     async def ListTrainingMetrics(
