@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from services.cli.state_file import running_redis_url
+from services.cli.state_file import lock, running_redis_url
 
 if TYPE_CHECKING:
     from services.core.config import Settings
@@ -59,6 +59,44 @@ def with_redis(call: Callable[[RedisConnection, Settings], Awaitable[T]], **flag
             await connection.close()
 
     with redis_failures_named(url):
+        return asyncio.run(run())
+
+
+def with_redis_even_if_stopped(call: Callable[[RedisConnection, Settings], Awaitable[T]], **flags: Any) -> T:
+    """As `with_redis`; starts the Redis of a stopped `up` for as long as the call runs.
+
+    Raises:
+        FailedPreconditionError: an `up` starts or ends at this moment.
+    """
+    from services.cli.embedded_redis import EmbeddedRedis
+    from services.core.config import Settings
+    from services.core.environment import load_settings
+    from services.core.errors import UnavailableError
+    from services.core.queue.connection import RedisConnection
+
+    settings = load_settings(Settings, **flags)
+    try:
+        if not settings.redis_url:
+            running_redis_url(settings.data_dir)
+        return with_redis(call, **flags)
+    except UnavailableError as error:
+        if error.reason != "NOT_RUNNING":
+            raise
+
+    async def run() -> T:
+        redis = EmbeddedRedis(settings.data_dir / "redis", settings.data_dir / "logs" / "redis.log")
+        try:
+            await redis.start()
+            connection = RedisConnection.open(redis.url)
+            try:
+                return await call(connection, settings)
+            finally:
+                await connection.close()
+        finally:
+            await redis.stop()
+
+    with lock(settings.data_dir):
+        (settings.data_dir / "logs").mkdir(exist_ok=True)
         return asyncio.run(run())
 
 

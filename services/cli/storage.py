@@ -1,4 +1,4 @@
-"""`tinker-platform storage`: verifies stored checkpoints, and deletes unreferenced data."""
+"""`tinker-platform storage`: verifies stored checkpoints, deletes unreferenced data, and recovers a lost catalog."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from services.cli.output import print_table
-from services.cli.redis_access import DataDir, RedisUrl, with_redis
+from services.cli.redis_access import DataDir, RedisUrl, with_redis, with_redis_even_if_stopped
 from tinker_proto.path import TinkerPath
 
 if TYPE_CHECKING:
     from services.core.catalog.garbage import Waste
+    from services.core.catalog.recovery import Found
+    from services.core.config import Settings
     from services.core.queue.connection import RedisConnection
     from services.core.storage.interface import Storage
 
-app = typer.Typer(help="Verify stored checkpoints and delete unreferenced data.", no_args_is_help=True)
+app = typer.Typer(
+    help="Verify stored checkpoints, delete unreferenced data, recover a lost catalog.", no_args_is_help=True
+)
 
 StorageUrl = Annotated[
     str | None,
@@ -97,6 +101,57 @@ def gc(
     print_table(("kind", "bytes", "key"), [(waste.kind, str(waste.size_bytes), waste.key) for waste in removed])
     size_bytes = sum(waste.size_bytes for waste in removed)
     typer.echo(f"{'would delete' if dry_run else 'deleted'} {len(removed)}, {size_bytes} bytes", err=True)
+
+
+@app.command()
+def recover(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would come back, and change nothing.")] = False,
+    tenant: Annotated[
+        str, typer.Option(metavar="NAME", help="Owner of checkpoints whose owner is not recorded in the storage.")
+    ] = "",
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    storage_url: StorageUrl = None,
+) -> None:
+    """Bring checkpoints back after Redis was lost: enter what the storage has into an empty catalog.
+
+    Of each name the newest checkpoint comes back, private and without a time to live, with an entry for its run. API
+    keys, sessions and the logs of runs were in Redis alone. Run it while the platform is stopped; again is no harm.
+
+    Example: tinker-platform storage recover --dry-run
+    """
+
+    async def bring_back(connection: RedisConnection, settings: Settings) -> list[Found]:
+        from services.core.catalog.recovery import CatalogRecovery
+        from services.core.storage.open import open_storage
+
+        recovery = CatalogRecovery(connection, open_storage(settings))
+        found = await recovery.find(tenant)
+        if not dry_run:
+            await recovery.restore(found)
+        return found
+
+    flags = {"redis_url": redis_url, "data_dir": data_dir, "storage_url": storage_url}
+    found = with_redis_even_if_stopped(bring_back, **flags)
+    new = "would come back" if dry_run else "recovered"
+    print_table(
+        ("checkpoint", "tenant", "bytes", "state"),
+        [
+            (
+                str(item.path),
+                item.record.tenant if item.record else "",
+                str(item.size_bytes),
+                item.problem or ("in the catalog" if item.is_known else new),
+            )
+            for item in found
+        ],
+    )
+    back = [item.record for item in found if item.record is not None and not item.is_known]
+    lost = sum(1 for item in found if item.problem and not item.is_known)
+    tenants = sorted({record.tenant for record in back})
+    typer.echo(f"{len(back)} checkpoints {new}, {lost} cannot", err=True)
+    if tenants and not dry_run:
+        typer.echo(f"API keys do not come back: `tinker-platform keys create` for {', '.join(tenants)}", err=True)
 
 
 def _with_storage(

@@ -33,6 +33,7 @@ from services.core.queue.connection import Write
 from services.core.queue.recovery_state import fingerprint_write, source_write
 from services.core.queue.run_log import FencedError
 from services.core.storage.checkpoint_store import CheckpointStore
+from services.core.storage.records import CheckpointRecord
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE, UploadStore
 from services.core.unnamed_weights import location_of_name, weights_location
 from services.trainer.engine.interface import TrainerEngine
@@ -251,6 +252,8 @@ class JobRunner:
             return unnamed_writes(job.tenant, StoredCheckpoint(checkpoint, location), seq_id)
         if request.HasField("ttl_seconds"):
             checkpoint.expires_at.FromDatetime(now + timedelta(seconds=request.ttl_seconds))
+        record = CheckpointRecord(job.tenant, checkpoint, run)
+        await asyncio.to_thread(self._checkpoints.records.put, location, record)
         return checkpoint_writes(job.tenant, StoredCheckpoint(checkpoint, location), replaced)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from services.core.errors import FailedPreconditionError
 from services.core.queue import keyspace
-from services.core.queue.connection import RedisConnection
+from services.core.queue.connection import RedisConnection, Write
 from services.core.storage import checkpoint_store, snapshot_store
 from services.core.storage.interface import Storage
 
@@ -79,6 +79,27 @@ class Identity:
         elif not await self._redis_has_data() and await self._storage_has_data():
             raise _redis_empty("the storage has checkpoints or snapshots")
 
+    async def check_recoverable(self) -> None:
+        """Checks that the catalog of this Redis may be filled from the storage: it is the storage's, or has nothing.
+
+        Raises:
+            FailedPreconditionError: STORAGE_OF_ANOTHER_REDIS.
+        """
+        try:
+            await self.check()
+        except FailedPreconditionError as error:
+            if error.reason != "REDIS_EMPTY":
+                raise
+
+    async def adoption(self) -> list[Write]:
+        """The writes that give a Redis without an id that of the storage."""
+        ids = await self._read()
+        if ids.in_redis:
+            return []
+        if ids.in_storage:
+            return [("HSET", keyspace.IDENTITY, "id", ids.in_storage, "confirmed", "1")]
+        return [("HSET", keyspace.IDENTITY, "id", uuid.uuid4().hex)]
+
     async def _read(self) -> _Ids:
         redis_id, confirmed = await self._commands.hmget(keyspace.IDENTITY, "id", "confirmed")
         try:
@@ -106,7 +127,8 @@ class Identity:
 def _redis_empty(evidence: str) -> FailedPreconditionError:
     return FailedPreconditionError(
         f"the storage belongs to another Redis or to one that was lost: this Redis has no runs and no checkpoints, but "
-        f"{evidence}; restore the data of Redis, or set --storage-url to another storage",
+        f"{evidence}; restore the data of Redis, bring the checkpoints back with `tinker-platform storage recover`, or "
+        "set --storage-url to another storage",
         reason="REDIS_EMPTY",
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from services.core.errors import DataLossError, NotFoundError
 from services.core.storage.interface import Storage, Stored
+from services.core.storage.records import CheckpointRecords
 from services.core.unnamed_weights import is_unnamed, weights_gone_error
 from tinker_proto.v1 import checkpoint_pb2
 
@@ -28,6 +29,8 @@ class CheckpointStore:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.records = CheckpointRecords(storage)
+        """What the catalog says of each checkpoint."""
 
     @contextmanager
     def write(self, location: str) -> Iterator[Path]:
@@ -57,7 +60,8 @@ class CheckpointStore:
             raise _gone(location) from None
 
     def delete(self, location: str) -> None:
-        """Removes a checkpoint; nothing happens if there is none."""
+        """Removes a checkpoint and its record; nothing happens if there is none."""
+        self.records.delete(location)
         self._storage.delete_directory(_key(location))
 
     def size_bytes(self, location: str) -> int:
