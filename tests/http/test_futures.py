@@ -272,7 +272,7 @@ async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient
         ({"prompt": {"chunks": [{"type": "encoded_text", "tokens": [2**31]}]}}, "tokens"),
         ({"target_prompt_logprobs": {"data": [-2], "dtype": "int64", "shape": [1, 1]}}, "target_prompt_logprobs"),
         ({"target_prompt_logprobs": {"data": [1, 2], "dtype": "int64", "shape": [1]}}, "target_prompt_logprobs"),
-        ({"seq_id": 2**60}, "seq_id"),
+        ({"seq_id": 2**63}, "seq_id"),
     ],
 )
 async def test_a_sample_that_cannot_be_carried_out_is_refused_by_name(
