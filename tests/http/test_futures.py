@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -127,6 +128,27 @@ async def test_whatever_cannot_be_carried_out_fails_by_its_future(
     result = await http.post("retrieve_future", json={"request_id": f"{run}:1"})
     assert result.json()["category"] == "user"
     assert result.json()["error"]
+
+
+async def test_a_nan_that_the_sdk_writes_as_null_is_called_one(http: httpx.AsyncClient) -> None:
+    run = await create(http)
+    await http.post("optim_step", json={"model_id": run, "seq_id": 1, "adam_params": {**ADAM, "learning_rate": None}})
+    failed = (await http.post("retrieve_future", json={"request_id": f"{run}:1"})).json()
+    said = "null, which is how NaN and infinity are written in JSON"
+    assert failed == {"error": f"adam_params.learning_rate: must be finite (got {said})", "category": "user"}
+    answer = await sample(http, await sampling_session(http), 0, sampling_params={"temperature": None})
+    assert answer.json()["detail"] == f"sampling_params.temperature: must be a valid number (got {said})"
+
+
+async def test_a_session_keeps_a_configuration_as_one_label(http: httpx.AsyncClient) -> None:
+    config = json.dumps({f"option {i}": [i] * 10 for i in range(400)})
+    assert 10_000 < len(config) < 32_768
+    made = await http.post("create_session", json={"user_metadata": {"config": config}})
+    found = await http.get(f"sessions/{made.json()['session_id']}")
+    assert found.json()["user_metadata"] == {"config": config}
+    for labels in ({"config": "x" * 32_769}, {"x" * 1025: ""}, {str(i): "x" * 32_768 for i in range(5)}):
+        refused = await http.post("create_session", json={"user_metadata": labels})
+        assert refused.json()["violations"][0]["field"].startswith("user_metadata")
 
 
 async def test_a_reused_seq_id_gives_no_sampling_session_to_a_named_save(

@@ -20,6 +20,9 @@ MOST_CONTAINERS = 100_000
 
 MOST_VIOLATIONS = 10
 
+NULL_NUMBER = "null, which is how NaN and infinity are written in JSON"
+"""What is said of a number that is null: pydantic, and with it the SDK, writes these two so."""
+
 _KINDS: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 
 JsonT = TypeVar("JsonT", bound=BaseModel)
@@ -75,4 +78,6 @@ def _description(fault: ErrorDetails) -> str:
     rule = fault["msg"].removeprefix("Input should be ")
     if rule == fault["msg"]:
         return rule
+    if value is None and fault["type"] == "float_type":
+        return broken_rule(rule, NULL_NUMBER)
     return broken_rule(rule, json.dumps(value) if isinstance(value, int | float | None) else _KINDS[type(value)])

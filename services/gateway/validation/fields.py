@@ -15,7 +15,12 @@ from tinker_proto.v1 import checkpoint_pb2, training_pb2
 MIN_TTL = timedelta(hours=1)
 MAX_TTL = timedelta(days=3650)
 MAX_METADATA_ENTRIES = 64
-MAX_METADATA_CHARACTERS = 1024
+MAX_METADATA_NAME = 1024
+MAX_METADATA_VALUE = 32_768
+"""Programs keep their configuration as JSON in one value."""
+
+MAX_METADATA_CHARACTERS = 131_072
+"""Of all names and values together."""
 
 RequestWithTtl = (
     training_pb2.SaveStateRequest
@@ -54,10 +59,13 @@ def check_metadata(field: str, metadata: Mapping[str, str]) -> None:
     if len(metadata) > MAX_METADATA_ENTRIES:
         raise InvalidArgumentError.must_be(field, f"at most {MAX_METADATA_ENTRIES} entries", len(metadata))
     for name, value in metadata.items():
-        if max(len(name), len(value)) > MAX_METADATA_CHARACTERS:
-            rule = f"at most {MAX_METADATA_CHARACTERS} characters in its name and in its value"
+        if len(name) > MAX_METADATA_NAME or len(value) > MAX_METADATA_VALUE:
+            rule = f"at most {MAX_METADATA_NAME} characters in its name and {MAX_METADATA_VALUE} in its value"
             got = f"{len(name)} and {len(value)}"
             raise InvalidArgumentError.must_be(f'{field}["{name[:50]}"]', rule, got)
+    total = sum(len(name) + len(value) for name, value in metadata.items())
+    if total > MAX_METADATA_CHARACTERS:
+        raise InvalidArgumentError.must_be(field, f"at most {MAX_METADATA_CHARACTERS} characters in all", total)
 
 
 def check_checkpoint_name(field: str, name: str) -> None:

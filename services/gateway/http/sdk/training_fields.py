@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from services.core.errors import InvalidArgumentError, quoted
 from services.core.process.metrics import IGNORED_FIELDS
 from services.gateway.http.body import Fields
+from services.gateway.http.json_parsing import NULL_NUMBER
 from services.gateway.http.sdk.fields import Int32, Int64, Metadata, SdkFields, SeqId
 from tinker_proto.v1 import training_pb2
 
@@ -72,6 +73,13 @@ class AdamFields(Fields):
     weight_decay: float | None = None
     grad_clip_norm: float | None = None
 
+    def refusal(self) -> InvalidArgumentError | None:
+        """Why a parameter that is null cannot be taken."""
+        for name in type(self).model_fields:
+            if name in self.model_fields_set and getattr(self, name) is None:
+                return InvalidArgumentError.must_be(f"adam_params.{name}", "finite", NULL_NUMBER)
+        return None
+
 
 class OptimStep(SdkFields):
     """POST optim_step."""
@@ -90,9 +98,9 @@ class OptimStep(SdkFields):
         return message
 
     def refusal(self) -> InvalidArgumentError | None:
-        """Why another optimizer's step cannot be taken."""
+        """Why a step of another optimizer, or with a NaN, cannot be taken."""
         if self.optimizer_params is None:
-            return None
+            return None if self.adam_params is None else self.adam_params.refusal()
         rule = "absent, with adam_params in its place"
         return InvalidArgumentError.must_be("optimizer_params", rule, f"type {quoted(self.optimizer_params.type)}")
 
