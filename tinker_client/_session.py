@@ -98,7 +98,7 @@ class OpenSession:
         """
         request = operation_pb2.GetOperationRequest(name=name, max_response_bytes=1)
         operation = await self.transport.call(self.transport.operations.GetOperation, request)
-        return f"{operation.method} {name}, {_stands(operation)}"
+        return f"{operation.method}, {_stands(operation)}"
 
     async def end(self) -> None:
         """Ends the session; everything outstanding fails. Takes a few seconds at most."""

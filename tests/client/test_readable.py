@@ -61,10 +61,10 @@ def test_a_wait_at_a_terminal_says_what_it_waits_for() -> None:
         asked.append(1)
         if len(asked) == 3:
             waiting.set_result("a result")
-        return done("ForwardBackward s:train:0:5, which has 3 operations before it, about 12 s")
+        return done("ForwardBackward, which has 3 operations before it, about 12 s")
 
     assert wait_for(waiting, state=state, terminal=terminal, quiet_s=0.001) == "a result"
-    assert "waiting for ForwardBackward s:train:0:5, which has 3 operations before it" in terminal.getvalue()
+    assert "waiting for ForwardBackward, which has 3 operations before it" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[K"), "nothing stays of it"
 
 
