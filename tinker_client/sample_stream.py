@@ -1,8 +1,9 @@
 """SampleStream: a generation whose tokens are handed out as they come.
 
 Nothing is fetched before it is asked for: a slow reader holds the platform back and not its own memory. When the
-connection breaks the stream is opened again under the same seq_id; what was missed comes with the result, so every
-token is handed out exactly once and in order. It can be read in any event loop or thread, by one reader.
+connection breaks the stream is opened again under the same seq_id, behind what was received; what is missed all the
+same comes with the result, so every token is handed out exactly once and in order. It can be read in any event loop or
+thread, by one reader.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class SampleStream:
         self._name = f"{request.sampling_session_id}:{request.seq_id}"
         self._slot: AbstractAsyncContextManager[None] | None = slot
         self._messages: Messages | None = None
+        self._was_opened = False
         self._outage = session.transport.outage()
         self._handed_out: defaultdict[int, int] = defaultdict(int)
         self._waiting: deque[types.SampledToken] = deque()
@@ -154,6 +156,10 @@ class SampleStream:
     def _opened(self) -> Messages:
         if self._messages is None:
             request = sampling_pb2.SampleStreamRequest(request=self._request, max_response_bytes=MAX_RESPONSE_BYTES)
+            if self._was_opened:
+                samples = max(self._request.num_samples, 1)
+                request.received.extend(self._handed_out[index] for index in range(samples))
+            self._was_opened = True
             self._messages = self._session.transport.stream(self._session.transport.sampling.SampleStream, request)
         return self._messages
 

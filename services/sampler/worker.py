@@ -3,7 +3,8 @@
 - `_take` takes jobs from the queue: as many as fit while there are free slots, and when there are none those of tenants
   that wait for nothing yet, to which the engine gives turns. `_keep` renews them there and takes over those of samplers
   that died.
-- `_step` steps the engine until it is idle; `_listen_for_cancelled` drops jobs that were cancelled.
+- `_step` steps the engine until it is idle; `_listen_for_cancelled` drops jobs that were cancelled, and
+  `_listen_for_returned` has tokens published again whose caller has come back.
 - The publisher and `_report` send streamed tokens and results, so that no step waits for Redis.
 - A job that cannot start ends with an error like any other that fails.
 """
@@ -78,6 +79,7 @@ class SamplerWorker:
         self._operations = stores.operations
         self._reader = JobReader(engine, stores.queues, stores.checkpoints)
         self._merges = MergeJobs(engine, stores.checkpoints, stores.exports)
+        self._tokens = stores.tokens
         self._publisher = Publisher(stores.tokens)
         self._liveness = liveness
         self._lease_s = lease_s
@@ -103,6 +105,7 @@ class SamplerWorker:
             await until_reached(lambda: self._queues.join(self._base_model))
             await until_reached(lambda: self._queues.adopt(self._base_model, self._aliases))
             position = await until_reached(self._operations.cancelled_position)
+            returned = await until_reached(self._tokens.asked_position)
             wake = await until_reached(lambda: self._queues.wake_position(self._base_model))
             async with self._tasks as tasks:
                 tasks.create_task(self._liveness.watch())
@@ -111,6 +114,7 @@ class SamplerWorker:
                 tasks.create_task(self._keep())
                 tasks.create_task(self._step())
                 tasks.create_task(self._listen_for_cancelled(position))
+                tasks.create_task(self._listen_for_returned(returned))
                 tasks.create_task(self._publisher.run())
                 tasks.create_task(self._report())
         finally:
@@ -173,9 +177,21 @@ class SamplerWorker:
             for name in names:
                 await self._cancel(name)
 
+    async def _listen_for_returned(self, position: str) -> None:
+        while True:
+            try:
+                position, names = await self._tokens.asked_after(position)
+            except TRANSIENT_ERRORS as error:
+                _log.warning("queue unreachable, trying again", error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            for name in names:
+                self._publisher.publish_again(name)
+
     async def _cancel(self, name: str) -> None:
         """Frees what a job holds; its operation has ended already."""
         job = self._jobs.pop(name, None)
+        self._publisher.forget(name)
         if job is not None:
             self._merges.cancel(name)
             await self._engine.cancel(name)
@@ -221,7 +237,7 @@ class SamplerWorker:
             idle = False
             while not idle:
                 step = await self._engine.step()
-                self._publisher.add(step.deltas)
+                self._publisher.add(delta for delta in step.deltas if delta.name in self._jobs)
                 self._end(step.finished)
                 idle = step.idle
 
@@ -241,6 +257,7 @@ class SamplerWorker:
 
     async def _complete(self, name: str, outcome: GenerationResult | Message | PlatformError) -> None:
         job = self._jobs.get(name)
+        self._publisher.forget(name)
         if job is None:
             return  # cancelled meanwhile
         if isinstance(outcome, GenerationResult):

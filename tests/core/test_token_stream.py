@@ -44,6 +44,16 @@ async def test_a_gap_is_never_closed_by_joining() -> None:
     assert list(joined.tokens) == [1]
 
 
+async def test_who_comes_back_gets_what_it_has_not_received() -> None:
+    listener = TokenListener(received=[3, 0])
+    listener.add([piece(5, 6)])
+    listener.add([piece(0, 1, 2, 3, 4, 5, 6), piece(0, 7, sequence=1)])
+    listener.add([piece(4, 5, 6), piece(6, 8)])
+    first, second = await listener.next_pieces()
+    assert (first.start, list(first.tokens), list(first.logprobs)) == (3, [4, 5, 6, 8], [-4, -5, -6, -8])
+    assert (second.start, list(second.tokens)) == (0, [7])
+
+
 async def test_published_tokens_reach_all_listeners_of_their_operation(connection: RedisConnection) -> None:
     stream = TokenStream(connection)
     reading = asyncio.create_task(stream.run())

@@ -33,6 +33,11 @@ class CountingProxy:
                     writer.transport.abort()
                 await asyncio.wait(self._connections)
 
+    def cut(self) -> None:
+        """Breaks all connections; new ones are taken."""
+        for writer in self._writers:
+            writer.transport.abort()
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.create_task(self._connect(reader, writer))
         self._connections.add(connection)

@@ -24,6 +24,8 @@ from services.core.queue.liveness import Liveness
 from services.core.queue.token_stream import TokenStream
 from services.core.storage.local import LocalStorage
 from services.sampler.engine.interface import SamplerEngine
+from services.sampler.publisher import Publisher
+from services.sampler.request import TokenDelta
 from services.sampler.stores import SamplerStores
 from services.sampler.worker import SamplerWorker
 from tests.core.queue_parts import BASE, LIMITS, SAMPLING
@@ -195,6 +197,35 @@ async def test_tokens_are_streamed_as_they_come(site: Site) -> None:
                     assert piece.start == len(received)
                     received += piece.tokens
     assert tuple(received) == ANSWER
+
+
+async def test_all_tokens_so_far_are_published_again_when_they_are_asked_for(connection: RedisConnection) -> None:
+    tokens = PublishedTokens(connection)
+    publisher = Publisher(tokens)
+    publishing = asyncio.create_task(publisher.run())
+
+    async def published() -> list[tuple[str, int, int, list[int]]]:
+        message = await asyncio.wait_for(tokens.messages.get(), 30)
+        return [
+            (operation.operation, piece.sequence_index, piece.start, list(piece.tokens))
+            for operation in message.operations
+            for piece in operation.pieces
+        ]
+
+    for delta in (TokenDelta("a", 0, 0, (1, 2), (-1.0, -2.0), None), TokenDelta("a", 1, 0, (7,), (-7.0,), None)):
+        publisher.add([delta])
+        await published()
+    publisher.publish_again("a")
+    publisher.add([TokenDelta("a", 0, 2, (3,), (-3.0,), "stop")])
+    assert await published() == [("a", 0, 2, [3])]
+    assert await published() == [("a", 0, 0, [1, 2, 3]), ("a", 1, 0, [7])]
+    publisher.forget("a")
+    publisher.publish_again("a")
+    publisher.add([TokenDelta("b", 0, 0, (4,), (-4.0,), None)])
+    assert await published() == [("b", 0, 0, [4])]
+    publishing.cancel()
+    await asyncio.gather(publishing, return_exceptions=True)
+    assert tokens.messages.empty(), "nothing is kept of what has ended"
 
 
 async def test_a_failure_of_the_engine_is_the_operations_error(site: Site) -> None:

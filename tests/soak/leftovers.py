@@ -88,7 +88,7 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
     sessions, runs = len(by_prefix.get("session", ())), len(by_prefix.get("meta", ()))
     most = (
         dict.fromkeys(["events", "dead", "cancelled", "workers", "workers-expiry", "api-keys", "expiring", "doomed"], 1)
-        | dict.fromkeys(["unnamed-due"], 1)
+        | dict.fromkeys(["unnamed-due", "tokens-again"], 1)
         | dict.fromkeys(["download-secret", "identity", "place", "sample", "sample-bell", "sample-pace"], 1)
         | dict.fromkeys(["early", "sample-waiting", "sample-jobs", "sample-shares"], 0)
         | dict.fromkeys(["wake", "sampler-room", "sample-vacancy", "base-models"], WORKERS)

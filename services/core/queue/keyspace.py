@@ -13,6 +13,9 @@ DEAD = PREFIX + "dead"
 CANCELLED = PREFIX + "cancelled"
 """Stream of sampling operations that were cancelled while they ran; every sampler reads it."""
 
+TOKENS_AGAIN = PREFIX + "tokens-again"
+"""Stream of streamed operations whose caller has come back and wants all tokens so far; every sampler reads it."""
+
 TOKENS = PREFIX + "tokens"
 """Channel of the new tokens of streamed operations; nothing is stored."""
 
@@ -58,7 +61,10 @@ SAMPLERS_GROUP = "samplers"
 
 
 def operation(name: str) -> str:
-    """Hash: state, digest, method, tenant, time, attempts, begun_by, its load (kind, bytes), and response or error."""
+    """Hash: state, digest, method, tenant, time, attempts, begun_by, its load (kind, bytes), and response or error.
+
+    Of a sampling operation also base_model, location, sequences, and reader: who reads its stream of tokens.
+    """
     return f"{PREFIX}operation:{name}"
 
 

@@ -151,8 +151,11 @@ class OperationStore:
             operation.queue_place.CopyFrom(position)
         return operation
 
-    async def cancel(self, name: OperationName, error: CancelledError | None = None) -> bool:
-        """Ends an operation with CANCELLED, or with `error`, unless it trains or is done; whether this call did it."""
+    async def cancel(self, name: OperationName, error: CancelledError | None = None, *, reader: str = "") -> bool:
+        """Ends an operation with CANCELLED, or with `error`, unless it trains or is done; whether this call did it.
+
+        Of a `reader` of its tokens the call counts only while nobody else has joined the stream after it.
+        """
         error = error or CancelledError(f"operation {name} was cancelled")
         keys = [
             keyspace.operation(str(name)),
@@ -163,7 +166,7 @@ class OperationStore:
         arguments: list[str | bytes | int] = [str(name), name.seq_id, error.to_operation_error().SerializeToString()]
         arguments += [KEEP_FINISHED_MS, "trains" if name.trains else "samples"]
         prefixes = [keyspace.sample_waiting(""), keyspace.sample_jobs("")]
-        entry = await self._connection.run("cancel", keys, [*arguments, *prefixes])
+        entry = await self._connection.run("cancel", keys, [*arguments, *prefixes, reader])
         if entry:
             await self._payloads.discard(entry)
         return entry is not None

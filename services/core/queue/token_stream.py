@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
-from services.core.queue import keyspace
+from services.core.queue import keyspace, streams
 from services.core.queue.connection import TRANSIENT_ERRORS, RedisConnection
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import sampling_pb2
@@ -25,10 +25,18 @@ _log = structlog.get_logger(__name__)
 
 
 class TokenListener:
-    """New tokens of one operation."""
+    """New tokens of one operation, without a repeat and without a gap.
 
-    def __init__(self) -> None:
+    Args:
+        received: how many tokens of each sequence the caller has; a sequence that it does not name begins where its
+            next token delta does.
+    """
+
+    def __init__(self, received: Sequence[int] = ()) -> None:
         self._pieces: dict[int, sampling_pb2.SampledPiece] = {}
+        self._ends = dict(enumerate(received))
+        """How many tokens of each sequence the caller has, those in `_pieces` included."""
+
         self._changed = asyncio.Event()
 
     async def next_pieces(self) -> list[sampling_pb2.SampledPiece]:
@@ -41,15 +49,19 @@ class TokenListener:
     def add(self, pieces: Iterable[sampling_pb2.SampledPiece]) -> None:
         """Adds new tokens. A delta after a lost one is dropped: the result will fill the gap."""
         for piece in pieces:
-            waiting = self._pieces.get(piece.sequence_index)
+            index, end = piece.sequence_index, piece.start + len(piece.tokens)
+            known = self._ends.setdefault(index, piece.start) - piece.start
+            if not 0 <= known < len(piece.tokens):
+                continue
+            waiting = self._pieces.get(index)
             if waiting is None:
-                self._pieces[piece.sequence_index] = own = sampling_pb2.SampledPiece()
-                own.CopyFrom(piece)
-            elif waiting.start + len(waiting.tokens) == piece.start:
-                waiting.tokens.extend(piece.tokens)
-                waiting.logprobs.extend(piece.logprobs)
-                waiting.stop_reason = piece.stop_reason
-        self._changed.set()
+                waiting = sampling_pb2.SampledPiece(sequence_index=index, start=piece.start + known)
+                self._pieces[index] = waiting
+            waiting.tokens.extend(piece.tokens[known:])
+            waiting.logprobs.extend(piece.logprobs[known:])
+            waiting.stop_reason = piece.stop_reason
+            self._ends[index] = end
+            self._changed.set()
 
 
 class TokenStream:
@@ -68,10 +80,29 @@ class TokenStream:
         """Publishes tokens to all listeners."""
         await self._connection.commands.publish(keyspace.TOKENS, tokens.SerializeToString())
 
+    async def join(self, operation: str, reader: str) -> None:
+        """Notes who reads an operation's tokens, in place of who has read them."""
+        await self._connection.run("join_stream", [keyspace.operation(operation)], [reader])
+
+    async def ask_again(self, operation: str) -> None:
+        """Asks the sampler of an operation to publish all tokens so far again."""
+        await self._connection.commands.xadd(keyspace.TOKENS_AGAIN, {"operation": operation}, maxlen=1000)
+
+    async def asked_position(self) -> str:
+        """Id of the newest entry that `ask_again` has made."""
+        return await streams.last_id(self._connection.commands, keyspace.TOKENS_AGAIN)
+
+    async def asked_after(self, position: str) -> tuple[str, list[str]]:
+        """Waits for operations whose tokens are wanted again; returns the new position and their names."""
+        entries = await streams.read(
+            self._connection.blocking, {keyspace.TOKENS_AGAIN: position}, count=1000, block_ms=10_000
+        )
+        return entries[-1].entry_id if entries else position, [entry.fields[b"operation"].decode() for entry in entries]
+
     @contextmanager
-    def listen(self, operation: str) -> Iterator[TokenListener]:
-        """Registers a listener for the tokens that are published from now on."""
-        listener = TokenListener()
+    def listen(self, operation: str, received: Sequence[int] = ()) -> Iterator[TokenListener]:
+        """Registers a listener for the tokens that are published from now on; `received` as for TokenListener."""
+        listener = TokenListener(received)
         self._listeners[operation].add(listener)
         try:
             yield listener

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 
 from services.core.config import GatewaySettings
-from services.core.errors import UnavailableError
+from services.core.errors import InvalidArgumentError, UnavailableError
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.process.server import Context
 from services.core.queue.events import Watcher
@@ -19,6 +19,9 @@ from services.gateway.stores import Stores
 from services.gateway.submission import Submission
 from services.gateway.validation.abilities import SamplingRequest
 from tinker_proto.v1 import operation_pb2, sampling_pb2, sampling_pb2_grpc
+
+RETURN_S = 15.0
+"""How long the operation of a stream that has broken waits for its caller."""
 
 
 class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
@@ -71,19 +74,27 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
     async def SampleStream(
         self, request: sampling_pb2.SampleStreamRequest, context: Context
     ) -> AsyncIterator[sampling_pb2.SampleStreamResponse]:
-        """Queues a generation and relays its tokens; a caller that goes away cancels it."""
+        """Queues a generation and relays its tokens; one whose caller goes away and does not come back is cancelled."""
         tenant = await self._auth.tenant(context)
         generation, whole = request.request, whole_bytes(self._settings, request.max_response_bytes)
         if not generation.HasField("seq_id"):
             generation.seq_id = secrets.randbelow(MAX_SEQ_ID)
         name = OperationName.parse(f"{generation.sampling_session_id}:{generation.seq_id}")
-        with self._stores.tokens.listen(str(name)) as tokens, self._stores.events.watch(name.session_id) as watcher:
+        reader, stores = secrets.token_hex(8), self._stores
+        _check_received(request)
+        with (
+            stores.tokens.listen(str(name), request.received) as tokens,
+            stores.events.watch(name.session_id) as watcher,
+        ):
             operation = await self._submission.sample(tenant, generation, streamed=True)
+            await stores.tokens.join(str(name), reader)
+            if request.received and not operation.done:
+                await stores.tokens.ask_again(str(name))
             relayed = False
 
             def cancel_unless_relayed(_: object) -> None:
                 if not relayed:
-                    cancelling = asyncio.ensure_future(self._stores.operations.cancel(name))
+                    cancelling = asyncio.ensure_future(self._cancel_unless_joined(name, reader))
                     self._cancelling.add(cancelling)
                     cancelling.add_done_callback(self._cancelling.discard)
 
@@ -93,14 +104,28 @@ class SamplingServicer(sampling_pb2_grpc.SamplingServiceServicer):
                 async for pieces in _until_finished(str(name), operation, tokens, watcher):
                     yield sampling_pb2.SampleStreamResponse(pieces=pieces)
                 relayed = True
-                operation = await self._stores.operations.get(str(name), tenant, whole_bytes=whole)
+                operation = await stores.operations.get(str(name), tenant, whole_bytes=whole)
                 yield sampling_pb2.SampleStreamResponse(operation=operation)
             except UnavailableError:
                 relayed = True  # this gateway is going away, the caller is not
                 raise
 
+    async def _cancel_unless_joined(self, name: OperationName, reader: str) -> bool:
+        """Cancels an operation whose reader has gone, unless somebody reads it again within `RETURN_S`."""
+        await asyncio.sleep(RETURN_S)
+        return await self._stores.operations.cancel(name, reader=reader)
+
     async def _sample(self, request: SamplingRequest, context: Context) -> operation_pb2.Operation:
         return await self._submission.sample(await self._auth.tenant(context), request)
+
+
+def _check_received(request: sampling_pb2.SampleStreamRequest) -> None:
+    most = max(request.request.num_samples, 1)
+    if len(request.received) > most:
+        raise InvalidArgumentError.must_be("received", f"one number for each of {most} samples", len(request.received))
+    for i, count in enumerate(request.received):
+        if count < 0:
+            raise InvalidArgumentError.must_be(f"received[{i}]", "at least 0", count)
 
 
 async def _until_finished(

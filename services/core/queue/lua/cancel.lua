@@ -1,13 +1,14 @@
 -- Cancels an operation that has not begun (a sampling one also while it runs). In a run, its seq_id stays used.
 -- KEYS  1 operation  2 events  3 skipped  4 cancelled (stream that samplers read)
 -- ARGV  1 operation name  2 seq_id  3 error  4 ms to keep a finished operation  5 'trains' | 'samples'
---       6 waiting  7 jobs of a base model's sampling (prefixes of keys)
+--       6 waiting  7 jobs of a base model's sampling (prefixes of keys)  8 reader or '': only if it is the last reader
 -- Returns nil if nothing was cancelled, else the operation's entry; '' if the entry stays in its log or queue
 local operation, events, skipped, cancelled = unpack(KEYS)
 local trains = ARGV[5] == 'trains'
 local state = redis.call('HGET', operation, 'state')
 local cancellable = state == 'parked' or state == 'queued' or (state == 'running' and not trains)
 if not cancellable then return nil end
+if ARGV[8] ~= '' and redis.call('HGET', operation, 'reader') ~= ARGV[8] then return nil end
 local entry = ''
 if trains then
   redis.call('SADD', skipped, ARGV[2])
