@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from services.core import chunks
 from services.core.config import GatewaySettings
 from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PlatformError
-from services.core.names import MAX_SAMPLE_SEQ_ID, MAX_SEQ_ID, OperationName, training_run_id
+from services.core.names import MAX_SAMPLE_SEQ_ID, MAX_SEQ_ID, OperationName, session_of, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
 from services.core.unnamed_weights import weights_name
@@ -85,9 +85,10 @@ class Submission:
         Raises:
             NotFoundError: the run, or a checkpoint's run, is not this tenant's.
             InvalidArgumentError: the request's content; the operation is recorded as failed.
+            FailedPreconditionError: the run's session has ended.
             AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
         """
-        base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
+        base_model = await self._base_model(tenant, request)
         if request.HasField("seq_id"):
             operation, refusal = await self._train_at(tenant, request, base_model, request_digest(request))
         else:
@@ -109,9 +110,10 @@ class Submission:
         Raises:
             NotFoundError: the run is not this tenant's.
             InvalidArgumentError: the seq_id.
+            FailedPreconditionError: the run's session has ended.
             AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError: as RunLogs.enqueue says.
         """
-        base_model = (await self._stores.catalog.run_record(request.training_run_id, tenant)).base_model
+        base_model = await self._base_model(tenant, request)
         operation, _ = await self._train_at(tenant, request, base_model, request_digest(request), refusal)
         return operation
 
@@ -121,10 +123,12 @@ class Submission:
         Raises:
             NotFoundError: the sampling session is not this tenant's.
             InvalidArgumentError: the request's content.
+            FailedPreconditionError: the session has ended.
             AlreadyExistsError, ResourceExhaustedError: as SampleQueues.enqueue says.
         """
         stores = self._stores
         sampling, location = await stores.catalog.sampling_session(request.sampling_session_id, tenant)
+        await stores.sessions.check_not_ended(session_of(request.sampling_session_id))
         if not request.HasField("seq_id"):
             request.seq_id = secrets.randbelow(MAX_SEQ_ID)
         check_seq_id("seq_id", request.seq_id, 0, MAX_SAMPLE_SEQ_ID)
@@ -149,6 +153,12 @@ class Submission:
             limits=self._limits,
         )
         return accepted or await stores.operations.get(str(name), tenant, whole_bytes=self._whole_bytes)
+
+    async def _base_model(self, tenant: str, request: RunRequest) -> str:
+        """The base model of a request's run, to which work may be added."""
+        run = await self._stores.catalog.run_record(request.training_run_id, tenant)
+        await self._stores.sessions.check_not_ended(session_of(run.training_run_id))
+        return run.base_model
 
     async def _train_next(
         self, tenant: str, request: RunRequest, base_model: str

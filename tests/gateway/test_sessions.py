@@ -13,8 +13,8 @@ from services.core.config import Settings
 from services.core.errors import ResourceExhaustedError
 from services.core.queue import keyspace
 from services.core.queue.connection import RedisConnection
-from tests.gateway.caller import Caller
-from tinker_proto.v1 import session_pb2
+from tests.gateway.caller import Caller, forward_backward
+from tinker_proto.v1 import operation_pb2, sampling_pb2, session_pb2, training_pb2
 
 
 @pytest.fixture
@@ -60,3 +60,26 @@ async def test_the_refusal_says_when_to_come_again(alice: Caller, connection: Re
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     details = dict(caught.value.trailing_metadata() or ())
     assert b"RetryInfo" in details["grpc-status-details-bin"]
+
+
+async def test_an_ended_session_takes_no_more_work_and_its_run_is_kept(alice: Caller) -> None:
+    run, sampling = await alice.run(), await alice.sampling_session()
+    waiting = await alice.training.ForwardBackward(forward_backward(run, 1))
+    for name in (run, sampling):
+        await alice.sessions.EndSession(session_pb2.EndSessionRequest(session_id=name.partition(":")[0]))
+    calls = [
+        alice.training.ForwardBackward(forward_backward(run, 2)),
+        alice.training.OptimStep(training_pb2.OptimStepRequest(training_run_id=run)),
+        alice.training.SaveState(training_pb2.SaveStateRequest(training_run_id=run, name="late")),
+        alice.sampling.Sample(sampling_pb2.SampleRequest(sampling_session_id=sampling)),
+        alice.sampling.ComputeLogprobs(sampling_pb2.ComputeLogprobsRequest(sampling_session_id=sampling)),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "has ended; open a new one" in str(refused.value.details())
+    found = await alice.operations.GetOperation(operation_pb2.GetOperationRequest(name=waiting.name))
+    assert found.state == operation_pb2.OPERATION_STATE_QUEUED, "what was accepted goes on"
+    kept = await alice.training.GetTrainingRun(training_pb2.GetTrainingRunRequest(training_run_id=run))
+    assert kept.training_run_id == run

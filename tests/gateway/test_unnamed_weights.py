@@ -108,9 +108,9 @@ async def test_a_waiting_operation_keeps_them_after_the_end_of_the_session(
     await pass_time(connection, location)
     assert not await is_kept(stores, location)
     assert not await connection.commands.hexists(keyspace.stored_sizes("alice"), location)
-    with pytest.raises(grpc.aio.AioRpcError, match="save_weights_for_sampler") as gone:
+    with pytest.raises(grpc.aio.AioRpcError, match="has ended") as ended:
         await sample(alice, sampling, 2)
-    assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+    assert ended.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     with pytest.raises(NotFoundError, match="save_weights_for_sampler"):
         stores.checkpoints.open(location)
 

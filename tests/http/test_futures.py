@@ -355,3 +355,18 @@ async def test_a_sample_may_have_any_seq_id_of_64_bits(http: httpx.AsyncClient) 
         assert (await sample(http, sampling, seq_id)).json()["request_id"] == f"{sampling}:{seq_id}"
     refused = await sample(http, sampling, 2**63)
     assert refused.json()["violations"][0]["field"] == "seq_id"
+
+
+async def test_a_finished_session_refuses_work(http: httpx.AsyncClient, stores: Stores) -> None:
+    run, sampling = await create(http), await sampling_session(http)
+    for name in (run, sampling):
+        reason = {"reason": {"type": "success"}, "detail": None}
+        assert (await http.post(f"sessions/{name.partition(':')[0]}/finish", json=reason)).status_code == 204
+    step = {"model_id": run, "seq_id": 1, "adam_params": ADAM}
+    answers = [
+        await submit(http, loss(run, 1)),
+        await http.post("optim_step", json=step),
+        await sample(http, sampling, 0),
+    ]
+    assert {(answer.status_code, answer.json()["reason"]) for answer in answers} == {(400, "SESSION_ENDED")}
+    assert await logged(stores, run) == [0]

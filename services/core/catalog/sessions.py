@@ -102,8 +102,17 @@ class Sessions:
         """
         session = await self.get(session_id, tenant)
         if session.HasField("end_time"):
-            raise FailedPreconditionError(f"session {session_id} has ended; open a new one", reason="SESSION_ENDED")
+            raise _ended(session_id)
         return session
+
+    async def check_not_ended(self, session_id: str) -> None:
+        """Refuses new work of a session that its client has ended.
+
+        Raises:
+            FailedPreconditionError: it has ended, and its record is still kept.
+        """
+        if await self._commands.hexists(keyspace.session(session_id), "ended"):
+            raise _ended(session_id)
 
     async def touch(self, session_id: str) -> None:
         """Records that the session's client was seen."""
@@ -127,6 +136,10 @@ class Sessions:
         """Whether the session has not ended and was seen within `GRACE`."""
         seen, ended = await self._commands.hmget(keyspace.session(session_id), "seen", "ended")
         return seen is not None and ended is None and time.time() - float(seen) < GRACE.total_seconds()
+
+
+def _ended(session_id: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f"session {session_id} has ended; open a new one", reason="SESSION_ENDED")
 
 
 def _session(session_id: str, record: Mapping[bytes, bytes]) -> session_pb2.Session:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.core.errors import UnavailableError, from_operation_error
+from services.core.errors import FailedPreconditionError, UnavailableError, from_operation_error
 from services.core.names import MAX_SEQ_ID, OperationName
 from services.core.queue.token_stream import TokenListener
 from services.gateway.http.backend import Backend
@@ -50,7 +50,7 @@ class Generations:
         unfinished = set(names)
 
         async def one(name: OperationName, request: sampling_pb2.SampleRequest) -> sampling_pb2.SampleResponse:
-            await self._submission.sample(tenant, request)
+            await self._submit(tenant, request)
             operation = await self._until_done(name, tenant)
             unfinished.discard(name)
             return _response(operation)
@@ -72,7 +72,7 @@ class Generations:
         async def one(index: int) -> sampling_pb2.SampleResponse:
             name, request = names[index], requests[index]
             with self._stores.tokens.listen(str(name)) as tokens:
-                await self._submission.sample(tenant, request, streamed=True)
+                await self._submit(tenant, request, streamed=True)
                 relaying = asyncio.create_task(_relay(index, tokens, news))
                 try:
                     operation = await self._until_done(name, tenant)
@@ -95,6 +95,19 @@ class Generations:
         finally:
             work.cancel()
             self._cancel(unfinished)
+
+    async def _submit(self, tenant: str, request: sampling_pb2.SampleRequest, *, streamed: bool = False) -> None:
+        """Queues a request.
+
+        Raises:
+            UnavailableError: the gateway has replaced the session that the request was prepared for.
+        """
+        try:
+            await self._submission.sample(tenant, request, streamed=streamed)
+        except FailedPreconditionError as error:
+            if error.reason != "SESSION_ENDED":
+                raise
+            raise UnavailableError("the gateway has opened another session meanwhile; send the request again") from None
 
     async def _until_done(self, name: OperationName, tenant: str) -> operation_pb2.Operation:
         """The operation once it is done.
