@@ -11,6 +11,7 @@ import pytest
 
 from services.core.names import OperationName
 from services.core.queue.run_log import Lease
+from services.gateway.rpc import operation as rpc_operation
 from services.gateway.stores import Stores
 from tests.gateway.caller import BASE, Caller, datum, forward_backward, tokens
 from tinker_proto.internal.v1 import job_pb2
@@ -233,3 +234,12 @@ async def test_runs_are_listed_newest_first_in_pages(alice: Caller, mallory: Cal
         if not token:
             break
     assert listed == runs[::-1]
+
+
+async def test_a_watch_that_has_nothing_to_say_says_so(alice: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_operation, "TOUCH_EVERY_S", 0.01)
+    run = await alice.run()
+    request = operation_pb2.WatchOperationsRequest(session_id=run.partition(":")[0])
+    watch = aiter(alice.operations.WatchOperations(request))
+    for _ in range(4):
+        assert not (await soon(anext(watch))).operations

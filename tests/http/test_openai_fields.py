@@ -118,6 +118,28 @@ async def test_a_fault_within_a_stream_is_an_event_of_it() -> None:
     assert len(events) == 2, "and nothing says that the answer is complete"
 
 
+async def test_a_stream_that_has_nothing_to_say_says_so() -> None:
+    ready, closed = asyncio.Event(), asyncio.Event()
+
+    async def contents() -> AsyncGenerator[dict[str, Any], None]:
+        try:
+            await ready.wait()
+            yield {"first": 1}
+        finally:
+            closed.set()
+
+    async def nothing() -> dict[str, Any]:
+        return await asyncio.Future()
+
+    request = Request({"type": "http", "path": "/v1/completions", "headers": []}, nothing)
+    events = aiter((await event_stream(request, contents(), silence_s=0.001)).body_iterator)
+    assert [await anext(events) for _ in range(3)] == [": waiting\n\n"] * 3
+    ready.set()
+    rest = [event async for event in events]
+    assert [event for event in rest if event != ": waiting\n\n"] == ['data: {"first":1}\n\n', "data: [DONE]\n\n"]
+    assert closed.is_set()
+
+
 @pytest.mark.parametrize(
     ("allowed", "origin", "answered"),
     [

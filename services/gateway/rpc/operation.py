@@ -16,6 +16,8 @@ from services.gateway.stores import Stores
 from tinker_proto.v1 import operation_pb2, operation_pb2_grpc
 
 TOUCH_EVERY_S = 20.0
+"""A watch says something at least this often: proxies close connections that are silent for a minute."""
+
 READ_AT_ONCE = 100
 MESSAGE_BYTES = 2 << 20
 MAX_PENDING = 100_000
@@ -70,6 +72,8 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
                 async for batch in _batches(self._finished(names, tenant, whole)):
                     yield operation_pb2.WatchOperationsResponse(operations=batch)
                 names = await self._next_names(watcher, request.session_id)
+                if not names and names is not None:
+                    yield operation_pb2.WatchOperationsResponse()
         raise UnavailableError("the watch has ended; open it again and name what is pending", reason="WATCH_ENDED")
 
     async def _finished(self, names: Sequence[str], tenant: str, whole: int) -> AsyncIterator[operation_pb2.Operation]:
@@ -80,13 +84,13 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
                     yield operation
 
     async def _next_names(self, watcher: Watcher, session_id: str) -> Sequence[str] | None:
-        while True:
-            await self._stores.sessions.touch(session_id)
-            try:
-                async with asyncio.timeout(TOUCH_EVERY_S):
-                    return await watcher.next_names()
-            except TimeoutError:
-                continue
+        """Operations that have finished; none after a silence, None once the watch has to end."""
+        await self._stores.sessions.touch(session_id)
+        try:
+            async with asyncio.timeout(TOUCH_EVERY_S):
+                return await watcher.next_names()
+        except TimeoutError:
+            return ()
 
 
 def _checked(request: operation_pb2.WatchOperationsRequest) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
@@ -21,6 +22,11 @@ from services.gateway.http.openai.text import ModelText
 from tinker_proto.v1 import data_pb2, sampling_pb2
 
 _log = structlog.get_logger(__name__)
+
+SILENCE_S = 20.0
+"""Proxies close connections that are silent for a minute; a comment in the stream keeps them open."""
+
+_COMMENT = ": waiting\n\n"
 
 FINISH_REASONS: Mapping[int, str] = {
     sampling_pb2.STOP_REASON_STOP: "stop",
@@ -100,25 +106,34 @@ async def growing(
             yield item
 
 
-async def event_stream(request: Request, contents: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
-    """Server-sent events. The first is awaited: what is refused is answered with a status instead.
+async def event_stream(
+    request: Request, contents: AsyncGenerator[dict[str, Any], None], silence_s: float = SILENCE_S
+) -> StreamingResponse:
+    """Server-sent events. The first is awaited for a while: what is refused is answered with a status instead.
+
+    Args:
+        request: of the caller.
+        contents: the events.
+        silence_s: seconds without an event after which a comment is sent, and after which the stream begins at last.
 
     Raises:
         PlatformError: there is no first event.
         CallerDisconnectedError: nobody waits for it.
     """
-
-    async def next_content() -> dict[str, Any]:
-        return await anext(contents)
-
-    first = await unless_disconnected(request, next_content())
+    first = asyncio.ensure_future(anext(contents))
+    try:
+        await unless_disconnected(request, _settled(first, silence_s))
+    except BaseException:
+        first.cancel()
+        raise
+    if first.done():
+        first.result()
 
     async def events() -> AsyncIterator[str]:
-        yield _event(first)
         try:
-            async with aclosing(contents):
-                async for content in contents:
-                    yield _event(content)
+            async with aclosing(_spaced(first, contents, silence_s)) as items:
+                async for content in items:
+                    yield _event(content) if content is not None else _COMMENT
         except PlatformError as error:
             yield _event(content_of(error))
             return
@@ -134,6 +149,33 @@ async def event_stream(request: Request, contents: AsyncGenerator[dict[str, Any]
 
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+async def _settled(task: asyncio.Future[Any], seconds: float) -> None:
+    await asyncio.wait({task}, timeout=seconds)
+
+
+async def _spaced(
+    first: asyncio.Future[dict[str, Any]], contents: AsyncGenerator[dict[str, Any], None], silence_s: float
+) -> AsyncGenerator[dict[str, Any] | None, None]:
+    """Contents from a first one on that is awaited already, with None after every silence."""
+    following = first
+    try:
+        while True:
+            await _settled(following, silence_s)
+            if not following.done():
+                yield None
+                continue
+            try:
+                content = following.result()
+            except StopAsyncIteration:
+                return
+            yield content
+            following = asyncio.ensure_future(anext(contents))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await contents.aclose()
 
 
 def _event(content: Mapping[str, Any]) -> str:
