@@ -35,11 +35,19 @@ def up(context: typer.Context, base_model: BaseModels) -> None:
 
     Example: tinker-platform up --base-model Qwen/Qwen3-0.6B
     """
+    from services.cli.full_disk import full_disk
     from services.cli.up import run_up
     from services.core.config import UpSettings
     from services.core.environment import load_settings
+    from services.core.storage.interface import FULL
 
-    asyncio.run(run_up(load_settings(UpSettings, **flags_of(context)), base_model))
+    settings = load_settings(UpSettings, **flags_of(context))
+    try:
+        asyncio.run(run_up(settings, base_model))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise full_disk(settings.data_dir) from None
 
 
 def gateway(context: typer.Context) -> None:

@@ -13,6 +13,7 @@ from typing import IO
 
 from services.core.errors import FailedPreconditionError, UnavailableError
 from services.core.storage.files import write_whole
+from services.core.storage.interface import FULL
 
 _LOCK = "lock"
 _REDIS_URL = "redis-url"
@@ -24,10 +25,16 @@ def lock(data_dir: Path) -> IO[str]:
     """Takes a data directory for this process; keep the file open for as long as it runs.
 
     Raises:
-        FailedPreconditionError: another `up` uses the directory.
+        FailedPreconditionError: another `up` uses the directory, or it cannot be one.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    file = open(data_dir / _LOCK, "w")  # noqa: SIM115 - the lock lives as long as the file is open
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        file = open(data_dir / _LOCK, "w")  # noqa: SIM115 - the lock lives as long as the file is open
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        message = f"{data_dir} cannot be used as a data directory ({error.strerror}); pass another --data-dir"
+        raise FailedPreconditionError(message, reason="DATA_DIR_UNUSABLE") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

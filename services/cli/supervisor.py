@@ -15,6 +15,7 @@ from rich.console import Console
 from services.cli import processes
 from services.cli.embedded_redis import EmbeddedRedis
 from services.cli.exit_code import ExitCode
+from services.cli.full_disk import has_ended_by_it, until_there_is_space
 from services.cli.last_words import last_words
 from services.core.config import ENV_PREFIX, Settings
 from services.core.errors import UnavailableError
@@ -55,6 +56,8 @@ class Supervisor:
         self._watches: list[asyncio.Task[None]] = []
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._serving: set[int] = set()
+        self._redis_runs = asyncio.Event()
+        self._redis_runs.set()
 
     async def start_redis(self) -> str:
         """Starts the embedded server; returns its URL."""
@@ -120,9 +123,16 @@ class Supervisor:
             started = time.monotonic()
             process = self._children[name]
             code = await process.wait()
+            if name == "redis" and has_ended_by_it(self._settings.data_dir, log, log_start):
+                log_start = await self._restart_on_full_disk(child, log)
+                continue
             served = process.pid in self._serving
             has_served = has_served or served
-            failures = failures + 1 if not served or time.monotonic() - started < SOON_S else 0
+            if not self._redis_runs.is_set() and name != "redis":
+                failures = 0  # nothing can run without it
+                await self._redis_runs.wait()
+            else:
+                failures = failures + 1 if not served or time.monotonic() - started < SOON_S else 0
             if code == ExitCode.BAD_REQUEST or failures >= (CHANCES if has_served else FIRST_CHANCES):
                 what = "keeps failing" if has_served else "cannot start"
                 message = f"{name} {what} (exit code {code}): {last_words(log, log_start)} (log: {log})"
@@ -133,6 +143,26 @@ class Supervisor:
             self._children[name] = await child()
             if name == "redis":
                 self.serves(name)
+
+    async def _restart_on_full_disk(self, child: StartChild, log: Path) -> int:
+        """Restarts Redis when there is space, however often that fails; returns where its log goes on."""
+        self._redis_runs.clear()
+        data_dir = self._settings.data_dir
+        console.print(f"the disk of {data_dir} is full: redis has stopped, and starts again when there is space")
+        while True:
+            await until_there_is_space(data_dir)
+            log_start = _size(log)
+            try:
+                self._children["redis"] = await child()
+            except UnavailableError:
+                if not has_ended_by_it(data_dir, log, log_start):
+                    raise
+            else:
+                break
+        self.serves("redis")
+        self._redis_runs.set()
+        console.print("redis is up")
+        return log_start
 
 
 def _size(log: Path) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from services.cli import state_file
+from services.cli.full_disk import refuse_full_disk
 from services.cli.health import is_serving
 from services.cli.model_check import check_models
 from services.cli.supervisor import Service, Supervisor, console
@@ -44,6 +45,7 @@ async def run_up(settings: Settings, base_models: Sequence[str]) -> None:
     models = parse_base_models(base_models)
     check_models(models)
     _refuse_taken_ports(settings)
+    refuse_full_disk(settings.data_dir)
     with state_file.lock(settings.data_dir):
         logs = settings.data_dir / "logs"
         logs.mkdir(exist_ok=True)
@@ -118,7 +120,9 @@ async def _until_ready(
     directory = WorkerDirectory(connection)
     awaited = {f"{kind} {model.name}" for kind in KIND_NAMES.values() for model in models} | {"gateway"}
     while awaited:
-        serving = await supervisor.serving_workers(directory)
+        serving: set[str] = set()
+        with contextlib.suppress(*TRANSIENT_ERRORS):  # the supervisor says what becomes of Redis
+            serving = await supervisor.serving_workers(directory)
         if "gateway" in awaited and await is_serving(f"{settings.host}:{settings.grpc_port}"):
             supervisor.serves("gateway")
             serving.add("gateway")

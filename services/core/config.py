@@ -85,6 +85,11 @@ class CommonSettings(BaseSettings):
         description="Where checkpoints and payloads are stored: file:///directory or s3://bucket/prefix. "
         "Empty: the data directory.",
     )
+    reserve_bytes: Annotated[int, Field(ge=0), Unit("bytes")] = Field(
+        default=0,
+        description="Disk space that saves leave free, for Redis; new work stops when half of it is left. "
+        "0: 5 % of the disk, at most 1 GiB.",
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="Format of the log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines that are written."

@@ -18,6 +18,7 @@ from services.core.errors import AlreadyExistsError, InvalidArgumentError, NotFo
 from services.core.names import MAX_SAMPLE_SEQ_ID, MAX_SEQ_ID, OperationName, session_of, training_run_id
 from services.core.queue.enqueueing import request_digest
 from services.core.queue.limits import LoadLimits
+from services.core.storage.open import room_for_work
 from services.core.unnamed_weights import weights_name
 from services.gateway.responses import whole_bytes
 from services.gateway.stores import Stores
@@ -47,6 +48,7 @@ class Submission:
         self.work = Work()
         self._stores = stores
         self._limits = LoadLimits.of(settings)
+        self._room = room_for_work(settings)
         self._max_result_bytes = settings.max_result_bytes
         self._whole_bytes = whole_bytes(settings)
 
@@ -144,6 +146,7 @@ class Submission:
         job = _job(name, tenant, request)
         job.checkpoint_location = location
         job.streamed = streamed
+        self._room.check()
         accepted = await stores.sample_queues.enqueue(
             job,
             digest=digest,
@@ -217,6 +220,7 @@ class Submission:
         base_model: str,
         refusal: PlatformError | None = None,
     ) -> operation_pb2.Operation:
+        self._room.check()
         accepted = await self._stores.run_logs.enqueue(
             job,
             digest=digest,

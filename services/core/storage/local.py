@@ -26,6 +26,7 @@ from services.core.storage.files import (
     write_whole,
 )
 from services.core.storage.interface import Stored, full_disk_named
+from services.core.storage.reserve import Reserve
 
 OWNED = ("checkpoints", "snapshots", "blobs", "uploads", "exports")
 """Top directories of the platform's files; a data directory has others too."""
@@ -34,8 +35,9 @@ OWNED = ("checkpoints", "snapshots", "blobs", "uploads", "exports")
 class LocalStorage:
     """Files and directories below one root; see services.core.storage.interface.Storage."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reserve: Reserve | None = None) -> None:
         self._root = root
+        self._reserve = reserve or Reserve(root)
 
     def put(self, key: str, content: bytes) -> None:
         """See Storage."""
@@ -46,10 +48,12 @@ class LocalStorage:
     def write_file(self, key: str) -> Iterator[Path]:
         """See Storage."""
         target = self._root / key
+        self._reserve.check(key)
         with full_disk_named(key):
             partial = make_partial(target, Path.touch)
             try:
                 yield partial
+                self._reserve.check_written(key)
                 sync_file(partial)
                 partial.replace(target)
             finally:
@@ -98,10 +102,12 @@ class LocalStorage:
         target = self._root / key
         if target.exists():
             raise _taken(key)
+        self._reserve.check(key)
         with full_disk_named(key):
             partial = make_partial(target, Path.mkdir)
             try:
                 yield partial
+                self._reserve.check_written(key)
                 sync_tree(partial)
                 _rename_new(partial, target, key)
             finally:
