@@ -10,6 +10,7 @@ from tinker_proto.v1 import checkpoint_pb2, session_pb2, training_pb2
 _CHECKPOINT_TYPES: dict[int, types.CheckpointType] = {
     checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
     checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER: "sampler",
+    checkpoint_pb2.CHECKPOINT_TYPE_EXTERNAL: "external",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -10,7 +11,14 @@ from tinker_client._inputs import LoraConfig
 from tinker_client._readable import Readable
 from tinker_proto.path import TinkerPath
 
-CheckpointType = Literal["training", "sampler"]
+CheckpointType = Literal["training", "sampler", "external"]
+
+
+_TYPES: Mapping[str, CheckpointType] = {
+    "weights": "training",
+    "sampler_weights": "sampler",
+    "external_weights": "external",
+}
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,7 @@ class ParsedCheckpointTinkerPath:
     Attributes:
         tinker_path: the path as it was given.
         training_run_id: the run that wrote the checkpoint.
-        checkpoint_type: "training" for `weights`, "sampler" for `sampler_weights`.
+        checkpoint_type: "training" for `weights`, "sampler" for `sampler_weights`, "external" for `external_weights`.
         checkpoint_id: `weights/<name>` or `sampler_weights/<name>`.
     """
 
@@ -236,5 +244,5 @@ class ParsedCheckpointTinkerPath:
         """
         path = TinkerPath.parse(tinker_path)
         kind = path.kind or "weights"
-        checkpoint_type: CheckpointType = "training" if kind == "weights" else "sampler"
+        checkpoint_type = _TYPES[kind]
         return cls(tinker_path, path.training_run_id, checkpoint_type, f"{kind}/{path.name}")

@@ -1,7 +1,8 @@
 """The `tinker://` URI of a checkpoint, and the only parser of it.
 
-Full form `tinker://<training_run_id>/weights/<name>` or `.../sampler_weights/<name>`; the two-part form
-`tinker://<training_run_id>/<name>` is accepted too and leaves the kind open, for the caller's context to decide.
+Full form `tinker://<training_run_id>/weights/<name>`, `.../sampler_weights/<name>` or `.../external_weights/<name>`;
+the two-part form `tinker://<training_run_id>/<name>` is accepted too and leaves open which of the first two kinds is
+meant, for the caller's context to decide.
 A `TinkerPath` that exists is valid: no segment can leave its directory or be empty.
 """
 
@@ -21,11 +22,16 @@ class CheckpointKind(StrEnum):
     SAMPLER_WEIGHTS = "sampler_weights"
     """A checkpoint for sampling only."""
 
+    EXTERNAL_WEIGHTS = "external_weights"
+    """An adapter to be downloaded and used elsewhere."""
+
 
 _SCHEME = "tinker://"
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,200}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _FORMS = "tinker://<training_run_id>/weights/<name> or tinker://<training_run_id>/sampler_weights/<name>"
+_SHORT_KINDS = (CheckpointKind.WEIGHTS, CheckpointKind.SAMPLER_WEIGHTS)
+"""What the two-part form can mean."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class TinkerPath:
     def __post_init__(self) -> None:
         check_run_id(self.training_run_id)
         check_checkpoint_name(self.name)
-        if self.kind is None and self.name in tuple(CheckpointKind):
+        if self.kind is None and self.name in _SHORT_KINDS:
             raise _not_a_path(f"{_SCHEME}{self.training_run_id}/{self.name}")
         if self.kind is not None and self.kind not in tuple(CheckpointKind):
             raise ValueError(f"checkpoint kind: must be one of {', '.join(CheckpointKind)} (got {self.kind!r})")
@@ -52,13 +58,13 @@ class TinkerPath:
         match text.removeprefix(_SCHEME).split("/"):
             case [run_id, name]:
                 return cls(run_id, None, name)
-            case [run_id, ("weights" | "sampler_weights") as kind, name]:
+            case [run_id, ("weights" | "sampler_weights" | "external_weights") as kind, name]:
                 return cls(run_id, CheckpointKind(kind), name)
         raise _not_a_path(text)
 
     @property
     def checkpoint_id(self) -> str:
-        """`weights/<name>` or `sampler_weights/<name>`; the bare name in the two-part form."""
+        """`<kind>/<name>`; the bare name in the two-part form."""
         return self.name if self.kind is None else f"{self.kind}/{self.name}"
 
     def __str__(self) -> str:

@@ -108,6 +108,9 @@ class Creation:
     async def _kept(self, path: str, tenant: str, session_id: str) -> StoredCheckpoint:
         """The checkpoint or the unnamed weights of a path, the files kept for a session."""
         parsed = parse_path("model_path", path)
+        if parsed.kind is CheckpointKind.EXTERNAL_WEIGHTS:
+            rule = "a training or sampler checkpoint: external weights are only to be downloaded"
+            raise InvalidArgumentError.must_be("model_path", rule, path, reason="EXTERNAL_WEIGHTS")
         try:
             return await self._pinned(parsed, tenant, session_id)
         except NotFoundError as missing:

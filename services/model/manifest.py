@@ -20,8 +20,8 @@ from services.model.adapter_config import AdapterConfig
 
 FORMAT_VERSION = 1
 
-DirectoryKind = Literal["training", "sampler", "snapshot"]
-"""Content of a directory: a training checkpoint, a sampler checkpoint, or a snapshot of a run."""
+DirectoryKind = Literal["training", "sampler", "external", "snapshot"]
+"""Content of a directory: a training, sampler or external checkpoint, or a snapshot of a run."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from services.core.names import training_run_id
 from services.core.storage.checkpoint_store import CheckpointStore
 from services.model.manifest import Manifest
 from services.trainer.convert import to_adam_params, to_adapter_config, to_lora_config, to_loss_fn_outputs, to_pass_job
-from services.trainer.engine.interface import Run, RunExport, TrainerEngine
+from services.trainer.engine.interface import CheckpointContent, Run, RunExport, TrainerEngine
 from services.trainer.values import PassJob, PassResult
 from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.path import CheckpointKind, TinkerPath
@@ -102,7 +102,7 @@ def read_import(execution: Execution) -> RunExport:
     run_id = training_run_id(request.session_id, request.training_run_seq_id)
     config, weights = locations.uploads
     export = execution.engine.read_import(run_id, config, weights, rename_base_model=request.rename_base_model)
-    _write(execution, export, trainable=True)
+    _write(execution, export, "training")
     return export
 
 
@@ -147,17 +147,22 @@ def optim_step(execution: Execution) -> Message:
 def save_state(execution: Execution) -> Message:
     """Writes a training checkpoint."""
     request = execution.job.save_state
-    _save(execution, request.training_run_id, trainable=True)
+    _save(execution, request.training_run_id, "training")
     path = TinkerPath(request.training_run_id, CheckpointKind.WEIGHTS, request.name)
     return training_pb2.SaveStateResponse(path=str(path))
 
 
 def save_weights_for_sampler(execution: Execution) -> Message:
-    """Writes a sampler checkpoint."""
+    """Writes a sampler checkpoint, or one to download."""
     request = execution.job.save_weights_for_sampler
-    _save(execution, request.training_run_id, trainable=False)
-    path = TinkerPath(request.training_run_id, CheckpointKind.SAMPLER_WEIGHTS, request.name)
+    _save(execution, request.training_run_id, "external" if request.external else "sampler")
+    path = TinkerPath(request.training_run_id, sampler_kind(request), request.name)
     return training_pb2.SaveWeightsForSamplerResponse(path=str(path))
+
+
+def sampler_kind(request: training_pb2.SaveWeightsForSamplerRequest) -> CheckpointKind:
+    """The kind of the checkpoint that a save without the optimizer writes."""
+    return CheckpointKind.EXTERNAL_WEIGHTS if request.external else CheckpointKind.SAMPLER_WEIGHTS
 
 
 def load_state(execution: Execution) -> Message:
@@ -193,16 +198,16 @@ def _training_run(
     )
 
 
-def _save(execution: Execution, run_id: str, *, trainable: bool) -> None:
+def _save(execution: Execution, run_id: str, content: CheckpointContent) -> None:
     if _is_written(execution):
         return
-    _write(execution, execution.engine.export_run(run_id), trainable=trainable)
+    _write(execution, execution.engine.export_run(run_id), content)
 
 
-def _write(execution: Execution, export: RunExport, *, trainable: bool) -> None:
+def _write(execution: Execution, export: RunExport, content: CheckpointContent) -> None:
     try:
         with execution.checkpoints.write(execution.locations.target) as directory:
-            export.write_checkpoint(directory, execution.job.operation, trainable=trainable)
+            export.write_checkpoint(directory, execution.job.operation, content)
     except AlreadyExistsError:
         if not _is_written(execution):  # else an owner that was thought dead was faster
             raise

@@ -181,14 +181,14 @@ class JobRunner:
         kind = kind_of(job)
         if kind is None or kind.writes is None:
             return None
-        path = TinkerPath(OperationName.parse(job.operation).scope, kind.writes.kind, kind.writes.name(job))
+        path = TinkerPath(OperationName.parse(job.operation).scope, kind.writes.kind(job), kind.writes.name(job))
         replaced = await self._catalog.checkpoints.location_of(path)
         is_listed = not _is_unnamed(job)
         await self._catalog.checkpoints.check_space(job.tenant, self._limits, replaced=replaced, is_listed=is_listed)
         if kind.writes.may_replace(job) or not await self._is_taken(path, job.tenant):
             return path
         message = f"there is a checkpoint {path} already; choose another name"
-        if kind.writes.kind is CheckpointKind.WEIGHTS:
+        if path.kind is CheckpointKind.WEIGHTS:
             message += " or set overwrite"
         raise AlreadyExistsError(message, reason="CHECKPOINT_EXISTS")
 

@@ -26,6 +26,7 @@ BACKWARD_COST = 3
 CHECKPOINT_TYPES: Mapping[CheckpointKind, checkpoint_pb2.CheckpointType.ValueType] = {
     CheckpointKind.WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
     CheckpointKind.SAMPLER_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
+    CheckpointKind.EXTERNAL_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_EXTERNAL,
 }
 
 
@@ -44,7 +45,7 @@ class SharedPass:
 class SavedCheckpoint:
     """The checkpoint that a kind saves."""
 
-    kind: CheckpointKind
+    kind: Callable[[job_pb2.Job], CheckpointKind]
     name: Callable[[job_pb2.Job], str]
 
     may_replace: Callable[[job_pb2.Job], bool] = lambda _: False
@@ -79,6 +80,10 @@ class OperationKind:
     """Its method in the run's history of metrics; empty if it measures nothing."""
 
 
+def _weights(_: job_pb2.Job) -> CheckpointKind:
+    return CheckpointKind.WEIGHTS
+
+
 KINDS: Mapping[str, OperationKind] = {
     "create_training_run": OperationKind(executors.create_training_run),
     "create_training_run_from_checkpoint": OperationKind(
@@ -90,7 +95,7 @@ KINDS: Mapping[str, OperationKind] = {
         executors.import_checkpoint,
         read=executors.read_import,
         # Its run is new, so the name is free; only an earlier attempt of the same import can have taken it.
-        writes=SavedCheckpoint(CheckpointKind.WEIGHTS, lambda job: job.import_checkpoint.name, lambda _: True),
+        writes=SavedCheckpoint(_weights, lambda job: job.import_checkpoint.name, lambda _: True),
     ),
     "forward": OperationKind(
         executors.forward,
@@ -109,9 +114,7 @@ KINDS: Mapping[str, OperationKind] = {
     "save_state": OperationKind(
         executors.save_state,
         changes_run=False,
-        writes=SavedCheckpoint(
-            CheckpointKind.WEIGHTS, lambda job: job.save_state.name, lambda job: job.save_state.overwrite
-        ),
+        writes=SavedCheckpoint(_weights, lambda job: job.save_state.name, lambda job: job.save_state.overwrite),
     ),
     "load_state": OperationKind(
         executors.load_state, read=executors.read_source, reads_path=lambda job: job.load_state.path
@@ -119,7 +122,10 @@ KINDS: Mapping[str, OperationKind] = {
     "save_weights_for_sampler": OperationKind(
         executors.save_weights_for_sampler,
         changes_run=False,
-        writes=SavedCheckpoint(CheckpointKind.SAMPLER_WEIGHTS, lambda job: job.save_weights_for_sampler.name),
+        writes=SavedCheckpoint(
+            lambda job: executors.sampler_kind(job.save_weights_for_sampler),
+            lambda job: job.save_weights_for_sampler.name,
+        ),
     ),
 }
 

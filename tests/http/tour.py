@@ -332,6 +332,16 @@ class Tour:
         urls = self.service.create_rest_client().get_external_weights_urls(path).result().urls
         sizes = {name: len(urllib.request.urlopen(url).read()) for name, url in urls.items()}
         assert all(sizes.values())
+        rest = self.service.create_rest_client()
+        listed = {c.tinker_path: c for c in rest.list_checkpoints(self.training.model_id).result().checkpoints}
+        assert (listed[path].checkpoint_type, listed[path].checkpoint_id) == ("external", "external_weights/adapter")
+        assert rest.get_weights_info_by_tinker_path(path).result().lora_rank == 4
+        assert rest.get_training_run(self.training.model_id).result().last_sampler_checkpoint is None
+        self.training.save_weights_for_sampler("adapter").result()
+        rest.delete_checkpoint_from_tinker_path(path).result()
+        kept = [c.checkpoint_id for c in rest.list_checkpoints(self.training.model_id).result().checkpoints]
+        assert "sampler_weights/adapter" in kept, "the names of one kind are free for the others"
+        assert "external_weights/adapter" not in kept
         return sorted(sizes)
 
     def custom_loss_handle(self) -> Any:

@@ -16,7 +16,7 @@ NAMES = st.text(LETTERS, min_size=1, max_size=200).filter(lambda name: name not 
 RUN_IDS = st.text(LETTERS + ":", min_size=1, max_size=200).filter(lambda run_id: run_id not in {".", ".."})
 
 
-@given(run_id=RUN_IDS, kind=st.sampled_from(["weights", "sampler_weights"]), name=NAMES)
+@given(run_id=RUN_IDS, kind=st.sampled_from(["weights", "sampler_weights", "external_weights"]), name=NAMES)
 def test_the_full_form_round_trips(run_id: str, kind: str, name: str) -> None:
     text = f"tinker://{run_id}/{kind}/{name}"
     path = TinkerPath.parse(text)

@@ -98,7 +98,9 @@ def _too_many(by_prefix: Mapping[str, list[bytes]]) -> list[str]:
         )
         | dict.fromkeys(["session", "session-runs", "session-samplings"], sessions)
         | dict.fromkeys(["meta", "own", "run", "log", "skipped", "sources", "metrics", "inflight"], runs)
-        | dict.fromkeys(["run-checkpoints", "run-weights", "run-sampler_weights", "run-unnamed"], runs)
+        | dict.fromkeys(
+            ["run-checkpoints", "run-weights", "run-sampler_weights", "run-external_weights", "run-unnamed"], runs
+        )
     )
     kept = (
         "sampling",

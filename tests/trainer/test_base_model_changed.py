@@ -67,7 +67,7 @@ def test_a_checkpoint_is_opened_on_its_own_base_model_alone(
 ) -> None:
     first = LocalTrainerEngine(base(FIRST))
     first.create_run("r", AdapterConfig(2, seed=1))
-    first.export_run("r").write_checkpoint(tmp_path, "r:1", trainable=True)
+    first.export_run("r").write_checkpoint(tmp_path, "r:1", "training")
     other = LocalTrainerEngine(base(OTHER))
     message = (
         "the training checkpoint of operation r:1 .* 1-1-1, .* 1-1-2 .other weights.; .*--accepted-fingerprints 1-1-1"
@@ -85,7 +85,7 @@ def test_a_checkpoint_written_without_a_fingerprint_is_opened(
 ) -> None:
     engine = LocalTrainerEngine(base(FIRST))
     engine.create_run("r", AdapterConfig(2, seed=1))
-    engine.export_run("r").write_checkpoint(tmp_path, "r:1", trainable=True)
+    engine.export_run("r").write_checkpoint(tmp_path, "r:1", "training")
     manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
     assert manifest.pop("base_fingerprint") == FIRST.value
     (tmp_path / MANIFEST_FILE).write_text(json.dumps(manifest))

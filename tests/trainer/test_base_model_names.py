@@ -50,7 +50,7 @@ def test_checkpoints_and_snapshots_of_an_alias_are_opened(load: Callable[..., Ba
     checkpoint, snapshot = tmp_path / "checkpoint", tmp_path / "snapshot"
     checkpoint.mkdir()
     snapshot.mkdir()
-    before.export_run("r").write_checkpoint(checkpoint, "r:1", trainable=True)
+    before.export_run("r").write_checkpoint(checkpoint, "r:1", "training")
     before.export_run("r").write_snapshot(snapshot, "r:1")
     now = LocalTrainerEngine(named(load(), "now", "org/before"))
     now.read_checkpoint(checkpoint)

@@ -52,7 +52,7 @@ class CheckpointCatalog:
             NotFoundError: there is none at this path for this tenant.
             InvalidArgumentError: a two-part path matches both a training and a sampler checkpoint.
         """
-        kinds = tuple(CheckpointKind) if path.kind is None else (path.kind,)
+        kinds = (CheckpointKind.WEIGHTS, CheckpointKind.SAMPLER_WEIGHTS) if path.kind is None else (path.kind,)
         pipeline = self._connection.commands.pipeline(transaction=False)
         pipeline.time()
         for kind in kinds:

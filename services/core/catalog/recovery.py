@@ -25,6 +25,7 @@ from tinker_proto.v1 import checkpoint_pb2, training_pb2
 _TYPES = {
     CheckpointKind.WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_TRAINING,
     CheckpointKind.SAMPLER_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER,
+    CheckpointKind.EXTERNAL_WEIGHTS: checkpoint_pb2.CHECKPOINT_TYPE_EXTERNAL,
 }
 _MOST_MANIFEST_BYTES = 16 << 20
 

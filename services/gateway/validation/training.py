@@ -47,6 +47,8 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
                 check_checkpoint_name("name", request.name)
             _check_labels(request)
             _check_unnamed(request)
+            if request.external and not request.name:
+                raise InvalidArgumentError.must_be("name", "set if external is set", quoted(""))
         case training_pb2.LoadStateRequest():
             training_path("path", request.path)
         case _:
@@ -114,10 +116,11 @@ def training_path(field: str, path: str) -> TinkerPath:
     """The full path of a training checkpoint; the two-part form means one.
 
     Raises:
-        InvalidArgumentError: it is no path, or a sampler checkpoint's.
+        InvalidArgumentError: it is no path, or another checkpoint's.
     """
     parsed = parse_path(field, path)
-    if parsed.kind is CheckpointKind.SAMPLER_WEIGHTS:
-        rule, got = "the path of a training checkpoint, as save_state writes it", f"a sampler checkpoint, {path}"
+    if parsed.kind not in (None, CheckpointKind.WEIGHTS):
+        noun = "an external" if parsed.kind is CheckpointKind.EXTERNAL_WEIGHTS else "a sampler"
+        rule, got = "the path of a training checkpoint, as save_state writes it", f"{noun} checkpoint, {path}"
         raise InvalidArgumentError.must_be(field, rule, got, reason="NOT_A_TRAINING_CHECKPOINT")
     return TinkerPath(parsed.training_run_id, CheckpointKind.WEIGHTS, parsed.name)

@@ -4,6 +4,8 @@
     optimizer.safetensors                             moments, step and accumulated gradient; training checkpoints only
     checkpoint.json                                   what it is and the SHA-256 of the others
 
+An external checkpoint has the adapter's two files as services.model.external_files writes them.
+
 Reading verifies every file before using it. Continuing from a training checkpoint is bit-equal to never having stopped.
 """
 
@@ -25,6 +27,7 @@ from services.model.adapter_files import (
 )
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
+from services.model.external_files import write_external
 from services.model.manifest import Manifest
 from services.trainer.engine.run_state import RunState
 
@@ -34,7 +37,10 @@ _STEP = "step"
 
 def write_checkpoint(directory: Path, state: RunState, base: BaseModel, manifest: Manifest) -> None:
     """Fills an empty directory with a checkpoint of the manifest's kind."""
-    write_adapter(directory, state.weights, base)
+    if manifest.kind == "external":
+        write_external(directory, state.weights, base)
+    else:
+        write_adapter(directory, state.weights, base)
     if manifest.kind == "training":
         tensors = {
             f"{part}.{name}": matrix.cpu()

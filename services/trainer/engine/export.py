@@ -8,6 +8,7 @@ from pathlib import Path
 from services.model.base import BaseModel
 from services.model.manifest import DirectoryKind, Manifest
 from services.trainer.engine.checkpoint_files import write_checkpoint
+from services.trainer.engine.interface import CheckpointContent
 from services.trainer.engine.run_state import RunState
 from services.trainer.engine.snapshot_files import write_snapshot
 
@@ -20,9 +21,9 @@ class LocalRunExport:
     state: RunState
     base: BaseModel
 
-    def write_checkpoint(self, directory: Path, operation: str, *, trainable: bool) -> None:
+    def write_checkpoint(self, directory: Path, operation: str, content: CheckpointContent) -> None:
         """See RunExport."""
-        manifest = self._manifest("training" if trainable else "sampler", operation)
+        manifest = self._manifest(content, operation)
         write_checkpoint(directory, self.state, self.base, manifest)
 
     def write_snapshot(self, directory: Path, operation: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from services.model.adapter_config import AdapterConfig
 from services.model.fingerprint import Fingerprint
@@ -60,16 +60,21 @@ class Run(Protocol):
         """Optimizer steps taken."""
 
 
+CheckpointContent = Literal["training", "sampler", "external"]
+
+
 class RunExport(Protocol):
     """A run's whole state at one moment, in memory of its own. Its verbs may be called from any thread."""
 
-    def write_checkpoint(self, directory: Path, operation: str, *, trainable: bool) -> None:
+    def write_checkpoint(self, directory: Path, operation: str, content: CheckpointContent) -> None:
         """Fills an empty directory with a checkpoint.
 
         Args:
             directory: where to write.
             operation: name of the operation that saves; checkpoint.json has it.
-            trainable: whether optimizer state and accumulated gradient are in it, so that training can go on from it.
+            content: "training": with optimizer state and accumulated gradient, so that training can go on from it;
+                "sampler": the adapter alone; "external": the adapter alone, with the names of the official SDK's
+                service.
         """
 
     def write_snapshot(self, directory: Path, operation: str) -> None:

@@ -16,15 +16,15 @@ from services.gateway.http.sdk.fields import Int64, SdkFields
 from services.gateway.http.sdk.paging import cursor_fields, offset_page
 from services.gateway.rpc.paging import MAX_PAGE_SIZE
 from services.gateway.validation.fields import check_ttl, parse_path
-from tinker_proto.path import CheckpointKind, TinkerPath
+from tinker_proto.path import TinkerPath
 from tinker_proto.v1 import checkpoint_pb2
 
 ONE = "/training_runs/{run}/checkpoints/{kind}/{name}"
-EXTERNAL = "external_weights"
 DEFAULT_CHECKPOINTS_PER_PAGE = 100
 _TYPES = {
     checkpoint_pb2.CHECKPOINT_TYPE_TRAINING: "training",
     checkpoint_pb2.CHECKPOINT_TYPE_SAMPLER: "sampler",
+    checkpoint_pb2.CHECKPOINT_TYPE_EXTERNAL: "external",
 }
 
 
@@ -118,20 +118,13 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
 
 
 def path_of(request: Request) -> TinkerPath:
-    """The checkpoint that a request's URL names; external weights are a sampler checkpoint under another name.
+    """The checkpoint that a request's URL names.
 
     Raises:
         InvalidArgumentError: it names none.
     """
     parts = request.path_params
-    kind = CheckpointKind.SAMPLER_WEIGHTS if parts["kind"] == EXTERNAL else parts["kind"]
-    return parse_path("tinker_path", f"tinker://{parts['run']}/{kind}/{parts['name']}")
-
-
-def external_path(path: str) -> str:
-    """The name under which the SDK downloads a sampler checkpoint."""
-    parsed = TinkerPath.parse(path)
-    return f"tinker://{parsed.training_run_id}/{EXTERNAL}/{parsed.name}"
+    return parse_path("tinker_path", f"tinker://{parts['run']}/{parts['kind']}/{parts['name']}")
 
 
 def checkpoint_fields(checkpoint: checkpoint_pb2.Checkpoint) -> dict[str, Any]:

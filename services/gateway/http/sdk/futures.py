@@ -25,12 +25,10 @@ from services.gateway.http.body import Fields, read_json, takes
 from services.gateway.http.errors import PAUSE_S
 from services.gateway.http.held_response import LargeAnswers
 from services.gateway.http.sdk import results
-from services.gateway.http.sdk.checkpoints import external_path
 from services.gateway.http.sdk.fields import SdkFields, SeqId
 from services.gateway.waiting import until_done
 from tinker_proto.v1 import operation_pb2, sampling_pb2
 
-REQUEST_TYPE = "x-tinker-request-type"
 HOLD_S = 30.0
 
 
@@ -119,8 +117,6 @@ class Futures:
             return JSONResponse(_pending(operation), status_code=408)
         except PlatformError as error:
             return results.error_result(error.to_operation_error())
-        if "path" in content and request.headers.get(REQUEST_TYPE) == "SaveWeightsExternal":
-            content["path"] = external_path(content["path"])
         return JSONResponse(content)
 
     @takes(RetrieveMany)

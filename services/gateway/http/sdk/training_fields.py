@@ -171,9 +171,13 @@ class SaveExternal(SdkFields):
     age_encryption_recipients: list[str] | None = None
 
     def message(self) -> training_pb2.SaveWeightsForSamplerRequest:
-        """The message: a sampler checkpoint is a PEFT directory already."""
+        """The message."""
         return training_pb2.SaveWeightsForSamplerRequest(
-            training_run_id=self.model_id, seq_id=self.seq_id, name=self.path, ttl_seconds=self.ttl_seconds
+            training_run_id=self.model_id,
+            seq_id=self.seq_id,
+            name=self.path,
+            ttl_seconds=self.ttl_seconds,
+            external=True,
         )
 
     def refusal(self) -> InvalidArgumentError | None:
