@@ -10,6 +10,7 @@ import hashlib
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -80,20 +81,18 @@ class ApiKeys:
             raise unknown_key()
         return tenant.decode()
 
+    async def record(self, key: str) -> ApiKey:
+        """The record of a key; raises as `tenant_of`."""
+        record = await self._commands.hgetall(keyspace.api_key(digest_of(key)))
+        if not record:
+            raise unknown_key()
+        return _api_key(record)
+
     async def list(self) -> list[ApiKey]:
         """All keys, oldest first."""
         digests = [digest.decode() for digest in await self._commands.hvals(keyspace.API_KEYS)]
         records = [await self._commands.hgetall(keyspace.api_key(digest)) for digest in digests]
-        keys = [
-            ApiKey(
-                key_id=record[b"key_id"].decode(),
-                tenant=record[b"tenant"].decode(),
-                label=record[b"label"].decode(),
-                create_time=datetime.fromtimestamp(float(record[b"time"]), UTC),
-            )
-            for record in records
-            if record
-        ]
+        keys = [_api_key(record) for record in records if record]
         return sorted(keys, key=lambda key: key.create_time)
 
     async def revoke(self, key_id: str) -> None:
@@ -114,6 +113,15 @@ class ApiKeys:
     async def has_key(self, tenant: str) -> bool:
         """Whether a tenant's last key has not been revoked."""
         return not await self._commands.sismember(keyspace.KEYLESS_TENANTS, tenant)
+
+
+def _api_key(record: Mapping[bytes, bytes]) -> ApiKey:
+    return ApiKey(
+        key_id=record[b"key_id"].decode(),
+        tenant=record[b"tenant"].decode(),
+        label=record[b"label"].decode(),
+        create_time=datetime.fromtimestamp(float(record[b"time"]), UTC),
+    )
 
 
 def unknown_key() -> UnauthenticatedError:

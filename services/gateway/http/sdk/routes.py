@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Mount
 
 from services.gateway.http.backend import Backend
 from services.gateway.http.sdk import (
+    auth,
     billing,
     checkpoints,
     client,
@@ -19,7 +20,7 @@ from services.gateway.http.sdk import (
     training,
 )
 
-_GROUPS = (client, sessions, training, sampling, futures, runs, checkpoints, downloads, billing)
+_GROUPS = (client, sessions, training, sampling, futures, runs, checkpoints, downloads, billing, auth)
 
 
 def sdk_routes(backend: Backend) -> Sequence[BaseRoute]:
