@@ -113,7 +113,7 @@ def recover(
     data_dir: DataDir = None,
     storage_url: StorageUrl = None,
 ) -> None:
-    """Bring checkpoints back after Redis was lost: enter what the storage has into an empty catalog.
+    """Recover checkpoints after Redis was lost: enter what the storage has into an empty catalog.
 
     Of each name the newest checkpoint comes back, private and without a time to live, with an entry for its run. API
     keys, sessions and the logs of runs were in Redis alone. Run it while the platform is stopped; again is no harm.

@@ -245,13 +245,27 @@ def commands_below(group: Any, *path: str) -> Iterator[tuple[str, ...]]:
 COMMANDS = list(commands_below(typer.main.get_command(main.app)))
 OF_USERS = [path for path in COMMANDS if path[0] in main.USERS_GROUPS]
 IMPERATIVES = {
-    *("Check", "Create", "Delete", "Download", "Import", "List", "Make", "Merge", "Publish", "Revoke", "Run", "Set"),
+    *(
+        "Check",
+        "Create",
+        "Delete",
+        "Download",
+        "Import",
+        "List",
+        "Make",
+        "Merge",
+        "Publish",
+        "Recover",
+        "Revoke",
+        "Run",
+        "Set",
+    ),
     *("Show", "Verify"),
 }
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    assert len(COMMANDS) == len(set(COMMANDS)) == 25
+    assert len(COMMANDS) == len(set(COMMANDS)) == 26
     assert len(OF_USERS) == 14
 
 

@@ -76,5 +76,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         raise error
 
     monkeypatch.setattr("services.cli.main.main", without_matplotlib)
-    with pytest.raises(SystemExit, match=r"needs matplotlib.*tinker-platform\[plot\]"):
+    with pytest.raises(SystemExit, match=r"needs matplotlib.*pip install .*\[plot\]"):
         entry.main()

@@ -87,7 +87,7 @@ def test_the_drawn_tree_of_errors_is_the_real_one() -> None:
     drawn = [line.strip(" ├─│└").split()[0] for line in drawing]
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     own = [item for item in classes if item.__module__ == errors.__name__]
-    depths = {item.__name__: len(item.__mro__) - len(tinker.TinkerError.__mro__) for item in own}
+    depths = {item.__name__: sum(issubclass(parent, tinker.TinkerError) for parent in item.__mro__) - 1 for item in own}
     indents = {name: line.index(name) // 4 - 1 for name, line in zip(drawn, drawing, strict=True)}
     assert indents == depths
 

@@ -109,6 +109,7 @@ def valid_requests(own: Belongings, number: int) -> Mapping[str, Sequence[Messag
             )
         ],
         "GetOperation": [operation_pb2.GetOperationRequest(name=own.operation)],
+        "ReadResponse": [operation_pb2.ReadResponseRequest(name=own.operation, offset=1)],
         "CancelOperation": [operation_pb2.CancelOperationRequest(name=own.operation)],
         "WatchOperations": [operation_pb2.WatchOperationsRequest(**session, pending=[own.operation])],
         "CreateSession": [session_pb2.CreateSessionRequest(**labels)],

@@ -368,7 +368,7 @@ def test_a_caller_that_goes_away_cancels(
 
     from tinker_proto.v1 import operation_pb2, operation_pb2_grpc
 
-    stream = client.completions.create(model=BASE_MODEL, prompt="Once", max_tokens=500, seed=1, stream=True)
+    stream = client.completions.create(model=BASE_MODEL, prompt="Once", n=64, max_tokens=500, seed=1, stream=True)
     name = next(iter(stream)).id.removeprefix("cmpl-")
     stream.close()
     with grpc.insecure_channel(platform.address) as channel:
