@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,13 @@ async def test_random_json_is_answered_or_refused(http: httpx.AsyncClient) -> No
         "user_metadata": {"a": "b"},
         "kind": "inflight",
     }
-    chosen, answered = random.Random(4), set()
+    chosen, answered, seq_ids = random.Random(4), set(), itertools.count()
     options = (*VALUES, *OBJECTS, *right.values())
     for round_number in range(60):
         for path, names in POSTS.items():
             usual = {
                 **right,
-                "seq_id": round_number,
+                "seq_id": next(seq_ids),
                 "model_seq_id": round_number,
                 "sampling_session_seq_id": round_number,
             }
