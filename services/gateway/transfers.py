@@ -22,6 +22,7 @@ from services.core.errors import (
 )
 from services.core.names import OperationName, training_run_id
 from services.core.process.workers import registered
+from services.core.storage.checkpoint_store import AGE_SUFFIX
 from services.core.storage.uploads import CONFIG_FILE, WEIGHTS_FILE
 from services.gateway.stores import Stores
 from services.gateway.submission import Submission
@@ -36,6 +37,7 @@ from tinker_proto.internal.v1 import job_pb2
 from tinker_proto.v1 import checkpoint_pb2, operation_pb2, sampling_pb2
 
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_DOWNLOADED = {*ADAPTER_FILES, *(f"{name}{AGE_SUFFIX}" for name in ADAPTER_FILES)}
 """A PEFT adapter directory; a checkpoint has more, which is the platform's own."""
 
 PIECE_BYTES = 1 << 20
@@ -55,9 +57,9 @@ class CheckpointFiles:
         self._submission = submission
 
     async def of_checkpoint(self, stored: StoredCheckpoint) -> list[checkpoint_pb2.File]:
-        """The files of a checkpoint, which the tenant may read, as a PEFT directory."""
+        """The files of a checkpoint, which the tenant may read, as a PEFT directory; they may be encrypted."""
         files = await asyncio.to_thread(self._stores.checkpoints.files, stored.location)
-        return [file for file in files if file.name in ADAPTER_FILES]
+        return [file for file in files if file.name in _DOWNLOADED]
 
     async def read_checkpoint(self, stored: StoredCheckpoint, name: str, offset: int) -> AsyncIterator[bytes]:
         """A file of a checkpoint, which the tenant may read, from `offset` on."""

@@ -207,7 +207,8 @@ def _save(execution: Execution, run_id: str, content: CheckpointContent) -> None
 def _write(execution: Execution, export: RunExport, content: CheckpointContent) -> None:
     try:
         with execution.checkpoints.write(execution.locations.target) as directory:
-            export.write_checkpoint(directory, execution.job.operation, content)
+            recipients = execution.job.save_weights_for_sampler.age_encryption_recipients
+            export.write_checkpoint(directory, execution.job.operation, content, recipients)
     except AlreadyExistsError:
         if not _is_written(execution):  # else an owner that was thought dead was faster
             raise

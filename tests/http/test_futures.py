@@ -115,6 +115,7 @@ async def test_a_refused_operation_is_queued_in_order_and_fails_by_its_future(
         ("save_weights_for_sampler", {}),
         ("save_weights_for_sampler", {"path": "x", "kind": "inflight"}),
         ("save_weights_external", {"path": "x", "age_encryption_recipients": ["age1"]}),
+        ("save_weights_external", {"path": "x", "age_encryption_recipients": ["age1" + "q" * 58] * 21}),
         ("load_weights", {"path": "tinker://a:train:0/sampler_weights/x"}),
         ("load_weights", {"path": "tinker://a:train:0/weights/x", "weights_access_token": "t"}),
     ],

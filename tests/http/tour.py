@@ -22,6 +22,7 @@ import tinker  # noqa: E402
 from tinker import types  # noqa: E402
 
 BASE_MODEL = sys.argv[1]
+AGE_KEY = "age16tkerqhrw9434vyw4xyacmq7z5fcedf9dvrjm6ljm5etscd4v4aqptlznd"
 PROMPT = types.ModelInput.from_ints([5, 6, 7])
 ADAM = types.AdamParams(learning_rate=1e-2)
 
@@ -342,6 +343,11 @@ class Tour:
         kept = [c.checkpoint_id for c in rest.list_checkpoints(self.training.model_id).result().checkpoints]
         assert "sampler_weights/adapter" in kept, "the names of one kind are free for the others"
         assert "external_weights/adapter" not in kept
+        if "age_encryption_recipients" in inspect.signature(self.training.save_weights_external).parameters:
+            secret = self.training.save_weights_external("secret", age_encryption_recipients=[AGE_KEY]).result().path
+            encrypted = rest.get_external_weights_urls(secret).result().urls
+            assert sorted(encrypted) == sorted(f"{name}.age" for name in urls)
+            assert all(urllib.request.urlopen(url).read(22) == b"age-encryption.org/v1\n" for url in encrypted.values())
         return sorted(sizes)
 
     def custom_loss_handle(self) -> Any:

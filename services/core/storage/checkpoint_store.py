@@ -21,6 +21,9 @@ from tinker_proto.v1 import checkpoint_pb2
 
 ROOT = "checkpoints"
 MANIFEST_FILE = "checkpoint.json"
+AGE_SUFFIX = ".age"
+"""Behind the name of a file that is encrypted with age."""
+
 _BLOCK_BYTES = 8 << 20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import assert_never
 
 from services.core.errors import InvalidArgumentError, quoted
@@ -20,6 +21,9 @@ from tinker_proto.path import CheckpointKind, TinkerPath
 from tinker_proto.v1 import training_pb2
 
 MAX_LORA_ALPHA = 1 << 20
+MAX_AGE_RECIPIENTS = 20
+_AGE_RECIPIENT = re.compile(r"age1[02-9ac-hj-np-z]{58}")
+"""The form of a public key of age (Bech32); the trainer that encrypts verifies its checksum."""
 
 RunRequest = (
     training_pb2.ForwardBackwardRequest
@@ -47,8 +51,7 @@ def check_run_request(request: RunRequest, limits: job_pb2.WorkerStatus) -> None
                 check_checkpoint_name("name", request.name)
             _check_labels(request)
             _check_unnamed(request)
-            if request.external and not request.name:
-                raise InvalidArgumentError.must_be("name", "set if external is set", quoted(""))
+            _check_external(request)
         case training_pb2.LoadStateRequest():
             training_path("path", request.path)
         case _:
@@ -68,6 +71,20 @@ def _check_unnamed(request: training_pb2.SaveWeightsForSamplerRequest) -> None:
     if request.HasField("ttl_seconds"):
         rule = "absent if for_sampling_session is set"
         raise InvalidArgumentError.must_be("ttl_seconds", rule, request.ttl_seconds)
+
+
+def _check_external(request: training_pb2.SaveWeightsForSamplerRequest) -> None:
+    if request.external and not request.name:
+        raise InvalidArgumentError.must_be("name", "set if external is set", quoted(""))
+    field, recipients = "age_encryption_recipients", request.age_encryption_recipients
+    if recipients and not request.external:
+        raise InvalidArgumentError.must_be(field, "empty if external is not set", len(recipients))
+    if len(recipients) > MAX_AGE_RECIPIENTS:
+        raise InvalidArgumentError.must_be(field, f"at most {MAX_AGE_RECIPIENTS} public keys", len(recipients))
+    for i, recipient in enumerate(recipients):
+        if not _AGE_RECIPIENT.fullmatch(recipient):
+            rule = "a public key of age, as age-keygen prints it: age1..."
+            raise InvalidArgumentError.must_be(f"{field}[{i}]", rule, quoted(recipient))
 
 
 def check_lora_config(config: training_pb2.LoraConfig, limits: job_pb2.WorkerStatus) -> None:

@@ -29,14 +29,17 @@ from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.model.external_files import write_external
 from services.model.manifest import Manifest
+from services.trainer.engine.encryption import AgeEncryption
 from services.trainer.engine.run_state import RunState
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 _STEP = "step"
 
 
-def write_checkpoint(directory: Path, state: RunState, base: BaseModel, manifest: Manifest) -> None:
-    """Fills an empty directory with a checkpoint of the manifest's kind."""
+def write_checkpoint(
+    directory: Path, state: RunState, base: BaseModel, manifest: Manifest, encryption: AgeEncryption | None = None
+) -> None:
+    """Fills an empty directory with a checkpoint of the manifest's kind; all but checkpoint.json may be encrypted."""
     if manifest.kind == "external":
         write_external(directory, state.weights, base)
     else:
@@ -48,6 +51,8 @@ def write_checkpoint(directory: Path, state: RunState, base: BaseModel, manifest
             for name, matrix in named_matrices(_shaped(vector, state)).items()
         }
         write_tensors({**tensors, _STEP: torch.tensor(state.step)}, directory / OPTIMIZER_FILE)
+    if encryption is not None:
+        encryption.encrypt(directory)
     manifest.write(directory)
 
 

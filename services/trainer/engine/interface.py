@@ -66,7 +66,9 @@ CheckpointContent = Literal["training", "sampler", "external"]
 class RunExport(Protocol):
     """A run's whole state at one moment, in memory of its own. Its verbs may be called from any thread."""
 
-    def write_checkpoint(self, directory: Path, operation: str, content: CheckpointContent) -> None:
+    def write_checkpoint(
+        self, directory: Path, operation: str, content: CheckpointContent, age_recipients: Sequence[str] = ()
+    ) -> None:
         """Fills an empty directory with a checkpoint.
 
         Args:
@@ -75,6 +77,10 @@ class RunExport(Protocol):
             content: "training": with optimizer state and accumulated gradient, so that training can go on from it;
                 "sampler": the adapter alone; "external": the adapter alone, with the names of the official SDK's
                 service.
+            age_recipients: public keys of age to which every file is encrypted; none: as it is.
+
+        Raises:
+            InvalidArgumentError, FailedPreconditionError: it cannot be encrypted to them, or not here.
         """
 
     def write_snapshot(self, directory: Path, operation: str) -> None:

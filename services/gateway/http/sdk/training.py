@@ -125,7 +125,7 @@ class Training:
         """A sampler checkpoint to be downloaded."""
         tenant = await self._backend.tenant(request)
         fields = await self._calls.read_json(request, SaveExternal, tenant, training_pb2.SaveWeightsForSamplerRequest)
-        return await self._enter(tenant, fields.message(), fields.refusal())
+        return await self._enter(tenant, fields.message())
 
     @takes(LoadWeights)
     async def load_weights(self, request: Request) -> Response:

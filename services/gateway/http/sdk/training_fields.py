@@ -178,13 +178,8 @@ class SaveExternal(SdkFields):
             name=self.path,
             ttl_seconds=self.ttl_seconds,
             external=True,
+            age_encryption_recipients=self.age_encryption_recipients or (),
         )
-
-    def refusal(self) -> InvalidArgumentError | None:
-        """Why it cannot be encrypted."""
-        if not self.age_encryption_recipients:
-            return None
-        return InvalidArgumentError.at("age_encryption_recipients", "not supported: weights are not encrypted")
 
 
 class LoadWeights(SdkFields):
