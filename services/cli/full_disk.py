@@ -11,8 +11,11 @@ from services.core.errors import ResourceExhaustedError
 from services.core.storage.interface import FULL
 from services.core.storage.reserve import Space
 
-NEEDED_BYTES = 1 << 20
-"""Free space below which Redis is not started."""
+NEEDED_BYTES = 64 << 10
+"""Free space below which Redis is not started; small, because saves leave little free on a small disk."""
+
+_WRITE_FAILED = "AOF write error"
+"""What Redis says when it ends because not all was written: a full disk takes a part."""
 
 _LOOK_EVERY_S = 0.5
 
@@ -24,7 +27,8 @@ def is_full(data_dir: Path) -> bool:
 
 def has_ended_by_it(data_dir: Path, log: Path, log_start: int) -> bool:
     """Whether a Redis that has just ended found the disk, or its quota, full: now, or by its log."""
-    return is_full(data_dir) or any(os.strerror(number) in last_words(log, log_start) for number in FULL)
+    said = last_words(log, log_start)
+    return is_full(data_dir) or any(words in said for words in (_WRITE_FAILED, *map(os.strerror, FULL)))
 
 
 async def until_there_is_space(data_dir: Path) -> None:
@@ -48,5 +52,5 @@ def refuse_full_disk(data_dir: Path) -> None:
 def full_disk(data_dir: Path) -> ResourceExhaustedError:
     """The error of a start on a full disk."""
     free = f"{Space.of(data_dir).free >> 10} KiB are free"
-    message = f"the disk of {data_dir} is full ({free}): Redis cannot write; free at least {NEEDED_BYTES >> 20} MiB"
+    message = f"the disk of {data_dir} is full ({free}): Redis cannot write; make room, and start again"
     return ResourceExhaustedError(message, reason="STORAGE_FULL")

@@ -35,9 +35,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
-def fill(disk: Path, leave: int = 0) -> Path:
+def fill(disk: Path, leave: int = 0, name: str = "filler") -> Path:
     """Writes a file that takes all space but `leave` bytes."""
-    filler = disk / "filler"
+    filler = disk / name
     with open(filler, "wb", buffering=0) as file:
         try:
             while (free := Space.of(disk).free) > leave:
@@ -65,7 +65,8 @@ async def test_redis_is_waited_for_until_there_is_space(disk: Path, capfd: pytes
 
     with redis.Redis.from_url(url) as client:
         client.set("accepted", "before")
-        filler = fill(disk)
+        fill(disk, leave=1 << 18)  # what saves have left of a disk of this size
+        filler = fill(disk, name="more")
         with pytest.raises(redis.ConnectionError):
             write_for_ever(client)
     await asyncio.to_thread(
@@ -95,7 +96,8 @@ def test_up_on_a_full_disk_says_one_sentence(disk: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        done.stderr == f"Error: the disk of {disk} is full (0 KiB are free): Redis cannot write; free at least 1 MiB\n"
+        done.stderr
+        == f"Error: the disk of {disk} is full (0 KiB are free): Redis cannot write; make room, and start again\n"
     )
 
 
