@@ -27,7 +27,7 @@ AT_ONCE = 2
 SMALL = 1 << 16
 """Characters or tokens whose work takes no turn: it is over in some hundredths of a second."""
 
-MESSAGE_BYTES = 256 << 10
+MESSAGE_BYTES = 64 << 10
 """Messages up to this size are worked on in the loop: within some hundredths of a second, whatever is in them."""
 
 T = TypeVar("T")

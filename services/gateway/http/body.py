@@ -27,7 +27,7 @@ else:
     from backports import zstd
 
 MAX_JSON_BYTES = 16 << 20
-PARSED_HERE_BYTES = 256 << 10
+PARSED_HERE_BYTES = 64 << 10
 """JSON up to this size is parsed in the gateway's loop: within some hundredths of a second, whatever it says."""
 
 PROTOBUF_TYPES = ("application/x-protobuf", "application/protobuf", "application/octet-stream")
