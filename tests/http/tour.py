@@ -294,6 +294,8 @@ class Tour:
         assert (info.base_model, info.lora_rank) == (BASE_MODEL, 4)
         sessions = rest.list_sessions().result().sessions
         assert self.training.model_id in rest.get_session(sessions[0]).result().training_run_ids
+        if hasattr(rest, "search_sessions"):
+            self._search_sessions(rest)
         return True
 
     def many_samples_at_once(self) -> Any:
@@ -369,15 +371,25 @@ class Tour:
         assert list(admin.get_current_checkpoint_storage_usage().result().data) == []
         return list(admin.get_audit_log().result().entries)
 
+    def _search_sessions(self, rest: Any) -> None:
+        session = self.training.get_info().model_id.partition(":")[0]
+        wanted = types.SessionSearchRequest(session_id=session, statuses=[types.ActiveSessionStatusQuery()])
+        (found,) = rest.search_sessions(wanted).result().sessions
+        assert (found.session_id, found.status.type) == (session, "active")
+        assert found.checkpoints_count > 0
+        assert found.checkpoint_storage_bytes > 0
+        everybody = types.SessionSearchRequest(owner=types.AccessibleSearchOwner(), limit=1)
+        first = rest.search_sessions(everybody).result()
+        if first.next_cursor is not None:
+            second = rest.search_sessions(everybody.model_copy(update={"cursor": first.next_cursor})).result()
+            assert second.sessions[0].session_id != first.sessions[0].session_id
+
     def projects_are_refused(self) -> Any:
         rest = self.service.create_rest_client()
         session = self.training.get_info().model_id.partition(":")[0]
         calls: dict[str, Callable[[], Any]] = {
             "copy_weights": lambda: rest.copy_weights(self.saved, "project"),
             "assign_session_project": lambda: rest.assign_session_project(session, "project"),
-            "search_sessions": lambda: rest.search_sessions(
-                types.SessionSearchRequest(owner=types.AccessibleSearchOwner())
-            ),
             "export_session_trace": lambda: rest.export_session_trace(session),
         }
         known = [call for name, call in calls.items() if hasattr(rest, name)]

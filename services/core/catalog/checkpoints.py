@@ -102,6 +102,11 @@ class CheckpointCatalog:
                 reason="TOO_MANY_CHECKPOINTS",
             )
 
+    async def stored_sizes(self, tenant: str) -> dict[str, int]:
+        """Bytes of the files of a tenant's weights that are stored, by location."""
+        sizes = await self._connection.commands.hgetall(keyspace.stored_sizes(tenant))
+        return {location.decode(): int(size) for location, size in sizes.items()}
+
     async def location_of(self, path: TinkerPath) -> str:
         """Location of the files that a path names, of any tenant and even if expired; "" if there is none."""
         location = await self._connection.commands.hget(keyspace.checkpoint(str(path)), "location")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from services.core.catalog.pages import Page, PageRequest, read_page
@@ -118,10 +118,17 @@ class Sessions:
         """Records that the session's client was seen."""
         await self._connection.run("touch_session", [keyspace.session(session_id)], [keyspace.PREFIX, session_id])
 
-    async def end(self, session_id: str, tenant: str) -> None:
-        """Ends a session of `tenant`; ending it again keeps the first time."""
+    async def end(self, session_id: str, tenant: str, finish: str = "") -> None:
+        """Ends a session of `tenant`; ending it again keeps the first time, and what the client said about it."""
         keys = [keyspace.session(session_id), keyspace.OPEN_SESSIONS, keyspace.open_sessions(tenant)]
-        await self._connection.run("end_session", keys, [session_id])
+        await self._connection.run("end_session", keys, [session_id, finish])
+
+    async def finishes(self, session_ids: Sequence[str]) -> list[str]:
+        """What clients said about the ends of sessions; "" where nothing is known."""
+        pipeline = self._commands.pipeline(transaction=False)
+        for session_id in session_ids:
+            pipeline.hget(keyspace.session(session_id), "finish")
+        return [(finish or b"").decode() for finish in await pipeline.execute()]
 
     async def forget_old(self, tenants: Iterable[str]) -> None:
         """Removes sessions of these tenants that ended, or were last seen, long ago; their runs stay."""

@@ -169,7 +169,7 @@ def api_key(digest: str) -> str:
 
 
 def session(session_id: str) -> str:
-    """Hash: tenant, metadata, created, seen, ended."""
+    """Hash: tenant, metadata, created, seen, ended, and finish: what the client said about the end (JSON)."""
     return f"{PREFIX}session:{session_id}"
 
 

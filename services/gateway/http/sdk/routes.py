@@ -16,11 +16,12 @@ from services.gateway.http.sdk import (
     futures,
     runs,
     sampling,
+    session_search,
     sessions,
     training,
 )
 
-_GROUPS = (client, sessions, training, sampling, futures, runs, checkpoints, downloads, billing, auth)
+_GROUPS = (client, session_search, sessions, training, sampling, futures, runs, checkpoints, downloads, billing, auth)
 
 
 def sdk_routes(backend: Backend) -> Sequence[BaseRoute]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,10 +16,11 @@ from services.gateway.http.body import read_json, takes
 from services.gateway.http.errors import error_response
 from services.gateway.http.sdk.fields import Metadata, SdkFields
 from services.gateway.http.sdk.paging import offset_page, refuse_foreign_scope
+from services.gateway.http.sdk.session_labels import DISPLAY_NAME, PROJECT, TAGS, own_labels
 from services.gateway.validation.fields import check_metadata
 
-TAGS, PROJECT, DISPLAY_NAME = "tinker.tags", "tinker.project_id", "tinker.display_name"
-"""Labels of a session under which what the SDK says beside its user_metadata is kept."""
+MOST_DETAIL = 1000
+"""Characters that are kept of what the SDK says about a session's end."""
 
 
 class CreateSession(SdkFields):
@@ -78,9 +80,11 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
     async def finish(request: Request) -> Response:
         """Ends a session."""
         tenant = await backend.tenant(request)
-        await read_json(request, Finish)
+        fields = await read_json(request, Finish)
         session = await sessions.get(request.path_params["session"], tenant)
-        await sessions.end(session.session_id, tenant)
+        detail = fields.detail[:MOST_DETAIL] if fields.detail else None
+        finish = json.dumps({"type": fields.reason.type, "detail": detail})
+        await sessions.end(session.session_id, tenant, finish)
         return Response(status_code=204)
 
     async def get(request: Request) -> Response:
@@ -94,7 +98,7 @@ def routes(backend: Backend) -> Sequence[BaseRoute]:
                 "training_run_ids": list(session.training_run_ids),
                 "sampler_ids": list(session.sampling_session_ids),
                 "display_name": labels.get(DISPLAY_NAME),
-                "user_metadata": {k: v for k, v in labels.items() if k not in (TAGS, PROJECT, DISPLAY_NAME)},
+                "user_metadata": own_labels(labels),
             }
         )
 
