@@ -296,6 +296,8 @@ class Tour:
         assert self.training.model_id in rest.get_session(sessions[0]).result().training_run_ids
         if hasattr(rest, "search_sessions"):
             self._search_sessions(rest)
+        if hasattr(rest, "export_session_trace"):
+            self._export_trace(rest)
         return True
 
     def many_samples_at_once(self) -> Any:
@@ -371,6 +373,15 @@ class Tour:
         assert list(admin.get_current_checkpoint_storage_usage().result().data) == []
         return list(admin.get_audit_log().result().entries)
 
+    def _export_trace(self, rest: Any) -> None:
+        import urllib.request
+
+        session = self.training.get_info().model_id.partition(":")[0]
+        with urllib.request.urlopen(rest.export_session_trace(session).result()) as file:
+            events = json.load(file)["traceEvents"]
+        spans = {event["name"] for event in events if event["ph"] == "b"}
+        assert {"ForwardBackward (queue)", "ForwardBackward (pass)", "Sample (queue)", "Sample (pass)"} <= spans
+
     def _search_sessions(self, rest: Any) -> None:
         session = self.training.get_info().model_id.partition(":")[0]
         wanted = types.SessionSearchRequest(session_id=session, statuses=[types.ActiveSessionStatusQuery()])
@@ -390,7 +401,6 @@ class Tour:
         calls: dict[str, Callable[[], Any]] = {
             "copy_weights": lambda: rest.copy_weights(self.saved, "project"),
             "assign_session_project": lambda: rest.assign_session_project(session, "project"),
-            "export_session_trace": lambda: rest.export_session_trace(session),
         }
         known = [call for name, call in calls.items() if hasattr(rest, name)]
         needs(bool(known))

@@ -6,12 +6,14 @@ than its first entry is refused, because the operations that finished in between
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 from services.core.errors import InvalidArgumentError
 from services.core.names import OperationName
 from services.core.queue import keyspace, streams
 from services.core.queue.connection import RedisConnection
+from services.core.queue.operation_times import OperationTimes, times_of_session
 
 CLONE_SEQ_IDS = 1_000_000_000
 """Each copy of a sampling client numbers its requests from its own multiple of this."""
@@ -52,6 +54,10 @@ class FinishedOperations:
                 position = entries[-1].entry_id
             if finished or len(entries) < _AT_ONCE:
                 return finished, _cursor(position)
+
+    def times(self, session_id: str, opened: datetime) -> AsyncIterator[list[OperationTimes]]:
+        """Times of a session's finished operations; see `times_of_session`."""
+        return times_of_session(self._commands, session_id, opened)
 
     async def _check_reach(self, position: str) -> None:
         oldest = await self._commands.xrange(keyspace.EVENTS, count=1)

@@ -61,7 +61,7 @@ SAMPLERS_GROUP = "samplers"
 
 
 def operation(name: str) -> str:
-    """Hash: state, digest, method, tenant, time, attempts, begun_by, its load (kind, bytes), and response or error.
+    """Hash: state, digest, method, tenant, time, begun, attempts, begun_by, load (kind, bytes), and response or error.
 
     Of a sampling operation also base_model, location, sequences, and reader: who reads its stream of tokens.
     """

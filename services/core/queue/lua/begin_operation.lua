@@ -17,5 +17,5 @@ if count_attempt(operation, 'epoch ' .. ARGV[1]) > tonumber(ARGV[4]) then
   finish(operation, events, ARGV[2], 'failed', 'error', ARGV[5], ARGV[6])
   return 'skip'
 end
-redis.call('HSET', operation, 'state', 'running')
+redis.call('HSET', operation, 'state', 'running', 'begun', now_ms())
 return 'run'

@@ -12,6 +12,6 @@ if count_attempt(operation, ARGV[5]) > tonumber(ARGV[2]) then
   finish(operation, events, ARGV[1], 'failed', 'error', ARGV[3], ARGV[4])
   return 'skip'
 end
-redis.call('HSET', operation, 'state', 'running')
+redis.call('HSET', operation, 'state', 'running', 'begun', now_ms())
 if ARGV[6] ~= '' then redis.call('SET', KEYS[4], ARGV[5], 'PX', ARGV[7]) end
 return 'run'

@@ -11,5 +11,5 @@ if end_if_keyless(operation, events, ARGV[2], ARGV[5], ARGV[4]) then
   return 'skip'
 end
 if state == 'running' then return 'alone' end
-redis.call('HSET', operation, 'state', 'running')
+redis.call('HSET', operation, 'state', 'running', 'begun', now_ms())
 return 'run'

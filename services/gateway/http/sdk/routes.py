@@ -18,10 +18,24 @@ from services.gateway.http.sdk import (
     sampling,
     session_search,
     sessions,
+    traces,
     training,
 )
 
-_GROUPS = (client, session_search, sessions, training, sampling, futures, runs, checkpoints, downloads, billing, auth)
+_GROUPS = (
+    client,
+    session_search,
+    sessions,
+    training,
+    sampling,
+    futures,
+    runs,
+    checkpoints,
+    downloads,
+    traces,
+    billing,
+    auth,
+)
 
 
 def sdk_routes(backend: Backend) -> Sequence[BaseRoute]:
