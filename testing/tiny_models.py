@@ -11,10 +11,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    Ministral3Config,
+    MistralConfig,
+    Olmo2Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3_5TextConfig,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 VOCAB_SIZE = 89
@@ -50,10 +56,28 @@ _HYBRID = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 12,
 }
+_FOUR_LAYERS = {"num_hidden_layers": 4, "initializer_range": 0.2}
+_MINISTRAL_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.1,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 _FAMILIES: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"num_hidden_layers": 2, "initializer_range": 0.2}),
     "llama": (LlamaConfig, {"num_hidden_layers": 2, "initializer_range": 0.2}),
     "qwen3_5": (Qwen3_5TextConfig, _HYBRID),
+    "mistral": (MistralConfig, {**_FOUR_LAYERS, "sliding_window": None}),
+    "ministral3": (Ministral3Config, {**_FOUR_LAYERS, "sliding_window": None, "rope_parameters": _MINISTRAL_ROPE}),
+    "olmo2": (Olmo2Config, _FOUR_LAYERS),
+    "qwen2": (Qwen2Config, _FOUR_LAYERS),
+    "seed_oss": (SeedOssConfig, _FOUR_LAYERS),
+    "smollm3": (SmolLM3Config, {**_FOUR_LAYERS, "no_rope_layer_interval": 2}),
 }
 
 
@@ -62,11 +86,18 @@ def save_tiny_model(directory: Path, family: str, *, tied: bool = True) -> Path:
     return save_model(directory, tiny_config(family, tied=tied))
 
 
-def save_model(directory: Path, config: PreTrainedConfig) -> Path:
-    """Writes a base model with random weights, and a tokenizer of one word per token."""
+def save_model(directory: Path, config: PreTrainedConfig, *, spread: float = 0.0) -> Path:
+    """Writes a base model with random weights, and a tokenizer of one word per token.
+
+    `spread` moves biases and norms away from the zeros and ones that they begin with.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)
-        AutoModelForCausalLM.from_config(config).save_pretrained(directory)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        for parameter in model.parameters():
+            if spread and parameter.ndim == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=spread)
+        model.save_pretrained(directory)
     words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{index}": index for index in range(3, config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from services.model.attention_arguments import refuse_arguments
 from services.model.varlen import Stretches, varlen_causal
 
 PACKED_ATTENTION = "tinker_packed"
@@ -80,9 +81,10 @@ def packed_attention(
     *,
     sequences: PackedSequences,
     scaling: float | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+    refuse_arguments(others)
     if query.is_cuda and query.dtype != torch.float32:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         if sequences.key_rows is not None:

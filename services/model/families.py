@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from services.core.errors import InvalidArgumentError, quoted
@@ -66,6 +66,9 @@ class Family:
 
     understood: frozenset[str]
     """Fields of the language model's configuration whose effect is computed, or that have none here."""
+
+    required: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that must have a value, also where they are absent and transformers has another default."""
 
     trunk: str = "model"
     """All of the model but the unembedding."""
@@ -135,11 +138,28 @@ _UNDERSTOOD = frozenset(
 )
 _LLAMA = _UNDERSTOOD | {"mlp_bias", "pretraining_tp"}
 _QWEN3 = _UNDERSTOOD | {"use_sliding_window", "sliding_window", "max_window_layers"}
+_SMOLLM3 = _UNDERSTOOD | {
+    "mlp_bias",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+    "use_sliding_window",
+    "sliding_window",
+}
+_SEED_OSS = _LLAMA | {"attention_out_bias", "residual_dropout"}
 _QWEN3_5 = _UNDERSTOOD | {"linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"}
 _QWEN3_5 |= {"linear_num_key_heads", "linear_num_value_heads"}
 
+_NO_WINDOW = {"sliding_window": None}
+"""Where transformers' default is a window, the configuration has to say that there is none."""
+
 SUPPORTED_FAMILIES: dict[str, Family] = {
     "llama": Family(("LlamaForCausalLM",), _FULL_ATTENTION, _LLAMA),
+    "mistral": Family(("MistralForCausalLM",), _FULL_ATTENTION, _UNDERSTOOD, required=_NO_WINDOW),
+    "ministral3": Family(("Ministral3ForCausalLM",), _FULL_ATTENTION, _UNDERSTOOD, required=_NO_WINDOW),
+    "olmo2": Family(("Olmo2ForCausalLM",), _FULL_ATTENTION, _UNDERSTOOD),
+    "qwen2": Family(("Qwen2ForCausalLM",), _FULL_ATTENTION, _QWEN3),
+    "seed_oss": Family(("SeedOssForCausalLM",), _FULL_ATTENTION, _SEED_OSS),
+    "smollm3": Family(("SmolLM3ForCausalLM",), _FULL_ATTENTION, _SMOLLM3),
     "qwen3": Family(("Qwen3ForCausalLM",), _FULL_ATTENTION, _QWEN3),
     "qwen3_5": Family(
         ("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"),
@@ -184,7 +204,7 @@ def check_architecture(config: dict[str, Any], name: str) -> None:
     family = check_layout(config, name)
     language = config.get("text_config") or config
     if fields := _other_fields(language, language.get("model_type", config["model_type"]), family):
-        described = ", ".join(f"{field} = {quoted(language[field])}" for field in fields)
+        described = ", ".join(f"{name} = {quoted(language.get(name, 'not set'))}" for name in fields)
         raise _refusal(name, f"with {described}", ", without options that are not understood here")
 
 
@@ -246,10 +266,15 @@ def _other_fields(language: dict[str, Any], model_type: str, family: Family) -> 
 
     if model_type not in CONFIG_MAPPING:
         return []
-    common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    declared = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    common = {item.name for item in dataclasses.fields(PreTrainedConfig)}
+    declared = {item.name: item.default for item in dataclasses.fields(CONFIG_MAPPING[model_type])}
     return [
-        field
-        for field in sorted(declared.keys() - common - family.understood)
-        if language.get(field, declared[field]) not in (None, declared[field])
+        name
+        for name in sorted(declared.keys() - common - family.understood)
+        if language.get(name, declared[name]) not in _neutral(name, declared[name], family)
     ]
+
+
+def _neutral(name: str, default: Any, family: Family) -> tuple[Any, ...]:
+    """Values of a field that change nothing."""
+    return (family.required[name],) if name in family.required else (None, default)

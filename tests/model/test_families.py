@@ -19,17 +19,18 @@ from services.core.errors import FailedPreconditionError, InvalidArgumentError
 from services.model.adapter_config import AdapterConfig
 from services.model.adapter_files import read_adapter, write_adapter
 from services.model.adapters import AdapterWeights, init_adapter
+from services.model.attention_arguments import refuse_arguments
 from services.model.base import BaseModel, load_base_model
-from services.model.families import SUPPORTED_FAMILIES, Family, LayerKind
+from services.model.families import SUPPORTED_FAMILIES, Family, LayerKind, check_architecture
 from services.model.lora import MultiLoraLinear, install_lora
 from services.sampler.engine.merged_model import write_merged
 from services.sampler.engine.native import NativeSamplerEngine
 from services.sampler.request import GenerationRequest, GenerationResult, SamplingParams
 from services.trainer.engine.local import LocalTrainerEngine
-from testing.passes import all_logprobs
+from testing.passes import all_logprobs, run_alone
 from testing.plain_peft import PlainPeft, largest_difference
 from testing.rows import perturbed_adapter, random_tokens
-from testing.tiny_models import save_model
+from testing.tiny_models import save_model, tiny_config
 from testing.training_data import ADAM, random_data, torch_adamw, work
 from tests.model.renamed import RENAMED, renamed_config
 from tests.model.tenants import shifted
@@ -89,6 +90,19 @@ def renamed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return save_model(tmp_path / "renamed", renamed_config(tied=request.param))
 
 
+FREE = ("mistral", "ministral3", "olmo2", "qwen2", "seed_oss", "smollm3")
+"""Families whose row is all that they need."""
+
+
+@pytest.fixture(params=["renamed", *FREE])
+def other(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directory of a model of a family that differs from others by its row alone; norms and biases say something."""
+    if request.param == "renamed":
+        monkeypatch.setitem(SUPPORTED_FAMILIES, "renamed", RENAMED)
+        return save_model(tmp_path / "renamed", renamed_config(tied=False))
+    return save_model(tmp_path / request.param, tiny_config(request.param, tied=request.param == "qwen2"), spread=0.2)
+
+
 def loaded(source: Path) -> BaseModel:
     return load_base_model(str(source), name="renamed", device="cpu")
 
@@ -105,17 +119,22 @@ def test_a_family_with_other_names_is_adapted_everywhere(renamed: Path) -> None:
         init_adapter(base, AdapterConfig(2, target_modules=("q_proj",), seed=1))
 
 
-def test_a_family_with_other_names_trains_as_plain_peft(renamed: Path) -> None:
-    engine = LocalTrainerEngine(loaded(renamed), most_bytes=1)
+def test_a_family_of_one_row_trains_as_plain_peft(other: Path) -> None:
+    engine = LocalTrainerEngine(loaded(other), most_bytes=1)
     assert engine.share_rows, "its activation was found, and can be row-wise"
     configs = [AdapterConfig(4, seed=1), AdapterConfig(3, train_attn=False, seed=2)]
     data = [random_data("cross_entropy", (9, 1, 17), seed=index) for index in range(2)]
     for index, config in enumerate(configs):
         state = engine.create_run(f"r{index}", config)
         state.weights.flat.copy_(perturbed_adapter(engine.base, config).flat)
-    plains = [PlainPeft(renamed, config, engine.run(f"r{index}").weights) for index, config in enumerate(configs)]
+    plains = [PlainPeft(other, config, engine.run(f"r{index}").weights) for index, config in enumerate(configs)]
     jobs = [work(f"r{index}", own) for index, own in enumerate(data)]
     outcomes = engine.run_pass(jobs)
+    together = [engine.run(f"r{index}").gradient.clone() for index in range(2)]
+    for index, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+        engine.run(f"r{index}").gradient.zero_()
+        assert torch.equal(all_logprobs(run_alone(engine, job)), all_logprobs(outcome)), "the same bits in company"
+        assert torch.equal(engine.run(f"r{index}").gradient, together[index])
     for index, (plain, job, outcome) in enumerate(zip(plains, jobs, outcomes, strict=True)):
         optimizer = torch_adamw(plain.parameters(), ADAM)
         logprobs = [
@@ -135,20 +154,20 @@ def test_a_family_with_other_names_trains_as_plain_peft(renamed: Path) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_family_with_other_names_samples_and_exports_as_plain_peft(
-    renamed: Path, tmp_path: Path, deterministic: bool
+def test_a_family_of_one_row_samples_and_exports_as_plain_peft(
+    other: Path, tmp_path: Path, deterministic: bool
 ) -> None:
-    base, directory, merged = loaded(renamed), tmp_path / "adapter", tmp_path / "merged"
+    base, directory, merged = loaded(other), tmp_path / "adapter", tmp_path / "merged"
     directory.mkdir()
     merged.mkdir()
     weights = perturbed_adapter(base, AdapterConfig(4, seed=1))
     write_adapter(directory, weights, base)
     config = json.loads((directory / "adapter_config.json").read_text())
-    assert set(config["target_modules"]) == {"wq", "wk", "wv", "wo", "w1", "w2", "w3", "output"}
+    assert set(config["target_modules"]) == set(base.family.last_names())
     assert torch.equal(read_adapter(directory, base).flat, weights.flat)
     write_merged(merged, base, weights)
     (tokens,) = random_tokens(base, (23,))
-    expected = PlainPeft(renamed, weights.config, weights).logprobs(tokens, shifted(tokens)).detach()[:-1]
+    expected = PlainPeft(other, weights.config, weights).logprobs(tokens, shifted(tokens)).detach()[:-1]
     whole = AutoModelForCausalLM.from_pretrained(merged)(input_ids=torch.tensor([tokens])).logits[0].detach()
     own = whole.log_softmax(-1)[:-1].gather(1, torch.tensor(tokens)[1:, None])[:, 0]
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-4)
@@ -253,3 +272,40 @@ def test_groups_of_linears_must_differ_in_their_last_names() -> None:
     kinds = {"full_attention": LayerKind("attn", ("q_proj", "up_proj"))}
     with pytest.raises(ValueError, match="up_proj"):
         Family(("A",), kinds, frozenset())
+
+
+@pytest.mark.parametrize("family", FREE)
+def test_greedy_samples_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    source = save_model(tmp_path / family, tiny_config(family), spread=0.2)
+    base = loaded(source)
+    prompts = random_tokens(base, (3, 17, 40))
+    engine = NativeSamplerEngine(base, max_sequences=3, max_tokens_per_step=16, max_cached_tokens=256, max_adapters=1)
+    params = SamplingParams(max_tokens=20, temperature=0.0)
+    for index, prompt in enumerate(prompts):
+        engine.submit(GenerationRequest(f"r{index}", tuple(prompt), 1, params))
+    ends = {end.name: end.outcome for _ in range(60) for end in engine.step()}
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    for index, prompt in enumerate(prompts):
+        outcome = ends[f"r{index}"]
+        assert isinstance(outcome, GenerationResult)
+        tokens = list(prompt)
+        for _ in range(20):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+            tokens.append(int(logits.argmax()))
+        assert list(outcome.sequences[0].tokens) == tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize(("family", "given"), [("mistral", {}), ("mistral", {"sliding_window": 4096})])
+def test_a_window_is_refused_also_where_it_is_a_default(family: str, given: dict[str, object]) -> None:
+    config = {"model_type": family, "architectures": ["MistralForCausalLM"], **given}
+    with pytest.raises(InvalidArgumentError, match="sliding_window"):
+        check_architecture(config, "m")
+    check_architecture({**config, "sliding_window": None}, "m")
+
+
+@pytest.mark.parametrize("arguments", [{"sliding_window": 16}, {"softcap": 50.0}, {"s_aux": 1}, {"dropout": 0.1}])
+def test_an_argument_that_attention_does_not_compute_is_refused(arguments: dict[str, object]) -> None:
+    refuse_arguments({"dropout": 0.0, "position_ids": 1, "use_cache": False, "sliding_window": None})
+    with pytest.raises(NotImplementedError, match=next(iter(arguments))):
+        refuse_arguments(arguments)

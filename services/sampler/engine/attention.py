@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from services.model.attention_arguments import refuse_arguments
 from services.model.varlen import Slots, Stretches, varlen_slots
 from services.sampler.engine.kv import KVStore
 
@@ -89,9 +90,10 @@ def slot_attention(
     *,
     step: PackedStep,
     scaling: float | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: [1, heads, T, head_dim] in, [1, T, heads, head_dim] out."""
+    refuse_arguments(others)
     keys_1GRD, values_1GRD = step.store.layer(cast(int, module.layer_idx))
     keys_1GRD.index_copy_(2, step.rows, key)
     values_1GRD.index_copy_(2, step.rows, value)
