@@ -22,7 +22,7 @@ QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
         (None, r"must be a directory with a config\.json.*config\.json is missing"),
         ("{", r"config\.json cannot be read: "),
         ("[]", r"config\.json is not a JSON object"),
-        (json.dumps({"model_type": "gpt2"}), r"of the families llama, qwen3, .*of the family 'gpt2'"),
+        (json.dumps({"model_type": "gpt2"}), r"of the families llama, .*qwen3, .*of the family 'gpt2'"),
         (json.dumps({**QWEN3, "quantization_config": {"bits": 4}}), r"with quantized weights"),
         (json.dumps({**QWEN3, "architectures": ["Other"]}), r"with the architecture Other"),
     ],
