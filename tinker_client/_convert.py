@@ -122,7 +122,13 @@ def sample_response(response: sampling_pb2.SampleResponse) -> types.SampleRespon
         [_topk(row) or None for row in response.topk_prompt_logprobs] or None,
         TensorData.from_numpy(to_array(targets)) if targets is not None else None,
         response.prompt_cache_hit_tokens,
+        _alt_tokens(response.prompt_alt_tokens) if response.HasField("prompt_alt_tokens") else None,
     )
+
+
+def _alt_tokens(drawn: sampling_pb2.PromptAltTokens) -> types.PromptAltTokens:
+    tokens, logprobs = (TensorData.from_numpy(to_array(tensor)) for tensor in (drawn.tokens, drawn.logprobs))
+    return types.PromptAltTokens(tokens, logprobs)
 
 
 def stop_reason(reason: sampling_pb2.StopReason.ValueType) -> types.StopReason | None:

@@ -110,6 +110,19 @@ class SampledToken:
     stop_reason: StopReason | None = None
 
 
+@dataclass(frozen=True)
+class PromptAltTokens:
+    """Tokens that were drawn in the place of prompt tokens.
+
+    Attributes:
+        tokens: int64 [prompt length - 1, k]; row i was drawn where prompt token i + 1 is predicted.
+        logprobs: float32 of the same shape: log-probability (nats) of each, at temperature 1.
+    """
+
+    tokens: TensorData
+    logprobs: TensorData
+
+
 @dataclass(frozen=True, repr=False)
 class SampleResponse(Readable):
     """Completions of a prompt, with the requested scores of the prompt at temperature 1.
@@ -122,6 +135,7 @@ class SampleResponse(Readable):
         target_prompt_logprobs: float32 of the shape [prompt length, K] of the requested token ids; NaN in rows that
             were not scored. None if not requested.
         prompt_cache_hit_tokens: number of prompt tokens whose keys and values were cached already.
+        prompt_alt_tokens: what was drawn in the place of prompt tokens; None if not requested.
     """
 
     sequences: list[SampledSequence]
@@ -129,6 +143,7 @@ class SampleResponse(Readable):
     topk_prompt_logprobs: list[TopkLogprobs | None] | None = None
     target_prompt_logprobs: TensorData | None = None
     prompt_cache_hit_tokens: int = 0
+    prompt_alt_tokens: PromptAltTokens | None = None
 
 
 @dataclass(frozen=True)

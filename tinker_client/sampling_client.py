@@ -41,6 +41,7 @@ class SampleOptions(TypedDict, total=False):
     target_prompt_logprobs: Sequence[Sequence[int]] | None
     prompt_logprobs_last_n: int | None
     include_raw_logprobs: bool
+    prompt_alt_tokens_k: int
 
 
 class SamplingClient:
@@ -106,6 +107,7 @@ class SamplingClient:
         target_prompt_logprobs: Sequence[Sequence[int]] | None = None,
         prompt_logprobs_last_n: int | None = None,
         include_raw_logprobs: bool = False,
+        prompt_alt_tokens_k: int = 0,
     ) -> APIFuture[types.SampleResponse]:
         """Generates `num_samples` completions of a prompt, which share the work on the prompt.
 
@@ -124,6 +126,8 @@ class SamplingClient:
             prompt_logprobs_last_n: score only the last n prompt tokens, 1 to the prompt's length; the scores before are
                 None or NaN. None: all. Needs one of the prompt scores.
             include_raw_logprobs: also return the log-probability of each generated token at temperature 1.
+            prompt_alt_tokens_k: also draw this many tokens in the place of each prompt token but the first, at most
+                100: each on its own, at the request's temperature. Not allowed with prompt_logprobs_last_n.
 
         Returns:
             A future of SampleResponse: `sequences`, num_samples of them with token ids and log-probabilities (nats),
@@ -145,6 +149,7 @@ class SamplingClient:
             target_prompt_logprobs=target_prompt_logprobs,
             prompt_logprobs_last_n=prompt_logprobs_last_n,
             include_raw_logprobs=include_raw_logprobs,
+            prompt_alt_tokens_k=prompt_alt_tokens_k,
         )
         method = self._session.transport.sampling.Sample
         return self._operation(method, request, sampling_pb2.SampleResponse, _convert.sample_response)
@@ -244,6 +249,7 @@ class SamplingClient:
         target_prompt_logprobs: Sequence[Sequence[int]] | None = None,
         prompt_logprobs_last_n: int | None = None,
         include_raw_logprobs: bool = False,
+        prompt_alt_tokens_k: int = 0,
     ) -> types.SampleResponse:
         """Like `sample` in an event loop; awaiting it gives the value."""
         return await self.sample(
@@ -256,6 +262,7 @@ class SamplingClient:
             target_prompt_logprobs,
             prompt_logprobs_last_n,
             include_raw_logprobs,
+            prompt_alt_tokens_k,
         )
 
     async def compute_logprobs_async(
@@ -339,4 +346,5 @@ def _sample_request(
             target_prompt_logprobs=_convert.targets_to_proto(targets) if targets is not None else None,
             prompt_logprobs_last_n=options.get("prompt_logprobs_last_n"),
             include_raw_logprobs=options.get("include_raw_logprobs", False),
+            prompt_alt_tokens_k=options.get("prompt_alt_tokens_k", 0),
         )

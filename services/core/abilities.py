@@ -22,6 +22,7 @@ class Ability(Enum):
     PROMPT_LOGPROBS = "prompt_logprobs"
     TOPK_PROMPT_LOGPROBS = "topk_prompt_logprobs"
     TARGET_PROMPT_LOGPROBS = "target_prompt_logprobs"
+    PROMPT_ALT_TOKENS = "prompt_alt_tokens"
     RAW_LOGPROBS = "raw_logprobs"
     UNFILTERED_LOGPROBS = "unfiltered_logprobs"
     SEEDS = "seeds"
@@ -35,6 +36,7 @@ ABILITIES: Mapping[Ability, str] = MappingProxyType(
         Ability.PROMPT_LOGPROBS: "log-probabilities of prompt tokens",
         Ability.TOPK_PROMPT_LOGPROBS: "the likeliest tokens at prompt positions",
         Ability.TARGET_PROMPT_LOGPROBS: "log-probabilities of given tokens at prompt positions",
+        Ability.PROMPT_ALT_TOKENS: "tokens drawn in the place of prompt tokens",
         Ability.RAW_LOGPROBS: "log-probabilities of generated tokens at temperature 1",
         Ability.UNFILTERED_LOGPROBS: "log-probabilities before top_k and top_p at a temperature other than 0 and 1",
         Ability.SEEDS: "seeds that repeat a result",

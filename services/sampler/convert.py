@@ -74,6 +74,7 @@ def to_request(
         topk_prompt_logprobs=job.sample.topk_prompt_logprobs,
         target_prompt_tokens=_targets(job.sample),
         prompt_logprobs_last_n=_last_n(job.sample),
+        prompt_alt_tokens=job.sample.prompt_alt_tokens_k,
         topk_sample_logprobs=job.sample.topk_sample_logprobs,
         include_raw_logprobs=job.sample.include_raw_logprobs,
         streamed=job.streamed,
@@ -100,6 +101,7 @@ def to_sample_response(result: GenerationResult, targets: data_pb2.Tensor | None
         topk_prompt_logprobs=[_topk(row) for row in result.topk_prompt_logprobs or ()],
         target_prompt_logprobs=_target_scores(result, targets),
         prompt_cache_hit_tokens=result.prompt_cache_hit_tokens,
+        prompt_alt_tokens=_alt_tokens(result),
     )
 
 
@@ -128,6 +130,16 @@ def _targets(request: sampling_pb2.SampleRequest) -> tuple[tuple[int, ...], ...]
         return None
     targets = to_array(request.target_prompt_logprobs, unlisted=NO_TARGET)
     return tuple(tuple(row) for row in targets.tolist())
+
+
+def _alt_tokens(result: GenerationResult) -> sampling_pb2.PromptAltTokens | None:
+    rows = result.prompt_alt_tokens
+    if rows is None:
+        return None
+    return sampling_pb2.PromptAltTokens(
+        tokens=from_array(np.array([row.tokens for row in rows], dtype=np.int64)),
+        logprobs=from_array(np.array([row.logprobs for row in rows], dtype=np.float32)),
+    )
 
 
 def _target_scores(result: GenerationResult, targets: data_pb2.Tensor | None) -> data_pb2.Tensor | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from services.core.errors import InvalidArgumentError, PlatformError
-from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
+from services.core.sampling_limits import MAX_ALT_TOKENS, MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
 
 StopReason = Literal["stop", "length"]
 
@@ -69,6 +69,9 @@ class GenerationRequest:
     prompt_logprobs_last_n: int | None = None
     """Number of the prompt's last tokens that are scored; None for all."""
 
+    prompt_alt_tokens: int = 0
+    """Number of tokens to draw in the place of each prompt token but the first."""
+
     topk_sample_logprobs: int = 0
     include_raw_logprobs: bool = False
     streamed: bool = False
@@ -77,7 +80,8 @@ class GenerationRequest:
     @property
     def scores_prompt(self) -> bool:
         """Whether any score of prompt tokens is returned."""
-        return self.include_prompt_logprobs or self.topk_prompt_logprobs > 0 or self.target_prompt_tokens is not None
+        counts = self.topk_prompt_logprobs + self.prompt_alt_tokens
+        return self.include_prompt_logprobs or counts > 0 or self.target_prompt_tokens is not None
 
     @property
     def first_scored_row(self) -> int:
@@ -171,6 +175,14 @@ class TokenDelta:
 
 
 @dataclass(frozen=True)
+class AltTokens:
+    """Tokens drawn in the place of one prompt token, and their log-probabilities at temperature 1."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class GenerationResult:
     """The answer to a request."""
 
@@ -187,6 +199,9 @@ class GenerationResult:
 
     prompt_cache_hit_tokens: int = 0
     """Prompt tokens that were not computed for this request."""
+
+    prompt_alt_tokens: tuple[AltTokens, ...] | None = None
+    """One per prompt token but the first; None if not requested."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +233,7 @@ def check_request(request: GenerationRequest, *, vocab_size: int, max_context_le
     _check_range("num_samples", request.num_samples, 0, MAX_SAMPLES)
     _check_range("topk_prompt_logprobs", request.topk_prompt_logprobs, 0, MAX_TOPK_LOGPROBS)
     _check_range("topk_sample_logprobs", request.topk_sample_logprobs, 0, MAX_TOPK_LOGPROBS)
+    _check_range("prompt_alt_tokens_k", request.prompt_alt_tokens, 0, MAX_ALT_TOKENS)
     if request.prompt_logprobs_last_n is not None:
         _check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
     if request.target_prompt_tokens is not None:

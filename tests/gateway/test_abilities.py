@@ -46,6 +46,7 @@ NEEDS: list[tuple[Ability, str, Make, str]] = [
     (Ability.PROMPT_LOGPROBS, BASE_MODEL, sample(include_prompt_logprobs=True), "include_prompt_logprobs"),
     (Ability.TOPK_PROMPT_LOGPROBS, BASE_MODEL, sample(topk_prompt_logprobs=1), "topk_prompt_logprobs"),
     (Ability.TARGET_PROMPT_LOGPROBS, BASE_MODEL, sample(target_prompt_logprobs=TARGETS), "target_prompt_logprobs"),
+    (Ability.PROMPT_ALT_TOKENS, BASE_MODEL, sample(prompt_alt_tokens_k=2), "prompt_alt_tokens_k"),
     (Ability.RAW_LOGPROBS, BASE_MODEL, sample(include_raw_logprobs=True), "include_raw_logprobs"),
     (Ability.RAW_LOGPROBS, BASE_MODEL, sample(topk_sample_logprobs=1), "topk_sample_logprobs"),
     (

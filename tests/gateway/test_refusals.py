@@ -217,6 +217,11 @@ BAD_SAMPLES = {
         {"target_prompt_logprobs": from_array(np.ones((3, 1), np.float32))},
         "target_prompt_logprobs",
     ),
+    "too many in the place of a token": ({"prompt_alt_tokens_k": 101}, "prompt_alt_tokens_k"),
+    "in the place of tokens that are not scored": (
+        {"prompt_alt_tokens_k": 1, "prompt_logprobs_last_n": 1, "include_prompt_logprobs": True},
+        "prompt_alt_tokens_k",
+    ),
     "no targets": ({"target_prompt_logprobs": from_array(np.ones((3, 0), np.int64))}, "target_prompt_logprobs"),
     "unknown target": (targets([1], [2], [100]), "target_prompt_logprobs"),
     "target below none": (targets([1], [2], [-2]), "target_prompt_logprobs"),

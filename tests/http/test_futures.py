@@ -286,7 +286,7 @@ async def test_a_wait_for_samples_ends_when_one_finishes(http: httpx.AsyncClient
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"prompt_alt_tokens_k": 1}, "prompt_alt_tokens_k"),
+        ({"prompt_alt_tokens_k": 101}, "prompt_alt_tokens_k"),
         ({"num_samples": 0}, "num_samples"),
         ({"sampling_params": {"temperature": -1.0}}, "temperature"),
         ({"sampling_params": {"stop": [5, "x"]}}, "stop"),

@@ -210,6 +210,14 @@ class Tour:
         assert scored[:, 0].tolist() == response.prompt_logprobs[1:]
         return scored.tolist()
 
+    def tokens_in_the_place_of_the_prompts(self) -> Any:
+        needs(accepts(tinker.SamplingClient.sample, "prompt_alt_tokens_k"))
+        params = types.SamplingParams(max_tokens=1, seed=5)
+        drawn = self.sampler.sample(PROMPT, 1, params, prompt_alt_tokens_k=4).result().prompt_alt_tokens
+        assert drawn.tokens.to_numpy().shape == drawn.logprobs.to_numpy().shape == (2, 4)
+        assert (drawn.logprobs.to_numpy() < 0).all()
+        return drawn.tokens.to_numpy().tolist()
+
     def targets_that_leave_cells_out(self) -> Any:
         needs(accepts(tinker.SamplingClient.sample, "target_prompt_logprobs"))
         params = types.SamplingParams(max_tokens=1)
@@ -225,7 +233,7 @@ class Tour:
         assert list(listed.sparse_crow_indices) == [0, 1, 2]
         assert list(listed.sparse_col_indices) == [1, 0]
         (skipped, first), (second, last) = dense.target_prompt_logprobs.to_numpy().tolist()
-        assert np.isnan([skipped, last]).all()
+        assert skipped == last == 0
         assert [first, second] == list(listed.data)
         assert second == dense.prompt_logprobs[2]
         return [first, second]

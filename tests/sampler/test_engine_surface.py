@@ -71,6 +71,35 @@ def test_logprobs_of_given_target_tokens(load: Load, source: Source) -> None:
     assert result.prompt_logprobs is None
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_tokens_in_the_place_of_prompt_tokens_follow_the_models_distribution(
+    load: Load, source: Source, temperature: float
+) -> None:
+    """100 draws for each of many positions: as often as the model says, and the same again alone and in chunks."""
+    base = load()
+    (prompt,) = random_tokens(base, [60])
+    options = {"prompt_alt_tokens": 100, "temperature": temperature, "seed": 3, "max_tokens": 1}
+    (result,) = run(make_engine(base, max_tokens_per_step=64), ask("t", prompt, **options))
+    drawn = result.prompt_alt_tokens
+    assert drawn is not None
+    assert len(drawn) == 59
+    model = Oracle(source()).log_softmax(prompt)[:-1]
+    for row, expected in zip(drawn, model, strict=True):
+        close(row.logprobs, expected[list(row.tokens)])
+    tempered = (model / temperature).softmax(dim=-1)
+    frequencies = torch.stack([torch.bincount(torch.tensor(row.tokens), minlength=base.vocab_size) for row in drawn])
+    # Counts of tokens that are expected twice or more deviate by one standard deviation on average, by none of six.
+    often = 100 * tempered >= 2
+    deviations = ((frequencies - 100 * tempered) / (tempered * (1 - tempered) * 100).sqrt())[often]
+    assert deviations.square().mean() == pytest.approx(1, abs=0.15)
+    assert deviations.abs().max() < 6
+    chunked, crowded = make_engine(base, max_tokens_per_step=19), make_engine(base, max_tokens_per_step=64)
+    assert run(chunked, ask("t", prompt, **options))[0].prompt_alt_tokens is not None
+    again = run(crowded, ask("t", prompt, **options), ask("u", prompt[:30], max_tokens=3))[0].prompt_alt_tokens
+    assert again is not None
+    assert [row.tokens for row in again] == [row.tokens for row in drawn]
+
+
 def test_a_target_of_minus_one_asks_for_nothing(load: Load) -> None:
     base = load()
     (prompt,) = random_tokens(base, [40])

@@ -52,6 +52,10 @@ def _target_prompt_logprobs(request: SamplingRequest, _: bool) -> str:
     return "target_prompt_logprobs" if _sample(request).HasField("target_prompt_logprobs") else ""
 
 
+def _prompt_alt_tokens(request: SamplingRequest, _: bool) -> str:
+    return "prompt_alt_tokens_k" if _sample(request).prompt_alt_tokens_k else ""
+
+
 def _raw_logprobs(request: SamplingRequest, _: bool) -> str:
     if _sample(request).include_raw_logprobs:
         return "include_raw_logprobs"
@@ -82,6 +86,7 @@ NEEDED_AT: Mapping[Ability, Callable[[SamplingRequest, bool], str]] = MappingPro
         Ability.PROMPT_LOGPROBS: _prompt_logprobs,
         Ability.TOPK_PROMPT_LOGPROBS: _topk_prompt_logprobs,
         Ability.TARGET_PROMPT_LOGPROBS: _target_prompt_logprobs,
+        Ability.PROMPT_ALT_TOKENS: _prompt_alt_tokens,
         Ability.RAW_LOGPROBS: _raw_logprobs,
         Ability.UNFILTERED_LOGPROBS: _unfiltered_logprobs,
         Ability.SEEDS: _seeds,

@@ -1,7 +1,7 @@
 """The most bytes that the result of a sampling request can have, known before anything is computed.
 
     samples x max_tokens x (token + 4 + [4: raw] + [row of topk_sample_logprobs])
-    + prompt tokens x ([4: logprobs] + [row of topk_prompt_logprobs] + [4 x targets])
+    + prompt tokens x ([4: logprobs] + [row of topk_prompt_logprobs] + [4 x targets] + [12 x drawn in its place])
     + FIXED_BYTES + samples x FIXED_BYTES
 
 A token has as many bytes as the vocabulary's largest id as a varint. A row of the k likeliest tokens has
@@ -18,6 +18,8 @@ from tinker_proto.v1 import sampling_pb2
 FIXED_BYTES = 64
 ROW_BYTES = 12
 _FLOAT_BYTES = 4
+_TOKEN_BYTES = 8
+"""In an int64 tensor."""
 
 
 def most_tokens(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStatus) -> int:
@@ -48,7 +50,8 @@ def prompt_bytes(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStat
     """Most bytes of the scores of a request's prompt."""
     row = _row_bytes(request.topk_prompt_logprobs, limits)
     own = _FLOAT_BYTES if request.include_prompt_logprobs else 0
-    return FIXED_BYTES + _length(request) * (own + row + _FLOAT_BYTES * _targets(request))
+    drawn = (_FLOAT_BYTES + _TOKEN_BYTES) * request.prompt_alt_tokens_k
+    return FIXED_BYTES + _length(request) * (own + row + _FLOAT_BYTES * _targets(request) + drawn)
 
 
 def sample_bytes(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStatus) -> int:
@@ -70,8 +73,12 @@ def _varint_bytes(limits: job_pb2.WorkerStatus) -> int:
 
 
 def _largest_score(request: sampling_pb2.SampleRequest) -> str:
-    more_targets = _targets(request) > 2 * request.topk_prompt_logprobs
-    return "target_prompt_logprobs" if more_targets else "topk_prompt_logprobs"
+    sizes = {
+        "topk_prompt_logprobs": 2 * request.topk_prompt_logprobs,
+        "prompt_alt_tokens_k": 3 * request.prompt_alt_tokens_k,
+        "target_prompt_logprobs": _targets(request),
+    }
+    return max(sizes, key=lambda field: sizes[field])
 
 
 def _targets(request: sampling_pb2.SampleRequest) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from services.core.errors import InvalidArgumentError
-from services.core.sampling_limits import MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
+from services.core.sampling_limits import MAX_ALT_TOKENS, MAX_SAMPLES, MAX_TOPK_LOGPROBS, NO_TARGET
 from services.gateway.validation.data import check_model_input, check_tensor, check_vocabulary
 from services.gateway.validation.fields import check_range
 from tinker_proto.internal.v1 import job_pb2
@@ -25,8 +25,12 @@ def check_sample(request: sampling_pb2.SampleRequest, limits: job_pb2.WorkerStat
     check_range("topk_sample_logprobs", request.topk_sample_logprobs, 0, min(MAX_TOPK_LOGPROBS, limits.vocab_size))
     if request.HasField("target_prompt_logprobs"):
         _check_targets("target_prompt_logprobs", request.target_prompt_logprobs, length, limits.vocab_size)
+    check_range("prompt_alt_tokens_k", request.prompt_alt_tokens_k, 0, MAX_ALT_TOKENS)
     if request.HasField("prompt_logprobs_last_n"):
         check_range("prompt_logprobs_last_n", request.prompt_logprobs_last_n, 1, length)
+        if request.prompt_alt_tokens_k:
+            rule = "0 with prompt_logprobs_last_n"
+            raise InvalidArgumentError.must_be("prompt_alt_tokens_k", rule, request.prompt_alt_tokens_k)
         scored = request.include_prompt_logprobs or request.topk_prompt_logprobs
         if not scored and not request.HasField("target_prompt_logprobs"):
             message = "requires include_prompt_logprobs, topk_prompt_logprobs or target_prompt_logprobs"

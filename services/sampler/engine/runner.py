@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.core.sampling_limits import NO_TARGET
+from services.core.sampling_limits import MAX_SAMPLES, NO_TARGET
 from services.model.adapters import AdapterWeights
 from services.model.base import BaseModel
 from services.sampler.engine.draw import Draw, draw_tokens
@@ -23,7 +23,7 @@ from services.sampler.engine.kv import KVStore
 from services.sampler.engine.packed_forward import LoopForward, PackedChunks, PackedForward
 from services.sampler.engine.scheduler import Chunk
 from services.sampler.engine.sequence import DrawnToken, PromptScores
-from services.sampler.request import GenerationRequest, TopkRow
+from services.sampler.request import AltTokens, GenerationRequest, TopkRow
 
 # Rows of a prompt that are scored, and samples of one that are drawn, at once: bound the memory of their
 # [rows, vocabulary] logits.
@@ -123,7 +123,21 @@ def _scores(request: GenerationRequest, start: int, logits_NV: Tensor) -> Prompt
         targets_logprobs_NK = logits_NV.gather(1, targets_NK.clamp(min=0)) - total_N1
         targets_logprobs_NK.masked_fill_(targets_NK == NO_TARGET, math.nan)
         scores.target_rows = [tuple(row) for row in targets_logprobs_NK.tolist()]
+    if request.prompt_alt_tokens:
+        tokens_NK = torch.stack(
+            [_drawn_in_place(request, start, number, logits_NV) for number in range(request.prompt_alt_tokens)], dim=1
+        )
+        logprobs_NK = logits_NV.gather(1, tokens_NK) - total_N1
+        pairs = zip(tokens_NK.tolist(), logprobs_NK.tolist(), strict=True)
+        scores.alt_rows = [AltTokens(tuple(tokens), tuple(logprobs)) for tokens, logprobs in pairs]
     return scores
+
+
+def _drawn_in_place(request: GenerationRequest, start: int, number: int, logits_NV: Tensor) -> Tensor:
+    """Tokens int64 [N] that rows draw in the place of the prompt tokens from start + 1 on, with noise of no sample."""
+    temperature, seed, sample = request.params.temperature, request.params.seed, MAX_SAMPLES + number
+    draws = [Draw(temperature, -1, 1.0, seed, sample, start + 1 + row) for row in range(len(logits_NV))]
+    return draw_tokens(logits_NV, draws)[0]
 
 
 def _drawn(logits_NV: Tensor, samples: Sequence[tuple[Chunk, int]]) -> list[DrawnToken]:

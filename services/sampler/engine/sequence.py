@@ -17,6 +17,7 @@ from services.sampler.engine.kv import Slot
 from services.sampler.engine.prefix_cache import CachedPrefix
 from services.sampler.engine.stop import StopMatcher
 from services.sampler.request import (
+    AltTokens,
     GenerationRequest,
     GenerationResult,
     SampledTokens,
@@ -37,12 +38,14 @@ class PromptScores:
 
     topk_rows: list[TopkRow] = field(default_factory=list)
     target_rows: list[tuple[float, ...]] = field(default_factory=list)
+    alt_rows: list[AltTokens] = field(default_factory=list)
 
     def add(self, other: PromptScores) -> None:
         """Takes the rows that follow."""
         self.logprobs += other.logprobs
         self.topk_rows += other.topk_rows
         self.target_rows += other.target_rows
+        self.alt_rows += other.alt_rows
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class SequenceGroup:
             (*[TopkRow()] * skipped, *scores.topk_rows) if request.topk_prompt_logprobs else None,
             (*[(_NAN,) * len(targets[0])] * skipped, *scores.target_rows) if targets is not None else None,
             self.cache_hit_tokens,
+            tuple(scores.alt_rows) if request.prompt_alt_tokens else None,
         )
 
 

@@ -73,15 +73,20 @@ def sample_output(response: sampling_pb2.SampleResponse) -> sdk_pb2.SampleRespon
         output.topk_prompt_logprobs.CopyFrom(_topk(response.topk_prompt_logprobs))
     if response.HasField("target_prompt_logprobs"):
         _fill_targets(output.target_prompt_logprobs, response.target_prompt_logprobs)
+    if response.HasField("prompt_alt_tokens"):
+        for name in ("tokens", "logprobs"):
+            drawn, target = getattr(response.prompt_alt_tokens, name), getattr(output.prompt_alt_tokens, name)
+            target.dtype, target.dense = sdk_pb2.DataType.ValueType(drawn.dtype), drawn.dense
+            target.shape.extend(drawn.shape)
     return output
 
 
 def _fill_targets(target: sdk_pb2.Tensor, scores: data_pb2.Tensor) -> None:
-    """In the layout of `scores`, without their first row: the SDK has none for what nothing predicts."""
+    """In the layout of `scores`, without their first row: the SDK has none for what nothing predicts, and 0 for -1."""
     target.dtype = sdk_pb2.DATA_TYPE_FLOAT32
     target.shape.extend((scores.shape[0] - 1, scores.shape[1]))
     if scores.WhichOneof("layout") == "dense":
-        target.dense = to_array(scores)[1:].astype("<f4").tobytes()
+        target.dense = np.nan_to_num(to_array(scores)[1:]).astype("<f4").tobytes()
         return
     offsets = np.frombuffer(scores.csr.crow_indices, "<i8")
     target.csr.values = scores.csr.values[4 * offsets[1] :]

@@ -65,8 +65,9 @@ class Sample(SdkFields):
 
     def message(self) -> sampling_pb2.SampleRequest:
         """The message; raises InvalidArgumentError for what has no counterpart here."""
-        if self.prompt_alt_tokens_k:
-            raise InvalidArgumentError.must_be("prompt_alt_tokens_k", "0", self.prompt_alt_tokens_k)
+        if self.prompt_logprobs_last_n is not None and self.target_prompt_logprobs is not None:
+            rule = "absent with target_prompt_logprobs, which scores the whole prompt"
+            raise InvalidArgumentError.must_be("prompt_logprobs_last_n", rule, self.prompt_logprobs_last_n)
         for name in ("base_model", "model_path"):
             if getattr(self, name) is not None:
                 raise InvalidArgumentError.at(name, "not supported here: the sampling session determines the model")
@@ -82,6 +83,7 @@ class Sample(SdkFields):
             topk_prompt_logprobs=self.topk_prompt_logprobs,
             topk_sample_logprobs=self.topk_sample_logprobs,
             prompt_logprobs_last_n=self.prompt_logprobs_last_n,
+            prompt_alt_tokens_k=self.prompt_alt_tokens_k,
         )
         if self.target_prompt_logprobs is not None:
             message.target_prompt_logprobs.CopyFrom(_targets(self.target_prompt_logprobs))
