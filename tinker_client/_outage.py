@@ -19,7 +19,13 @@ from tinker_client.errors import APIConnectionError, APITimeoutError, from_rpc_e
 
 _log = logging.getLogger("tinker_client")
 
+ATTEMPT_S = 60.0
+"""Longest that one attempt of a call may take; what takes long is an operation, not a call."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_LONGEST_ROUND_S = ATTEMPT_S + _LONGEST_PAUSE_S + 5.0
+"""An attempt and the pause before it; whoever looks again later has stood still, as on a laptop that was closed."""
+
 # A server that is overloaded or going away answers CANCELLED as well as UNAVAILABLE.
 _NO_ANSWER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
@@ -40,7 +46,7 @@ class Outage:
 
     def end(self, after_s: float = 0.0) -> None:
         """There was an answer: a new count begins, after a wait of `after_s`."""
-        self._began = time.monotonic() + after_s
+        self._began = self._looked = time.monotonic() + after_s
         self._attempts = 0
 
     @property
@@ -65,12 +71,19 @@ class Outage:
             return pause
         if error.code() not in _NO_ANSWER and error.details() != CUT_OFF:
             raise from_rpc_error(error)
+        self._leave_out_standstill()
         self._attempts += 1
         longest = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 10), _LONGEST_PAUSE_S)
         pause = longest * random.uniform(0.5, 1.0)
         if time.monotonic() + pause > self._began + self._patience_s:
             raise self._given_up(error) from error
         return pause
+
+    def _leave_out_standstill(self) -> None:
+        """Time in which this process did not run is no time without an answer."""
+        now = time.monotonic()
+        self._began += max(now - self._looked - _LONGEST_ROUND_S, 0.0)
+        self._looked = now
 
     def _given_up(self, error: grpc.aio.AioRpcError) -> APIConnectionError:
         kind = APITimeoutError if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else APIConnectionError

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tinker_client._address import Address
-from tinker_client._outage import Outage
+from tinker_client._outage import ATTEMPT_S, Outage
 from tinker_client.errors import TinkerError
 from tinker_proto.channel import open_channel
 from tinker_proto.v1 import (
@@ -32,9 +32,6 @@ R = TypeVar("R", bound=Message)
 
 PATIENCE = timedelta(minutes=10)
 FIRST_CONTACT = timedelta(seconds=10)
-ATTEMPT_S = 60.0
-"""Longest that one attempt of a call may take; what takes long is an operation, not a call."""
-
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

@@ -70,6 +70,22 @@ def test_the_pause_that_a_platform_asks_for_is_kept_and_spread() -> None:
     assert 28 < max(pauses) <= 30
 
 
+def test_time_in_which_the_process_stood_still_does_not_count_as_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop is closed for two hours with a call under way; then the platform is away until patience is over."""
+    now = 1000.0
+    monkeypatch.setattr("tinker_client._outage.time.monotonic", lambda: now)
+    outage = Outage(Address.parse("grpc://127.0.0.1:1"), timedelta(seconds=600), first_contact=False)
+    gone = grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata())
+    now += 7200
+    outage.pause_after(gone)
+    for _ in range(8):
+        now += 65
+        outage.pause_after(gone)
+    now += 65
+    with pytest.raises(tinker.APITimeoutError, match="has not answered for 600 s"):
+        outage.pause_after(gone)
+
+
 def test_waiting_for_a_full_queue_does_not_count_as_an_outage(platform: LoopbackPlatform) -> None:
     with tinker.ServiceClient(base_url=platform.url, api_key=KEY, patience=timedelta(seconds=0.3)) as service:
         training = service.create_lora_training_client(MODEL)
