@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from rich.console import Console
 
 from services.cli.supervisor import Service, Supervisor
 from services.core.config import Settings
@@ -52,16 +54,15 @@ def write_for_ever(client: redis.Redis) -> None:
         client.append("more", b"x" * 4096)
 
 
-async def test_redis_is_waited_for_until_there_is_space(disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_redis_is_waited_for_until_there_is_space(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (disk / "logs").mkdir()
+    said = io.StringIO()  # what pytest captures is lost where one thread reads while another writes
+    monkeypatch.setattr("services.cli.supervisor.console", Console(file=said, width=1000))
     supervisor = Supervisor(Settings(data_dir=disk), disk / "logs")
     url = await supervisor.start_redis()
-    said = ""
 
     def has_said(sentence: str) -> bool:
-        nonlocal said
-        said += capfd.readouterr().err.replace("\n", " ")
-        return sentence in said
+        return sentence in said.getvalue()
 
     with redis.Redis.from_url(url) as client:
         client.set("accepted", "before")
