@@ -17,7 +17,7 @@ def refuse_arguments(arguments: Mapping[str, object]) -> None:
         arguments: what transformers gave, by name; None and False say nothing, and so does a dropout of 0.
 
     Raises:
-        NotImplementedError: names the arguments.
+        TypeError: names the arguments.
     """
     given = [
         f"{name} = {value}"
@@ -25,4 +25,4 @@ def refuse_arguments(arguments: Mapping[str, object]) -> None:
         if not (name in SAY_NOTHING or value is None or value is False or (name == "dropout" and value == 0))
     ]
     if given:
-        raise NotImplementedError(f"attention here does not compute {', '.join(given)}")
+        raise TypeError(f"attention here does not compute {', '.join(given)}")
